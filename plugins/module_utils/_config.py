@@ -1,0 +1,74 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where things are on a host: one object that knows every path of a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing as t
+
+ROOT_DIR = "/var/lib/cocoon-microvm"
+RUN_DIR = "/run/cocoon-microvm"
+LOG_DIR = "/var/log/cocoon-microvm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """The directories of one store."""
+
+    root: str = ROOT_DIR
+    run: str = RUN_DIR
+    log: str = LOG_DIR
+
+    @classmethod
+    def from_params(cls, params: t.Mapping[str, t.Any]) -> Paths:
+        """From the options ``root_dir``, ``run_dir`` and ``log_dir``."""
+        return cls(
+            root=params.get("root_dir") or ROOT_DIR,
+            run=params.get("run_dir") or RUN_DIR,
+            log=params.get("log_dir") or LOG_DIR,
+        )
+
+    @property
+    def store_file(self) -> str:
+        return os.path.join(self.root, "store.json")
+
+    @property
+    def locks(self) -> str:
+        return os.path.join(self.root, "locks")
+
+    @property
+    def images(self) -> str:
+        return os.path.join(self.root, "images")
+
+    @property
+    def ram(self) -> str:
+        """The tmpfs of guest RAM files."""
+        return os.path.join(self.run, "ram")
+
+    def index(self, kind: str) -> str:
+        return os.path.join(self.root, "index", kind)
+
+    def object_dir(self, kind: str, object_id: str) -> str:
+        """``vms/<id>``, ``snapshots/<id>``, ``networks/<id>``."""
+        return os.path.join(self.root, kind + "s", object_id)
+
+    def vm_dir(self, vm_id: str) -> str:
+        return self.object_dir("vm", vm_id)
+
+    def vm_run(self, vm_id: str) -> str:
+        return os.path.join(self.run, vm_id)
+
+    def vm_log(self, vm_id: str) -> str:
+        return os.path.join(self.log, vm_id)
+
+    def ram_file(self, vm_id: str) -> str:
+        return os.path.join(self.ram, vm_id)
+
+    def console_log(self, vm_id: str) -> str:
+        return os.path.join(self.vm_log(vm_id), "console.log")
+
+    def hypervisor_log(self, vm_id: str) -> str:
+        return os.path.join(self.vm_log(vm_id), "hypervisor.log")

@@ -1,0 +1,172 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hypervisor processes: whose they are, how they are started, how they are ended.
+
+A pid alone proves nothing. A process is ours only if boot id, start time and command line agree,
+checked while a pidfd keeps the pid from being reused; signals go through that pidfd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import signal
+import subprocess
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ToolError
+
+Identity = t.Dict[str, t.Any]
+
+
+@functools.lru_cache(maxsize=None)
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+        return stream.read().strip()
+
+
+def start_time(pid: int) -> int | None:
+    """Field 22 of /proc/<pid>/stat (clock ticks since boot), or ``None`` if dead or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            fields = stream.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def command_line(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            return stream.read(65536).replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def identify(pid: int) -> Identity:
+    """What the record keeps of a process that we have just started."""
+    return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}
+
+
+class Process:
+    """A process that is proven ours, held by a pidfd."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+
+    @classmethod
+    def find(cls, identity: Identity | None, marker: str) -> Process | None:
+        """The live process of *identity* if its command line holds *marker* (the VM's id), else ``None``."""
+        if not identity or identity.get("boot_id") != boot_id() or not identity.get("start_time"):
+            return None
+        return cls._open(identity["pid"], marker, identity["start_time"])
+
+    @classmethod
+    def _open(cls, pid: int, marker: str, started: int | None) -> Process | None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (ProcessLookupError, OSError):
+            return None
+        seen = start_time(pid)
+        if seen is not None and started in (None, seen) and marker in command_line(pid):
+            return cls(pid, pidfd)
+        os.close(pidfd)
+        return None
+
+    @classmethod
+    def scan(cls, uid: int, marker: str) -> list[Process]:
+        """Live processes of *uid* whose command line holds *marker*: for records whose writer died."""
+        found = []
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
+                continue
+            try:
+                if os.stat(f"/proc/{entry}").st_uid != uid:
+                    continue
+            except FileNotFoundError:
+                continue
+            process = cls._open(int(entry), marker, None)
+            if process:
+                found.append(process)
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the process ended within *timeout* seconds."""
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        if not poller.poll(max(0, int(timeout * 1000))):
+            return False
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+        return True
+
+    def end(self, grace: float = 5.0) -> None:
+        """SIGTERM, then SIGKILL after *grace* seconds; returns when it is gone."""
+        self.signal(signal.SIGTERM)
+        if not self.wait(grace):
+            self.signal(signal.SIGKILL)
+            self.wait(10.0)
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def run_tool(
+    argv: t.Sequence[str],
+    *,
+    stdin: bytes | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    timeout: float = 600.0,
+    package: str | None = None,
+    ok: t.Container[int] = (0,),
+) -> bytes:
+    """Run an external tool without a shell and give its standard output.
+
+    :param uid: drop to this user first (for files that a guest can write).
+    :param package: what to install if the tool is missing, for the message.
+    :raises ToolError: missing, failed (with its last lines of output) or too slow.
+    """
+    extra: dict[str, t.Any] = {}
+    if uid is not None:
+        extra = {"user": uid, "group": gid if gid is not None else uid, "extra_groups": []}
+    try:
+        done = subprocess.run(  # pylint: disable=subprocess-run-check
+            list(argv),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=timeout,
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            **extra,
+        )
+    except FileNotFoundError:
+        raise ToolError(
+            f"{argv[0]} is not installed", remedy=f"Install {package or argv[0]}, or run the role cocoon.microvm.host."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise ToolError(f"{argv[0]} did not finish within {timeout:g} s") from None
+    if done.returncode not in ok:
+        tail = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()[-5:]
+        raise ToolError(f"{argv[0]} failed ({done.returncode}): {' | '.join(tail)}")
+    return done.stdout
+
+
+def seconds_since(started: float) -> float:
+    return round(time.monotonic() - started, 6)

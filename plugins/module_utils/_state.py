@@ -1,0 +1,290 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""State files: JSON documents replaced atomically, names reserved by exclusive creates, locks by flock.
+
+Nothing here scans: the cost of one change does not depend on how many objects a store has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ConflictError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, new_id
+
+LAYOUT = 1
+MAX_DOCUMENT = 16 << 20
+# Above the container ranges that systemd reserves and below 2^31 (systemd's UIDS-GIDS document).
+UID_BASE = 0x70000000
+UID_RANGE = 65536
+UID_SLOTS = 4096
+
+
+def read_json(path: str) -> Record | None:
+    """The document at *path*, or ``None`` if there is none.
+
+    :raises StateError: not a regular file, too large, or not a JSON object.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise StateError(f"cannot read {path}: {exc.strerror}") from exc
+    try:
+        data = os.read(fd, MAX_DOCUMENT)
+    finally:
+        os.close(fd)
+    try:
+        document = json.loads(data)
+    except ValueError as exc:
+        raise StateError(f"{path} is damaged: {exc}", remedy="Restore it from a backup or remove the object.") from exc
+    if not isinstance(document, dict):
+        raise StateError(f"{path} is damaged: not a JSON object")
+    return document
+
+
+def fsync_dir(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_temporary(path: str, document: t.Mapping[str, t.Any], mode: int) -> str:
+    temporary = f"{path}.{os.getpid()}.{new_id()[:8]}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(json.dumps(document, indent=1, sort_keys=True).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
+def write_json(path: str, document: t.Mapping[str, t.Any], mode: int = 0o600) -> None:
+    """Replace *path* atomically and durably."""
+    temporary = _write_temporary(path, document, mode)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    fsync_dir(os.path.dirname(path))
+
+
+def create_json(path: str, document: t.Mapping[str, t.Any], mode: int = 0o600) -> bool:
+    """Create *path* whole or not at all; ``False`` if it is there already."""
+    temporary = _write_temporary(path, document, mode)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    fsync_dir(os.path.dirname(path))
+    return True
+
+
+def remove_file(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory of ours; rmtree does not follow links, and what is gone already is fine."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if os.path.isdir(path):  # something inside went away under us: another removal of the same object
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def hashed(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+class Index:
+    """Reservations of one kind: ``index/<kind>/<sha256 of the name>`` holds the name and the owner's id."""
+
+    def __init__(self, paths: Paths, kind: str) -> None:
+        self.kind = kind
+        self.directory = paths.index(kind)
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.directory, hashed(name))
+
+    def lookup(self, name: str) -> str | None:
+        """The id that holds *name*, or ``None``."""
+        entry = read_json(self.path(name))
+        return None if entry is None else t.cast(str, entry["id"])
+
+    def reserve(self, name: str, object_id: str) -> None:
+        """Take *name* for *object_id*; taking it again for the same id is fine.
+
+        :raises ConflictError: somebody else holds it.
+        """
+        if create_json(self.path(name), {"name": name, "id": object_id}):
+            return
+        holder = self.lookup(name)
+        if holder != object_id:
+            raise ConflictError(f"{self.kind} '{name}' is taken by {holder}")
+
+    def release(self, name: str, object_id: str) -> None:
+        """Give *name* back if *object_id* holds it."""
+        if self.lookup(name) == object_id:
+            remove_file(self.path(name))
+
+    def entries(self) -> list[tuple[str, str]]:
+        """All (name, id) pairs, sorted; only for listings and prune."""
+        found = []
+        try:
+            files = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        for file in files:
+            if file.endswith(".tmp"):
+                continue
+            entry = read_json(os.path.join(self.directory, file))
+            if entry is not None:
+                found.append((entry["name"], entry["id"]))
+        return sorted(found)
+
+
+@dataclasses.dataclass
+class Store:
+    """An open store: its paths, its id and its uid range."""
+
+    paths: Paths
+    store_id: str
+    uid_start: int
+    uid_count: int
+    document: Record
+
+    @classmethod
+    def load(cls, paths: Paths) -> Store | None:
+        """The store at *paths*, or ``None`` where nothing has been set up yet (check mode, info modules)."""
+        document = read_json(paths.store_file)
+        if document is None:
+            return None
+        if document.get("layout") != LAYOUT:
+            raise StateError(
+                f"{paths.store_file} has layout {document.get('layout')}, this version knows {LAYOUT}",
+                "root_dir",
+                "Use the version of the collection that wrote it.",
+            )
+        return cls(paths, document["store_id"], document["uid_start"], document["uid_count"], document)
+
+    @classmethod
+    def open(cls, paths: Paths) -> Store:
+        """The store at *paths*, made if it is not there."""
+        store = cls.load(paths)
+        if store is None:
+            make_directories(paths)
+            store_id = new_id()
+            slot = int(hashed(store_id), 16) % UID_SLOTS
+            create_json(
+                paths.store_file,
+                {
+                    "layout": LAYOUT,
+                    "store_id": store_id,
+                    "uid_start": UID_BASE + slot * UID_RANGE,
+                    "uid_count": UID_RANGE,
+                },
+                0o644,
+            )
+            store = cls.load(paths)
+        if store is None:
+            raise StateError(f"{paths.store_file} vanished while it was being made")
+        make_runtime_directories(paths)
+        return store
+
+    def index(self, kind: str) -> Index:
+        return Index(self.paths, kind)
+
+    def vm_record(self, name: str) -> Record | None:
+        """The record of the VM *name*.
+
+        A name that is reserved but has no document yet (a process died in between) gives a bare
+        record in state ``creating``.
+        """
+        vm_id = self.index("vm").lookup(name)
+        if vm_id is None:
+            return None
+        record = read_json(os.path.join(self.paths.vm_dir(vm_id), "vm.json"))
+        return record or {"id": vm_id, "state": "creating", "config": {"name": name}, "bare": True}
+
+    def write_vm(self, record: Record) -> None:
+        write_json(os.path.join(self.paths.vm_dir(record["id"]), "vm.json"), record)
+
+
+INDEX_KINDS = ("vm", "snapshot", "image", "network", "mac", "uid")
+
+
+def make_directories(paths: Paths) -> None:
+    """The directories of a store, 0711 (to pass through, not to list) or 0700 (only we)."""
+    for path in (paths.root, *(os.path.join(paths.root, name) for name in ("vms", "snapshots", "images", "networks"))):
+        os.makedirs(path, 0o711, exist_ok=True)
+        os.chmod(path, 0o711)
+    for path in (paths.locks, os.path.join(paths.root, "index"), *(paths.index(kind) for kind in INDEX_KINDS)):
+        os.makedirs(path, 0o700, exist_ok=True)
+        os.chmod(path, 0o700)
+
+
+def make_runtime_directories(paths: Paths) -> None:
+    """run_dir and log_dir, which a reboot may have taken."""
+    for path, mode in ((paths.run, 0o711), (paths.log, 0o711)):
+        os.makedirs(path, mode, exist_ok=True)
+        os.chmod(path, mode)
+
+
+@contextlib.contextmanager
+def locked(paths: Paths, names: t.Iterable[str], timeout: float) -> t.Iterator[None]:
+    """Hold the locks *names* (``vm:web1``, ``network:lab``, ``image:…``, ``host``), taken in sorted order.
+
+    The files are never deleted, so that a lock is one inode for ever.
+
+    :param timeout: seconds to wait in all.
+    :raises BusyError: somebody else held one of them for all that time.
+    """
+    with contextlib.ExitStack() as stack:
+        deadline = time.monotonic() + timeout
+        for name in sorted(set(names)):
+            path = os.path.join(paths.locks, name if name == "host" else f"{name.split(':', 1)[0]}-{hashed(name)}")
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, fd)
+            _flock(fd, name, deadline, timeout)
+        yield
+
+
+def _flock(fd: int, name: str, deadline: float, timeout: float) -> None:
+    """flock with a deadline. flock knows none of its own, so wait in short steps that grow to 10 ms."""
+    pause = 0.001
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as exc:
+            if exc.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                raise
+        if time.monotonic() >= deadline:
+            raise BusyError(
+                f"{name} is busy, waited {timeout:g} s", "lock_timeout", "Another task is changing it; try again."
+            )
+        time.sleep(pause)
+        pause = min(pause * 2, 0.01)

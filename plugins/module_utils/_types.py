@@ -1,0 +1,157 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Records, names and sizes.
+
+Field names, JSON tags and rules are those of Cocoon's Go ``types`` package and its format notes;
+fields of our own stand beside them, never in their place.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import os
+import re
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+HYPERVISORS = ("qemu", "cloud-hypervisor", "firecracker")
+
+# States of a VM record. The first five are the Go engine's; ours come after them.
+CREATING = "creating"
+CREATED = "created"
+RUNNING = "running"
+STOPPED = "stopped"
+ERROR = "error"
+PAUSED = "paused"
+HIBERNATED = "hibernated"
+
+NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")
+DISK_NAME_RE = re.compile(r"^(?!cocoon-)[a-z][a-z0-9_-]{0,19}$")
+USER_RE = re.compile(r"^[a-z_][a-z0-9_-]{0,31}$")
+MAC_RE = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
+SIZE_RE = re.compile(r"^\s*(\d+)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
+SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+MIN_DATA_DISK = 16 * MIB
+
+Record = t.Dict[str, t.Any]
+
+
+class Network(t.TypedDict, total=False):
+    """Guest-visible IP configuration of a NIC (Go: ``types.Network``)."""
+
+    ip: str
+    gateway: str
+    prefix: int
+
+
+class NetworkConfig(t.TypedDict, total=False):
+    """One NIC attached to a VM (Go: ``types.NetworkConfig``); ``network_id`` and ``network_name`` are ours."""
+
+    tap: str
+    mac: str
+    num_queues: int
+    queue_size: int
+    backend: str
+    bridge_dev: str
+    netns_path: str
+    network: Network
+    network_id: str
+    network_name: str
+    mtu: int
+    dns: list[str]
+
+
+class StorageConfig(t.TypedDict, total=False):
+    """One disk attached to a VM (Go: ``types.StorageConfig``)."""
+
+    path: str
+    ro: bool
+    serial: str
+
+
+class BootConfig(t.TypedDict, total=False):
+    """Kernel and firmware paths (Go: ``types.BootConfig``)."""
+
+    kernel_path: str
+    initrd_path: str
+    cmdline: str
+    firmware_path: str
+
+
+def parse_size(value: int | str, option: str, minimum: int = 0) -> int:
+    """Bytes from ``512M``, ``2G``, ``2GiB`` or a plain number of bytes; binary units.
+
+    :raises InputError: not a size, or below *minimum* bytes.
+    """
+    match = SIZE_RE.match(str(value))
+    if not match:
+        raise InputError(
+            f"'{value}' is not a size", option, "Use a whole number with K, M, G or T, such as 512M or 2G."
+        )
+    size = int(match.group(1)) * SIZE_UNITS[match.group(2).upper()]
+    if size < minimum:
+        raise InputError(f"{value} is too small", option, f"The minimum is {format_size(minimum)}.")
+    return size
+
+
+def format_size(size: int) -> str:
+    """The shortest exact form that :func:`parse_size` takes back: ``512M``, ``2G``, ``1000``."""
+    for unit in ("T", "G", "M", "K"):
+        if size and size % SIZE_UNITS[unit] == 0:
+            return f"{size // SIZE_UNITS[unit]}{unit}"
+    return str(size)
+
+
+def check_name(name: str, option: str = "name") -> str:
+    """*name* if it is a VM, image-free network or snapshot base name by the Go engine's rule."""
+    if not NAME_RE.match(name):
+        raise InputError(
+            f"'{name}' is not a valid name",
+            option,
+            "Use letters, digits, dots, underscores and hyphens, at most 63, beginning with a letter or digit.",
+        )
+    return name
+
+
+def check_mac(mac: str, option: str) -> str:
+    """*mac* in lower case with colons; unicast only."""
+    text = mac.strip().lower().replace("-", ":")
+    if not MAC_RE.match(text):
+        raise InputError(f"'{mac}' is not a MAC address", option, "Write it as 02:00:00:12:34:56.")
+    if int(text[:2], 16) & 1:
+        raise InputError(f"'{mac}' is a multicast MAC address", option, "The first octet must be even.")
+    return text
+
+
+def check_ip(address: str, option: str) -> str:
+    """*address* as a canonical IPv4 address."""
+    try:
+        return str(ipaddress.IPv4Address(address.strip()))
+    except ValueError:
+        raise InputError(f"'{address}' is not an IPv4 address", option, "Write it as 10.0.0.2.") from None
+
+
+def new_id() -> str:
+    """26 random base32 characters, lower case (usable in interface, netns and unit names)."""
+    return base64.b32encode(os.urandom(17)).decode("ascii")[:26].lower()
+
+
+def derive_mac(seed: str, attempt: int = 0) -> str:
+    """A locally administered unicast MAC made from *seed*; another one for each *attempt*."""
+    digest = hashlib.sha256(f"{seed}/{attempt}".encode()).digest()
+    return "02:" + ":".join(f"{byte:02x}" for byte in digest[:5])
+
+
+def now() -> str:
+    """The time in RFC 3339, UTC, microseconds."""
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1e6):06d}Z"

@@ -20,10 +20,10 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ToolError
 
-Identity = t.Dict[str, t.Any]
+Identity = dict[str, t.Any]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
         return stream.read().strip()

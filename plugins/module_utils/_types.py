@@ -33,16 +33,16 @@ ERROR = "error"
 PAUSED = "paused"
 HIBERNATED = "hibernated"
 
-NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")
-DISK_NAME_RE = re.compile(r"^(?!cocoon-)[a-z][a-z0-9_-]{0,19}$")
-USER_RE = re.compile(r"^[a-z_][a-z0-9_-]{0,31}$")
+NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}\Z")
+DISK_NAME_RE = re.compile(r"^(?!cocoon-)[a-z][a-z0-9_-]{0,19}\Z")
+USER_RE = re.compile(r"^[a-z_][a-z0-9_-]{0,31}\Z")
 MAC_RE = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
 SIZE_RE = re.compile(r"^\s*(\d+)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 MIN_DATA_DISK = 16 * MIB
 
-Record = t.Dict[str, t.Any]
+Record = dict[str, t.Any]
 
 
 class Network(t.TypedDict, total=False):

@@ -1,0 +1,51 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    # Where the store is.
+    DOCUMENTATION = r"""
+options:
+  root_dir:
+    description:
+      - Directory of the store, with records, images and disks.
+    type: path
+    default: /var/lib/cocoon-microvm
+  run_dir:
+    description:
+      - Directory of sockets and guest memory. What is in it does not outlive a reboot.
+    type: path
+    default: /run/cocoon-microvm
+  log_dir:
+    description:
+      - Directory of hypervisor and console logs.
+    type: path
+    default: /var/log/cocoon-microvm
+  lock_timeout:
+    description:
+      - How many seconds to wait for another task that is changing the same object, or the host's allocations.
+    type: int
+    default: 60
+requirements:
+  - Linux, root on the target host
+"""
+
+    # Limits that guard the host when VMs are created or started.
+    ADMISSION = r"""
+options:
+  memory_reserve:
+    description:
+      - Memory that is left to the host. A VM whose memory does not fit into what is available less this
+        is not started.
+    type: str
+    default: 256M
+  disk_overcommit:
+    description:
+      - How many times the file system's size may be promised to disks.
+      - Disks are sparse, so a value above V(1.0) is common where guests do not fill them.
+    type: float
+    default: 1.0
+"""

@@ -1,0 +1,205 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import textwrap
+
+# One text for the options of cocoon_vm and the suboptions of cocoon_vms, as there is one argument spec.
+_OPTIONS = r"""
+name:
+  description:
+    - Name of the VM, unique in its store. Also the guest's hostname.
+    - Letters, digits, dots, underscores and hyphens, at most 63, beginning with a letter or digit.
+  type: str
+  required: true
+state:
+  description:
+    - V(present) creates a VM that is missing and applies changed options, and never changes the power state.
+    - V(started) and V(stopped) do what V(present) does, and see to the power state.
+    - V(restarted) stops and starts the VM, creating it if it is missing, and always reports a change.
+    - V(absent) stops the VM and removes it with its system disk. A VM with data disks is only removed with O(force).
+  type: str
+  choices: [present, started, stopped, restarted, absent]
+  default: present
+hypervisor:
+  description:
+    - The hypervisor to run the VM.
+    - V(auto), which is also what applies at creation when the option is omitted, takes the best that the host has
+      and that fits the image and the options. The choice is recorded and not made again.
+  type: str
+  choices: [auto, qemu, cloud-hypervisor, firecracker]
+accel:
+  description:
+    - Whether the CPU is virtualised by KVM or emulated (TCG). V(auto), or omitted at creation, takes KVM where it works.
+  type: str
+  choices: [auto, kvm, tcg]
+image:
+  description:
+    - Name or digest of an image in the host's store, see M(cocoon.microvm.cocoon_image). Required to create a VM.
+  type: str
+cpu:
+  description:
+    - Number of virtual CPUs; 2 where omitted at creation.
+  type: int
+memory:
+  description:
+    - Memory, such as V(512M) or V(2G), or bytes; V(1G) where omitted at creation.
+  type: str
+storage:
+  description:
+    - Size of the system disk, such as V(10G), which is what applies where omitted at creation. It can grow, never shrink.
+  type: str
+queue_size:
+  description:
+    - Depth of the virtio queues of NICs, a power of two; 0 means the hypervisor's default.
+  type: int
+disk_queue_size:
+  description:
+    - Depth of the virtio queues of disks, a power of two; 0 means the hypervisor's default.
+  type: int
+no_direct_io:
+  description:
+    - Use the host's page cache for writable disks.
+  type: bool
+windows:
+  description:
+    - The guest is Windows.
+  type: bool
+network:
+  description:
+    - Name of the network of every NIC that names none itself, see M(cocoon.microvm.cocoon_network).
+    - A VM with this option and without O(nics) has one NIC.
+  type: str
+nics:
+  description:
+    - The network interfaces, complete and in order; V([]) means none.
+  type: list
+  elements: dict
+  suboptions:
+    network:
+      description: Name of the network; O(network) of the VM where omitted.
+      type: str
+    mac:
+      description: MAC address; made up and kept where omitted.
+      type: str
+    ip:
+      description: IPv4 address from the network's subnet; allocated and kept where omitted.
+      type: str
+ports:
+  description:
+    - Ports of the host that lead to the guest, such as V(8080:80), V(5353:53/udp) or V(192.0.2.1:443:443).
+    - They go to the first NIC that has an address on a network with NAT. The list is complete.
+  type: list
+  elements: str
+data_disks:
+  description:
+    - Disks beside the system disk. The list is complete. A disk that is dropped from it is detached and its file kept,
+      so that naming it again brings it back; it is deleted only with O(force).
+    - The guest finds a disk at C(/dev/disk/by-id/virtio-NAME).
+  type: list
+  elements: dict
+  suboptions:
+    name:
+      description: Name and serial number of the disk, at most 20 characters.
+      type: str
+      required: true
+    size:
+      description: Size such as V(10G), at least V(16M). It can grow, never shrink.
+      type: str
+      required: true
+    fstype:
+      description: The file system to make when the disk is created; V(ext4) where omitted.
+      type: str
+      choices: [ext4, none]
+balloon:
+  description:
+    - Adds a memory balloon that takes this much memory from the guest and gives it back to the host.
+    - V(0) adds the device and takes nothing; V(off), or omitted at creation, means no balloon.
+  type: str
+watchdog:
+  description:
+    - Adds a hardware watchdog that resets a guest that opened it and no longer answers.
+  type: bool
+kernel_args:
+  description:
+    - Added to the kernel command line. Only for images that carry their kernel.
+  type: str
+user:
+  description:
+    - Login user to be made at the first boot; V(root) where O(ssh_keys) or O(password) are given without it.
+    - Login options apply at creation only and need an image that takes them.
+  type: str
+password:
+  description:
+    - Password of O(user). There is no default password; none means locked.
+    - The record keeps a salted digest, by which a later difference is seen.
+  type: str
+ssh_keys:
+  description:
+    - Public keys that may log in as O(user).
+  type: list
+  elements: str
+labels:
+  description:
+    - Labels of your own. The dictionary is complete.
+  type: dict
+owner:
+  description:
+    - Who the VM belongs to; the store's ID where omitted at creation. Another owner's VM is changed only with O(force).
+  type: str
+wait_for:
+  description:
+    - What to wait for after a start.
+    - V(process) waits for the hypervisor to run the VM, and is what applies where omitted.
+    - V(console) waits for O(wait_pattern) on the console.
+    - V(ping) waits for an answer to an ICMP echo request.
+    - V(port) waits for TCP port O(wait_port) to accept a connection.
+  type: str
+  choices: [process, console, ping, port]
+wait_port:
+  description:
+    - TCP port for O(wait_for=port); 22 where omitted.
+  type: int
+wait_pattern:
+  description:
+    - Regular expression for O(wait_for=console); a login prompt where omitted.
+  type: str
+timeout:
+  description:
+    - Seconds to wait for O(wait_for); 120 where omitted.
+  type: int
+stop_timeout:
+  description:
+    - Seconds that the guest has to shut down before it is powered off; 30 where omitted.
+  type: int
+allow_restart:
+  description:
+    - Allow changes that need the running VM to restart.
+  type: bool
+recreate:
+  description:
+    - Allow changes that need a new system disk. What the old one held is lost. Addresses and data disks are kept.
+    - Nothing is rebuilt where no difference needs it.
+  type: bool
+force:
+  description:
+    - Power off without asking the guest, delete data disks that are dropped from O(data_disks) or belong to a VM
+      that is removed, and change VMs of another owner.
+  type: bool
+"""
+
+
+def _nested(option: str, text: str) -> str:
+    """The same options one level down; O(name) becomes O(vms[].name)."""
+    inner = text.replace("O(", f"O({option}[].")
+    return f"options:\n  {option}:\n    suboptions:\n{textwrap.indent(inner, ' ' * 6)}"
+
+
+class ModuleDocFragment:
+    # The options of one VM.
+    DOCUMENTATION = f"options:\n{textwrap.indent(_OPTIONS, '  ')}"
+
+    # The same as suboptions of C(vms).
+    LIST = _nested("vms", _OPTIONS)

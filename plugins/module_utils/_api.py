@@ -1,0 +1,133 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine's face: the only thing that modules call."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.batch import Item, converge
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import view
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Options, Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import validate_all
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, parse_size
+
+
+def options_of(params: t.Mapping[str, t.Any]) -> Options:
+    """Run options from module parameters."""
+    return Options(
+        lock_timeout=float(params["lock_timeout"]),
+        memory_reserve=parse_size(params["memory_reserve"], "memory_reserve"),
+        disk_overcommit=_overcommit(params["disk_overcommit"]),
+        parallel=max(1, params.get("parallel") or Options.parallel),
+        max_unavailable=max(1, params.get("max_unavailable") or Options.max_unavailable),
+    )
+
+
+def _overcommit(value: float) -> float:
+    if not 0.1 <= value <= 1000:
+        raise InputError(f"{value} is out of range", "disk_overcommit", "It goes from 0.1 to 1000.")
+    return value
+
+
+def converge_vms(
+    params: t.Mapping[str, t.Any],
+    items: t.Sequence[t.Mapping[str, t.Any]],
+    check: bool,
+    mark: t.Callable[[str], None] | None = None,
+    option: str | None = "vms",
+) -> list[Record]:
+    """Make the VMs of a host what *items* say.
+
+    :param params: the module's parameters: where the store is, and the run's options.
+    :param items: one dictionary of VM options each, as the argument spec gives them.
+    :param check: only plan.
+    :returns: a result for each item: ``name changed actions diff warnings vm``, with ``failed`` and
+        ``msg`` where it went wrong, and ``boot_seconds`` where a start was waited for.
+    :raises InputError: a bad argument; nothing has been touched.
+    """
+    options = options_of(params)
+    definitions = validate_all(items, option)
+    owner = params.get("owner")
+    for definition in definitions:
+        if owner and "owner" not in definition:
+            definition["owner"] = owner
+    paths = Paths.from_params(params)
+    store = (Store.load(paths) or _unmade(paths)) if check else Store.open(paths)
+    run = Run(store, options, mark)
+    if params.get("prune"):
+        definitions += _pruned(store, definitions, params)
+    batch = [Item(definition) for definition in definitions]
+    converge(run, batch, check)
+    return [_result(item, check) for item in batch]
+
+
+def _unmade(paths: Paths) -> Store:
+    """A store that a real run would make: check mode on a fresh host plans against nothing."""
+    return Store(paths, "(new store)", 0, 0, {})
+
+
+def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str, t.Any]) -> list[Record]:
+    records = all_records(store)
+    force = bool(params.get("force"))
+    names = plan_prune(
+        definitions, records, params.get("owner") or store.store_id, limited=bool(params.get("limited")), force=force
+    )
+    return [prune_definition(name, force) for name in names]
+
+
+def all_records(store: Store) -> list[Record]:
+    """Every VM record, by name."""
+    records = []
+    for name, vm_id in store.index("vm").entries():
+        record = read_json(f"{store.paths.vm_dir(vm_id)}/vm.json")
+        records.append(record or {"id": vm_id, "state": "creating", "config": {"name": name}, "bare": True})
+    return records
+
+
+def _result(item: Item, check: bool) -> Record:
+    plan = item.plan
+    actions = (plan.actions if plan else []) if check else item.done
+    result: Record = {
+        "name": item.name,
+        "changed": bool(actions),
+        "actions": actions,
+        "diff": plan.diff if plan else {"before": {}, "after": {}},
+        "warnings": list(plan.warnings) if plan else [],
+        "vm": view(item.record),
+    }
+    if item.seconds is not None:
+        result["boot_seconds"] = item.seconds
+    if item.error is not None:
+        result.update(failed=True, msg=str(item.error))
+    return result
+
+
+def vm_info(params: t.Mapping[str, t.Any]) -> list[Record]:
+    """The VMs of a host, or those named, as they are now."""
+    store = Store.load(Paths.from_params(params))
+    if store is None:
+        return []
+    names = params.get("names")
+    if names:
+        records = [record for name in names for record in [store.vm_record(name)] if record]
+    else:
+        records = all_records(store)
+    shown = [view(record) for record in records]
+    labels = params.get("labels") or {}
+    owner = params.get("owner")
+    return [
+        record
+        for record in shown
+        if record is not None
+        and all((record.get("labels") or {}).get(key) == value for key, value in labels.items())
+        and (not owner or record.get("owner") == owner)
+    ]
+
+
+__all__ = ["CocoonError", "converge_vms", "vm_info"]

@@ -1,0 +1,91 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a VM boots from: kernel command line, disks and login data, derived from its record and image.
+
+The command line, the serials and the device order are the Cocoon contract for direct boot.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, NetworkConfig, Record
+
+COW_SERIAL = "cocoon-cow"
+DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
+
+
+def ip_parameter(config: NetworkConfig, index: int, hostname: str) -> str | None:
+    """``ip=<ip>::<gateway>:<netmask>:<name>:eth<N>:off[:<dns0>[:<dns1>]]``, or ``None`` for DHCP."""
+    network = config.get("network")
+    if not network or not network.get("ip"):
+        return None
+    netmask = ipaddress.IPv4Network(f"0.0.0.0/{network['prefix']}").netmask
+    dns = list(config.get("dns") or DEFAULT_DNS)[:2]
+    fields = [network["ip"], "", network.get("gateway", ""), str(netmask), hostname, f"eth{index}", "off", *dns]
+    return "ip=" + ":".join(fields)
+
+
+def layer_serials(image: Record) -> list[str]:
+    """Serials of the image's layers, bottom first."""
+    return [f"cocoon-layer{index}" for index in range(len(image["layers"]))]
+
+
+def kernel_command_line(record: Record, image: Record) -> str:
+    """The command line for QEMU's direct boot; the layers are named top first."""
+    parts = [
+        "console=ttyS0",
+        "loglevel=3",
+        "boot=cocoon-overlay",
+        f"cocoon.layers={','.join(reversed(layer_serials(image)))}",
+        f"cocoon.cow={COW_SERIAL}",
+        "rw",
+    ]
+    configs = record.get("network_configs") or []
+    name = record["config"]["name"]
+    if configs:
+        parts += ["net.ifnames=0", f"cocoon.hostname={name}"]
+        parts += [text for text in (ip_parameter(c, i, name) for i, c in enumerate(configs)) if text]
+    if record.get("kernel_args"):
+        parts.append(record["kernel_args"])
+    return " ".join(parts)
+
+
+def boot_config(record: Record, image: Record) -> BootConfig:
+    """Kernel, initrd and command line, or nothing for a disk image (which brings its own)."""
+    boot = image.get("boot")
+    if image["type"] != "oci" or not boot:
+        return {}
+    return {
+        "kernel_path": boot["kernel_path"],
+        "initrd_path": boot["initrd_path"],
+        "cmdline": kernel_command_line(record, image),
+    }
+
+
+def system_disk(record: Record, paths: Paths) -> str:
+    name = "cow.raw" if record.get("image_type", "oci") == "oci" else "overlay.qcow2"
+    return os.path.join(paths.vm_dir(record["id"]), name)
+
+
+def data_disk(vm_id: str, name: str, paths: Paths) -> str:
+    return os.path.join(paths.vm_dir(vm_id), f"data-{name}.raw")
+
+
+def storage_configs(record: Record, image: Record, paths: Paths, blob: t.Callable[[str], str]) -> list[Record]:
+    """All disks in device order: layers bottom first, the system disk, data disks.
+
+    :param blob: gives the path of an EROFS layer by its digest.
+    """
+    configs: list[Record] = []
+    if image["type"] == "oci":
+        for serial, digest in zip(layer_serials(image), image["layers"]):
+            configs.append({"path": blob(digest), "ro": True, "serial": serial})
+    configs.append({"path": system_disk(record, paths), "ro": False, "serial": COW_SERIAL})
+    for disk in record.get("data_disks") or []:
+        configs.append({"path": data_disk(record["id"], disk["name"], paths), "ro": False, "serial": disk["name"]})
+    return configs

@@ -1,0 +1,71 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a name to a plan: read the record, look at the process, load what the planner says it needs.
+
+This is all that a run without changes does, so it imports nothing that such a run has no use for.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Context, Needs, Observed, Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import needs, plan_vm
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+
+def observe(record: Record | None) -> Observed:
+    """Whether the VM's process is there."""
+    if not record or not record.get("process"):
+        return Observed(running=False, paused=False)
+    process = Process.find(record["process"], record["id"])
+    if process is None:
+        return Observed(running=False, paused=False)
+    process.close()
+    return Observed(running=True, paused=record.get("state") == types.PAUSED)
+
+
+def context(run: Run, required: Needs) -> Context:
+    """Load just what the plan needs."""
+    probes: dict[str, t.Any] = {}
+    capabilities: dict[str, t.Any] = {}
+    auto = None
+    for name in required.drivers:
+        if name == "auto":
+            from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+
+            auto = registry.resolve_auto(run.store.paths, "auto", {})
+            name = auto[0]
+        driver = run.driver(name)
+        probes[name] = driver.probe()
+        capabilities[name] = driver.capabilities
+    return Context(
+        images={name: run.image(name) for name in required.images},
+        networks={name: run.network(name) for name in required.networks},
+        probes=probes,
+        capabilities=capabilities,
+        auto=auto,
+        owner_default=run.store.store_id,
+    )
+
+
+def plan_item(run: Run, definition: Record) -> tuple[Record | None, Plan]:
+    """The record of a VM and the plan that makes it what *definition* says."""
+    record = run.store.vm_record(definition["name"])
+    observed = observe(record)
+    return record, plan_vm(record, observed, definition, context(run, needs(record, definition, observed)))
+
+
+def view(record: Record | None) -> Record | None:
+    """A record as users see it: true about the process, without what is only ours to know."""
+    if record is None or record.get("state") == "removed":
+        return None
+    shown = {key: value for key, value in record.items() if key not in ("login", "phase", "phase_boot_id", "process")}
+    if record.get("pid") and not observe(record).running:
+        shown.update(state=types.STOPPED, pid=0, reason="the hypervisor is gone")
+        shown.pop("socket_path", None)
+    return shown

@@ -1,0 +1,229 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Starting and stopping: the record says what is about to happen before it does, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_memory
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_log
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
+
+LOGIN_FILE = "login.json"
+PHASE_START = "start"
+
+
+def find_process(record: Record) -> Process | None:
+    """The VM's hypervisor process, if it is alive and proven ours."""
+    return Process.find(record.get("process"), record["id"])
+
+
+def end_strays(record: Record) -> None:
+    """End processes of a start whose writer died before it could record them."""
+    if record.get("phase") != PHASE_START or record.get("phase_boot_id") != boot_id():
+        return
+    for process in Process.scan(record["uid"], record["id"]):
+        with process:
+            process.signal(signal.SIGKILL)
+            process.wait(10.0)
+
+
+def clear_runtime(run: Run, record: Record) -> None:
+    """Sockets and RAM of a VM that does not run."""
+    remove_tree(run.store.paths.vm_run(record["id"]))
+    remove_file(run.store.paths.ram_file(record["id"]))
+
+
+def set_state(run: Run, record: Record, state: str, reason: str = "", **fields: t.Any) -> None:
+    """Write a transition and its reason."""
+    record.update(fields, state=state, reason=reason, updated_at=types.now())
+    run.store.write_vm(record)
+
+
+def start(run: Run, record: Record, promised: bool = False) -> float:
+    """Start the hypervisor of a VM that does not run; gives the monotonic time of its spawn.
+
+    :param promised: the RAM file has been made already, in the allocation of this run.
+    :raises HypervisorError: it did not start; the record says ``error`` and why.
+    """
+    running = find_process(record)
+    if running is not None:
+        running.close()
+        set_state(run, record, types.RUNNING, "", phase=None, restarting=False)
+        return time.monotonic()
+    end_strays(record)
+    if not promised:
+        with locked(run.store.paths, ["host"], run.options.lock_timeout):
+            clear_runtime(run, record)
+            promise_memory(run, record["id"], record["uid"], record["config"]["memory"])
+    run.mark("start.memory")
+    image = run.known_image(record["image_id"])
+    record["boot_config"] = boot.boot_config(record, image)
+    record["storage_configs"] = _storage_configs(run, record, image)
+    set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
+    run.mark("start.record")
+    try:
+        process, begun = _spawn(run, record, image)
+    except CocoonError as exc:
+        clear_runtime(run, record)
+        set_state(run, record, types.ERROR, exc.message, phase=None, process=None, pid=0)
+        raise
+    run.mark("start.process")
+    with process:
+        set_state(
+            run,
+            record,
+            types.RUNNING,
+            pid=process.pid,
+            process=identify(process.pid),
+            socket_path=os.path.join(run.store.paths.vm_run(record["id"]), "qmp.sock"),
+            started_at=types.now(),
+            first_booted=True,
+            phase=None,
+            restarting=False,
+            ready=None,
+        )
+    run.mark("start.running")
+    return begun
+
+
+def _storage_configs(run: Run, record: Record, image: Record) -> list[Record]:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    return boot.storage_configs(
+        record, image, run.store.paths, lambda digest: images.blob_path(run.store, digest, ".erofs")
+    )
+
+
+def _spawn(run: Run, record: Record, image: Record) -> tuple[Process, float]:
+    """Open the TAPs, start the process, and let go of the TAPs: they live as long as the process."""
+    fds: list[int] = []
+    try:
+        nics = [_nic(run, config, fds) for config in record["network_configs"]]
+        run.mark("start.tap")
+        paths = run.store.paths
+        os.makedirs(paths.vm_run(record["id"]), 0o700, exist_ok=True)
+        mount_log(paths.vm_log(record["id"]))
+        begun = time.monotonic()
+        process = run.driver(record["hypervisor"]).start(launch_of(run, record, image, nics))
+        return process, begun
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _nic(run: Run, config: NetworkConfig, opened: list[int]) -> t.Any:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Nic
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import open_tap
+
+    fds = open_tap(config, max(1, config["num_queues"] // 2))
+    opened += fds
+    return Nic(mac=config["mac"], fds=tuple(fds), queue_size=config["queue_size"], mtu=config.get("mtu") or None)
+
+
+def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[t.Any]) -> t.Any:
+    """Everything the driver needs to know about one start."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Launch
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    paths = run.store.paths
+    config = record["config"]
+    login = os.path.join(paths.vm_dir(record["id"]), LOGIN_FILE)
+    return Launch(
+        vm_id=record["id"],
+        name=config["name"],
+        uid=record["uid"],
+        gid=record["uid"],
+        groups=tuple(images.gids(run.store, image)),
+        cpu=config["cpu"],
+        memory=config["memory"],
+        accel=record["accel"],
+        machine=record["machine"],
+        cpu_model=record["cpu_model"],
+        boot=record["boot_config"],
+        disks=tuple(disk_of(run, record, item) for item in record["storage_configs"]),
+        nics=tuple(nics),
+        ram_path=paths.ram_file(record["id"]),
+        run_dir=paths.vm_run(record["id"]),
+        console_log=paths.console_log(record["id"]),
+        hypervisor_log=paths.hypervisor_log(record["id"]),
+        fw_cfg={"opt/cocoon/login": login} if os.path.exists(login) else {},
+        balloon=record.get("balloon"),
+        watchdog=bool(record.get("watchdog")),
+    )
+
+
+def disk_of(run: Run, record: Record, item: Record) -> t.Any:
+    """The driver's view of one entry of storage_configs."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk
+
+    qcow2 = item["path"].endswith(".qcow2")
+    backing = _backing(run, record) if qcow2 else None
+    return Disk(
+        removable=not item["serial"].startswith("cocoon-"),
+        backing_format=backing.rpartition(".")[2] if backing else "qcow2",
+        serial=item["serial"],
+        path=item["path"],
+        read_only=item["ro"],
+        format="qcow2" if qcow2 else "raw",
+        direct=not item["ro"] and not record["config"]["no_direct_io"] and _takes_direct_io(item["path"]),
+        queue_size=record["config"]["disk_queue_size"],
+        backing=backing,
+    )
+
+
+def _takes_direct_io(path: str) -> bool:
+    """Whether the file system does O_DIRECT; tmpfs of older kernels does not."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _backing(run: Run, record: Record) -> str:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    disk = run.known_image(record["image_id"])["disk"]
+    return images.blob_path(run.store, disk["hex"], "." + disk["format"])
+
+
+def stop(run: Run, record: Record, timeout: float, force: bool) -> None:
+    """Shut a VM down: ask the guest, then end the process after *timeout* seconds, or at once with *force*."""
+    end_strays(record)
+    asked = False
+    process = find_process(record)
+    if process is not None:
+        with process:
+            asked = not force and _ask(run, record) and process.wait(timeout)
+            run.mark("stop.asked")
+            if not asked:
+                process.end()
+    run.mark("stop.process")
+    clear_runtime(run, record)
+    run.mark("stop.runtime")
+    if asked:
+        remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), LOGIN_FILE))
+    reason = "shut down" if asked else ("powered off" if process is not None else "the hypervisor was gone")
+    set_state(run, record, types.STOPPED, reason, pid=0, process=None, phase=None, stopped_at=types.now(), ready=None)
+    run.mark("stop.record")
+
+
+def _ask(run: Run, record: Record) -> bool:
+    """Whether the guest could be asked to shut down."""
+    try:
+        run.driver(record["hypervisor"]).powerdown(run.store.paths.vm_run(record["id"]))
+        return True
+    except CocoonError:
+        return False

@@ -1,0 +1,290 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a VM holds besides its files: name, uid, MACs, addresses, ports, its image and networks.
+
+Everything is an exclusive create that names the VM's id, and the record that lists it is written
+first: whoever finds the record of a process that died knows what may be held, and gives it back.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, InputError, ResourceError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, remove_file, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
+
+MAX_ATTEMPTS = 64
+
+
+def disk_bytes(wanted: Record, kept: Record | None) -> int:
+    """What the disks of a new VM may come to hold, with those that are kept from an earlier one of that name."""
+    disks = {disk["name"]: disk["size"] for disk in (kept or {}).get("detached_disks") or []}
+    disks.update({disk["name"]: disk["size"] for disk in wanted.get("data_disks") or []})
+    return int(wanted["storage"]) + sum(disks.values())
+
+
+def login_of(wanted: Record) -> Record:
+    """What the record keeps of login data: digests with a salt of their own."""
+    return login_digests(wanted, os.urandom(16).hex())
+
+
+def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
+    """A record in state ``creating`` for what is wanted; nothing is reserved yet."""
+    stamp = types.now()
+    driver = run.driver(wanted["hypervisor"])
+    return {
+        "id": types.new_id(),
+        "hypervisor": wanted["hypervisor"],
+        "state": types.CREATING,
+        "config": {
+            "name": wanted["name"],
+            **{key: wanted.get(key) for key in ("cpu", "memory", "storage", "image")},
+            "queue_size": wanted.get("queue_size") or 0,
+            "disk_queue_size": wanted.get("disk_queue_size") or 0,
+            "network": wanted.get("network") or "",
+            "no_direct_io": bool(wanted.get("no_direct_io")),
+            "windows": bool(wanted.get("windows")),
+        },
+        "pid": 0,
+        "network_configs": [],
+        "storage_configs": [],
+        "first_booted": False,
+        "snapshot_ids": {},
+        "created_at": stamp,
+        "updated_at": stamp,
+        "owner": wanted["owner"],
+        "labels": wanted.get("labels") or {},
+        "accel": wanted["accel"],
+        **driver.pin(wanted["accel"]),
+        "image_id": image["id"],
+        "image_type": image["type"],
+        "image_digest": image["digest"],
+        "kernel_args": wanted.get("kernel_args") or "",
+        "nics": wanted.get("nics") or [],
+        "ports": wanted.get("ports") or [],
+        "data_disks": [
+            {key: disk[key] for key in ("name", "size", "fstype")} for disk in wanted.get("data_disks") or []
+        ],
+        "detached_disks": [],
+        "balloon": wanted.get("balloon"),
+        "watchdog": bool(wanted.get("watchdog")),
+        "login": login_of(wanted),
+        "promised_disk": disk_bytes(wanted, None),
+    }
+
+
+def _free_uid(run: Run, vm_id: str) -> int:
+    """A uid of its own for each VM, from the lower half of the store's range."""
+    count = run.store.uid_count // 2
+    start = int(hashed(vm_id), 16)
+    index = run.store.index("uid")
+    for attempt in range(count):
+        uid = run.store.uid_start + (start + attempt) % count
+        if index.lookup(str(uid)) is None:
+            return uid
+    raise ResourceError(f"all {count} user ids of the store are taken", remedy="Remove VMs, or use a second root_dir.")
+
+
+def plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkConfig | None) -> NetworkConfig:
+    """MAC and address of one NIC: those given, else those it had on the same network, else new ones."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+    name = nic.get("network") or record["config"]["network"]
+    if not name:
+        raise InputError(
+            f"nics[{index}] names no network", f"nics[{index}].network", "Name one there, or in 'network'."
+        )
+    network = run.known_network(name)
+    same = old if old and old.get("network_id") == network["id"] else None
+    config: NetworkConfig = {
+        "tap": f"cm{record['id'][:8]}-{index}",
+        "mac": nic.get("mac") or (same or {}).get("mac") or _free_mac(run, f"{record['id']}/{index}"),
+        "num_queues": record["config"]["cpu"] * 2,
+        "queue_size": record["config"]["queue_size"],
+        "backend": network["backend"],
+        "bridge_dev": network["bridge"],
+        "network_id": network["id"],
+        "network_name": name,
+        "mtu": network.get("mtu") or 0,
+        "dns": network.get("dns") or [],
+    }
+    if network.get("subnet"):
+        kept = (same or {}).get("network", {}).get("ip")
+        wanted = nic.get("ip")
+        address = wanted if wanted and wanted == kept else None
+        if address is None:
+            address = kept if kept and not wanted else None
+        if address is None:
+            address = manager.choose_ip(run.store, network, f"{record['config']['name']}/{index}", wanted)
+        prefix = int(network["subnet"].rpartition("/")[2])
+        config["network"] = {"ip": address, "gateway": network.get("gateway") or "", "prefix": prefix}
+    elif nic.get("ip"):
+        raise InputError(
+            f"network '{name}' has no subnet", f"nics[{index}].ip", "Give the network a subnet, or leave ip out."
+        )
+    return config
+
+
+def _free_mac(run: Run, seed: str) -> str:
+    index = run.store.index("mac")
+    for attempt in range(MAX_ATTEMPTS):
+        mac = types.derive_mac(seed, attempt)
+        if index.lookup(mac) is None:
+            return mac
+    raise ResourceError("found no free MAC address", remedy="Give one in nics[].mac.")
+
+
+def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> None:
+    """Reserve MACs, addresses and networks of *configs*, which the record on disk lists already."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+    for index, config in enumerate(configs):
+        try:
+            run.store.index("mac").reserve(config["mac"], record["id"])
+        except ConflictError as exc:
+            raise ConflictError(exc.message, f"nics[{index}].mac", "Choose another one, or leave it out.") from exc
+        network = run.known_network(config["network_name"])
+        manager.attach(run.store, network["id"], record["id"])
+        run.mark("create.mac")
+        if config.get("network", {}).get("ip"):
+            manager.lease(run.store, network, config["network"]["ip"], record["id"])
+            run.mark("create.lease")
+
+
+def give_back_nics(
+    run: Run, record: Record, configs: t.Sequence[NetworkConfig], keep: t.Sequence[NetworkConfig] = ()
+) -> None:
+    """Release what *configs* hold and *keep* does not."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+    kept_macs = {config["mac"] for config in keep}
+    kept_ips = {(config["network_id"], config.get("network", {}).get("ip")) for config in keep}
+    kept_networks = {config["network_id"] for config in keep}
+    for config in configs:
+        address = config.get("network", {}).get("ip")
+        if address and (config["network_id"], address) not in kept_ips:
+            manager.release(run.store, config["network_id"], address, record["id"])
+        if config["mac"] not in kept_macs:
+            run.store.index("mac").release(config["mac"], record["id"])
+        if config["network_id"] not in kept_networks:
+            manager.detach(run.store, config["network_id"], record["id"])
+
+
+def port_target(record: Record) -> NetworkConfig | None:
+    """The NIC that published ports lead to: the first one with an address."""
+    for config in record.get("network_configs") or []:
+        if config.get("network", {}).get("ip"):
+            return t.cast(NetworkConfig, config)
+    return None
+
+
+def take_ports(run: Run, record: Record) -> None:
+    """Publish the record's ports; the firewall follows with the run's next sync."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+    if not record.get("ports"):
+        return
+    target = port_target(record)
+    if target is None:
+        raise InputError("no NIC has an address to publish ports for", "ports", "Use a network with a subnet.")
+    network = run.known_network(target["network_name"])
+    manager.publish(run.store, network, record["id"], target["network"]["ip"], record["ports"])
+    run.networks_changed = True
+
+
+def give_back_ports(run: Run, record: Record, ports: t.Sequence[str]) -> None:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+    target = port_target(record)
+    if ports and target is not None:
+        manager.unpublish(run.store, target["network_id"], record["id"], list(ports))
+        run.networks_changed = True
+
+
+def reserve(run: Run, wanted: Record, kept: Record | None = None) -> Record:
+    """Take everything a new VM holds. The host's lock and the VM's are held.
+
+    The name comes first, as it is what the next run looks up; then the record, which lists all
+    that may be taken after it.
+
+    :param kept: the record of a removed VM of that name whose data disks wait for this one.
+    :raises CocoonError: something is taken or unknown; what was reserved until then is given back.
+    """
+    record = fresh_record(run, wanted, run.known_image(wanted["image"]))
+    if kept is not None:
+        names = {disk["name"] for disk in record["data_disks"]}
+        record["id"], record["uid"] = kept["id"], kept["uid"]
+        record["detached_disks"] = [disk for disk in kept["detached_disks"] if disk["name"] not in names]
+        record["kept_disks"] = kept["detached_disks"]
+        record["promised_disk"] = disk_bytes(wanted, kept)
+    else:
+        record["uid"] = _free_uid(run, record["id"])
+    record["network_configs"] = [plan_nic(run, record, i, nic, None) for i, nic in enumerate(record["nics"])]
+    run.store.index("vm").reserve(wanted["name"], record["id"])
+    run.mark("create.name")
+    try:
+        _reserve_rest(run, record)
+    except Exception:
+        if kept is not None:
+            release_all_but_disks(run, record)
+            run.store.write_vm(kept)
+        else:
+            release(run, record)
+        raise
+    return record
+
+
+def _reserve_rest(run: Run, record: Record) -> None:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    directory = run.store.paths.vm_dir(record["id"])
+    os.makedirs(directory, 0o710, exist_ok=True)
+    os.chown(directory, 0, record["uid"])
+    run.store.write_vm(record)
+    run.mark("create.record")
+    run.store.index("uid").reserve(str(record["uid"]), record["id"])
+    run.mark("create.uid")
+    images.pin(run.store, record["image_id"], record["id"])
+    run.mark("create.image")
+    take_nics(run, record, record["network_configs"])
+    take_ports(run, record)
+    run.mark("create.ports")
+
+
+def _release_holdings(run: Run, record: Record) -> None:
+    """Ports, addresses, MACs, networks, image: all but the name, the uid and the files."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    give_back_ports(run, record, record.get("ports") or [])
+    run.mark("remove.ports")
+    give_back_nics(run, record, record.get("network_configs") or [])
+    run.mark("remove.lease")
+    for image_id in {record.get("image_id"), record.get("old_image_id")} - {None}:
+        images.unpin(run.store, image_id, record["id"])
+    run.mark("remove.image")
+
+
+def release_all_but_disks(run: Run, record: Record) -> None:
+    """Give back everything but the name, the uid and the data disks. Idempotent."""
+    _release_holdings(run, record)
+    for name in ("cow.raw", "overlay.qcow2", "cidata.img", "login.json"):
+        remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), name))
+    run.mark("remove.system_disk")
+
+
+def release(run: Run, record: Record) -> None:
+    """Give back everything a record may hold, its directory and its name last. Idempotent."""
+    _release_holdings(run, record)
+    if record.get("uid"):
+        run.store.index("uid").release(str(record["uid"]), record["id"])
+    run.mark("remove.uid")
+    remove_tree(run.store.paths.vm_dir(record["id"]))
+    run.mark("remove.files")
+    run.store.index("vm").release(record["config"]["name"], record["id"])
+    run.mark("remove.name")

@@ -1,0 +1,104 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What one run of the engine carries around: the store, its options, and what it has looked up so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
+
+
+def _no_mark(_place: str) -> None:
+    """Production runs have no use for marks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a task allows and how it goes about it. Sizes in bytes, times in seconds."""
+
+    lock_timeout: float = 60.0
+    memory_reserve: int = GIB // 4
+    disk_overcommit: float = 1.0
+    parallel: int = 16
+    max_unavailable: int = 1
+
+
+class Run:
+    """One run over one store.
+
+    :param mark: called with the name of each place between two side effects, so that a test can
+        end the process there.
+    """
+
+    def __init__(self, store: Store, options: Options, mark: t.Callable[[str], None] | None = None) -> None:
+        self.store = store
+        self.options = options
+        self.mark = mark or _no_mark
+        self.network_lock = threading.Lock()
+        self.networks_changed = False
+        self._networks: dict[str, Record | None] = {}
+        self._images: dict[str, Record | None] = {}
+        self._drivers: dict[str, t.Any] = {}
+        self._ensured: set[str] = set()
+
+    def forget(self) -> None:
+        """Look networks and images up again: locks were taken since."""
+        self._networks.clear()
+        self._images.clear()
+
+    def network(self, name: str) -> Record | None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+        if name not in self._networks:
+            self._networks[name] = manager.load(self.store, name)
+        return self._networks[name]
+
+    def known_network(self, name: str) -> Record:
+        record = self.network(name)
+        if record is None:
+            raise NotFoundError(f"there is no network '{name}'", "network", "Create it with cocoon_network first.")
+        return record
+
+    def image(self, name: str) -> Record | None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+        if name not in self._images:
+            self._images[name] = images.resolve(self.store, name)
+        return self._images[name]
+
+    def known_image(self, name: str) -> Record:
+        record = self.image(name)
+        if record is None:
+            raise NotFoundError(f"there is no image '{name}'", "image", "Import it with cocoon_image first.")
+        return record
+
+    def driver(self, name: str) -> t.Any:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+
+        if name not in self._drivers:
+            self._drivers[name] = registry.driver(name, self.store.paths)
+        return self._drivers[name]
+
+    def ensure_network(self, name: str) -> None:
+        """Bring a network's kernel objects up, once per run."""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+        with self.network_lock:
+            if name not in self._ensured:
+                manager.ensure(self.store, self.known_network(name))
+                self._ensured.add(name)
+
+    def sync_networks(self) -> None:
+        """Apply the published ports that changed in this run, in one go."""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+        with self.network_lock:
+            if self.networks_changed:
+                manager.sync(self.store)
+                self.networks_changed = False

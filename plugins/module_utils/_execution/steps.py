@@ -1,0 +1,327 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The steps of a plan, carried out. Each is idempotent and leaves the state files true before and after."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
+    admission,
+    mounts,
+    power,
+    reserve,
+    storage,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    PHASE_REBUILD,
+    PHASE_REMOVE,
+    REMOVED,
+    SECRETS,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+
+class Job:
+    """One VM on its way through the steps of its plan."""
+
+    def __init__(self, run: Run, record: Record | None, controls: Record) -> None:
+        self.run = run
+        self.record = record
+        self.controls = controls
+        self.promised = False
+        self.begun: float | None = None
+        self.done: list[str] = []
+
+    @property
+    def known(self) -> Record:
+        if self.record is None:
+            raise StateError("the plan has a step for a VM that does not exist")
+        return self.record
+
+
+def reserve_job(job: Job, wanted: Record, starts: bool) -> None:
+    """Allocate a new VM: admission first, then everything it holds. The host's lock is held."""
+    run, kept = job.run, None
+    if job.record is not None:  # kept disks, or what a process that died left behind
+        kept = abandon(run, job.record)
+        job.record = None
+    more = reserve.disk_bytes(wanted, kept) - (kept or {}).get("promised_disk", 0)
+    admission.promise_disk(run, more)
+    record = None
+    try:
+        record = reserve.reserve(run, wanted, kept)
+        if starts:
+            admission.promise_memory(run, record["id"], record["uid"], wanted["memory"])
+            job.promised = True
+    except Exception:
+        if record is not None:
+            abandon(run, record)
+        admission.return_disk(run, more)
+        raise
+    job.record = record
+    run.mark("create.memory")
+
+
+def leftover_disks(record: Record) -> list[Record]:
+    """The data disks of a VM that is not (or not any more) there, which must outlive its record."""
+    everything = [*(record.get("data_disks") or []), *(record.get("detached_disks") or [])]
+    if record["state"] == types.CREATING:
+        return record.get("kept_disks") or []
+    return [] if record.get("delete_data_disks") else everything
+
+
+def abandon(run: Run, record: Record) -> Record | None:
+    """Take a half-made or half-removed VM apart; gives the record that keeps its data disks, if any."""
+    if record["state"] == REMOVED:
+        return record
+    disks = leftover_disks(record)
+    if not disks:
+        discard(run, record)
+        return None
+    keep_disks(run, record, disks)
+    return record
+
+
+def create(job: Job, wanted: Record) -> None:
+    """Make the files of a VM that reserve_job has allocated."""
+    run, record = job.run, job.known
+    login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
+    try:
+        storage.create_disks(run, record, login or None)
+    except Exception:
+        with locked(run.store.paths, ["host"], run.options.lock_timeout):
+            abandon(run, record)
+        job.record = None
+        raise
+    power.set_state(run, record, types.CREATED, "created", kept_disks=[])
+    run.mark("create.done")
+
+
+def _end(run: Run, record: Record) -> None:
+    """No process, socket, RAM or log of this VM from here on."""
+    if record.get("uid"):
+        power.end_strays(record)
+        process = power.find_process(record)
+        if process is not None:
+            with process:
+                process.end()
+    power.clear_runtime(run, record)
+    mounts.unmount(run.store.paths.vm_log(record["id"]))
+    remove_tree(run.store.paths.vm_log(record["id"]))
+    run.mark("remove.runtime")
+
+
+def discard(run: Run, record: Record) -> None:
+    """Take a VM apart, whatever is there of it. The host's lock is held."""
+    _end(run, record)
+    reserve.release(run, record)
+    if record.get("promised_disk"):
+        admission.return_disk(run, record["promised_disk"])
+
+
+def start(job: Job) -> None:
+    record = job.known
+    for config in record["network_configs"]:
+        job.run.ensure_network(config["network_name"])
+    job.run.sync_networks()
+    job.begun = power.start(job.run, record, promised=job.promised)
+    job.promised = False
+
+
+def stop(job: Job, force: bool = False, restart: bool = False) -> None:
+    job.known["restarting"] = restart
+    timeout = job.controls.get("stop_timeout")
+    power.stop(job.run, job.known, 30.0 if timeout is None else float(timeout), force)
+
+
+def remove(job: Job, delete_data_disks: bool = False) -> None:
+    """Remove a VM. Its data disks are kept, under its name, unless their deletion is allowed."""
+    run, record = job.run, job.known
+    if not record.get("bare") and record["state"] != types.CREATING:
+        fields = {"phase": PHASE_REMOVE, "delete_data_disks": delete_data_disks}
+        power.set_state(run, record, record["state"], "removing", **fields)
+    run.mark("remove.record")
+    with locked(run.store.paths, ["host"], run.options.lock_timeout):
+        disks = leftover_disks(record)
+        if disks and not delete_data_disks:
+            keep_disks(run, record, disks)
+        else:
+            discard(run, record)
+    job.record = None
+
+
+def keep_disks(run: Run, record: Record, disks: list[Record]) -> None:
+    """Take a VM apart but for its data disks, which wait for a VM of the same name."""
+    _end(run, record)
+    reserve.release_all_but_disks(run, record)
+    size = sum(disk["size"] for disk in disks)
+    returned = record.get("promised_disk", 0) - size
+    power.set_state(
+        run,
+        record,
+        REMOVED,
+        "removed, data disks kept",
+        phase=None,
+        network_configs=[],
+        storage_configs=[],
+        ports=[],
+        image_id=None,
+        data_disks=[],
+        detached_disks=disks,
+        kept_disks=[],
+        promised_disk=size,
+    )
+    admission.return_disk(run, max(0, returned))
+
+
+def configure(job: Job, fields: Record) -> None:
+    """Change fields of the record that take effect at the next start, or are only kept."""
+    record = job.known
+    for key, value in fields.items():
+        if key == "config":
+            record["config"].update(value)
+        else:
+            record[key] = value
+    if "accel" in fields:  # another accelerator knows other CPU models; the machine stays
+        record["cpu_model"] = job.run.driver(record["hypervisor"]).pin(record["accel"])["cpu_model"]
+    if "config" in fields and "cpu" in fields["config"]:
+        for config in record["network_configs"]:
+            config["num_queues"] = record["config"]["cpu"] * 2
+    if "config" in fields and "queue_size" in fields["config"]:
+        for config in record["network_configs"]:
+            config["queue_size"] = record["config"]["queue_size"]
+    record["updated_at"] = types.now()
+    job.run.store.write_vm(record)
+
+
+def grow_disk(job: Job, disk: str, size: int) -> None:
+    storage.grow_disk(job.run, job.known, disk, size)
+
+
+def add_disk(job: Job, disk: Record) -> None:
+    storage.add_disk(job.run, job.known, disk)
+
+
+def drop_disk(job: Job, name: str, delete: bool = False) -> None:
+    storage.drop_disk(job.run, job.known, name, delete)
+
+
+def set_balloon(job: Job, balloon: int) -> None:
+    run, record = job.run, job.known
+    process = power.find_process(record)
+    if process is not None:
+        process.close()
+        run.driver(record["hypervisor"]).set_balloon(run.store.paths.vm_run(record["id"]), balloon)
+    configure(job, {"balloon": balloon})
+
+
+def set_nics(job: Job, nics: list[Record], network: str | None = None) -> None:
+    """New NICs for a VM that does not run: what both lists share is kept, the rest is released or taken."""
+    run, record = job.run, job.known
+    old = list(record["network_configs"])
+    ports = list(record.get("ports") or [])
+    if network is not None:
+        record["config"]["network"] = network
+    with locked(run.store.paths, ["host"], run.options.lock_timeout):
+        new = [
+            reserve.plan_nic(run, record, index, nic, old[index] if index < len(old) else None)
+            for index, nic in enumerate(nics)
+        ]
+        record["network_configs"] = old + [config for config in new if config not in old]
+        run.store.write_vm(record)  # both, so that whoever comes after a crash can give all of it back
+        run.mark("set_nics.planned")
+        reserve.take_nics(run, record, new)
+        record["network_configs"] = old
+        reserve.give_back_ports(run, record, ports)
+        reserve.give_back_nics(run, record, old, keep=new)
+        run.mark("set_nics.released")
+        record.update(network_configs=new, nics=nics)
+        run.store.write_vm(record)
+        reserve.take_ports(run, record)
+    run.mark("set_nics.done")
+
+
+def set_ports(job: Job, ports: list[str]) -> None:
+    run, record = job.run, job.known
+    with locked(run.store.paths, ["host"], run.options.lock_timeout):
+        dropped = [port for port in record.get("ports") or [] if port not in ports]
+        before = list(record.get("ports") or [])
+        record["ports"] = before + [port for port in ports if port not in before]
+        run.store.write_vm(record)
+        run.mark("set_ports.planned")
+        reserve.take_ports(run, record)
+        reserve.give_back_ports(run, record, dropped)
+        record["ports"] = ports
+        run.store.write_vm(record)
+    run.sync_networks()
+    run.mark("set_ports.done")
+
+
+def rebuild(job: Job, wanted: Record) -> None:
+    """A new system disk from the wanted image; id, MACs, addresses and data disks stay."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    run, record = job.run, job.known
+    image = run.known_image(wanted["image"])
+    old_image = record.get("old_image_id") or record["image_id"]
+    images.pin(run.store, image["id"], record["id"])
+    run.mark("rebuild.image")
+    record["config"].update(image=wanted["image"], storage=wanted["storage"], windows=bool(wanted.get("windows")))
+    record.update(
+        hypervisor=wanted["hypervisor"],
+        accel=wanted["accel"],
+        image_id=image["id"],
+        image_type=image["type"],
+        image_digest=image["digest"],
+        login=reserve.login_of(wanted),
+        first_booted=False,
+        phase=PHASE_REBUILD,
+        old_image_id=old_image,
+        **run.driver(wanted["hypervisor"]).pin(wanted["accel"]),
+    )
+    run.store.write_vm(record)
+    run.mark("rebuild.record")
+    login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
+    storage.rebuild_system_disk(run, record, login or None)
+    if old_image != image["id"]:
+        images.unpin(run.store, old_image, record["id"])
+    power.set_state(run, record, types.STOPPED, "rebuilt", phase=None, old_image_id=None)
+
+
+def resume(job: Job) -> None:
+    run, record = job.run, job.known
+    run.driver(record["hypervisor"]).resume(run.store.paths.vm_run(record["id"]))
+    power.set_state(run, record, types.RUNNING, "resumed")
+
+
+def pause(job: Job) -> None:
+    run, record = job.run, job.known
+    run.driver(record["hypervisor"]).pause(run.store.paths.vm_run(record["id"]))
+    power.set_state(run, record, types.PAUSED, "paused")
+
+
+STEPS: dict[str, t.Callable[..., None]] = {
+    function.__name__: function
+    for function in (
+        create,
+        start,
+        stop,
+        remove,
+        configure,
+        grow_disk,
+        add_disk,
+        drop_disk,
+        set_balloon,
+        set_nics,
+        set_ports,
+        rebuild,
+        resume,
+        pause,
+    )
+}

@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every module does around its call of the engine: be root, catch our errors once, shape the answer."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+
+
+def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str, t.Any]]) -> None:
+    """Exit with what *body* gives; an error of ours fails the task with its message and nothing else."""
+    if os.geteuid() != 0:
+        module.fail_json(msg="this module manages hypervisors and needs root on the target: set become: true")
+    try:
+        result = body(module)
+    except CocoonError as exc:
+        module.fail_json(msg=str(exc), error=type(exc).__name__, option=exc.option)
+    except PermissionError as exc:
+        module.fail_json(msg=f"not permitted: {exc.strerror}: {exc.filename}")
+    except OSError as exc:
+        module.fail_json(msg=f"{exc.strerror}: {exc.filename}")
+    for warning in result.pop("warnings", []):
+        module.warn(warning)
+    module.exit_json(**result)
+
+
+def bulk_answer(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:
+    """One answer from the results of many items: what happened to each, and who failed."""
+    failed = [result for result in results if result.get("failed")]
+    answer: dict[str, t.Any] = {
+        "changed": any(result["changed"] for result in results),
+        "results": results,
+        "vms": {result["name"]: result["vm"] for result in results if result["vm"]},
+        "diff": [
+            {**result["diff"], "before_header": result["name"], "after_header": result["name"]}
+            for result in results
+            if result["diff"]["before"] or result["diff"]["after"]
+        ],
+        "warnings": [warning for result in results for warning in result["warnings"]],
+    }
+    if failed:
+        shown = "; ".join(f"{result['name']}: {result['msg']}" for result in failed[:5])
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        answer.update(
+            failed=True,
+            failed_vms=[result["name"] for result in failed],
+            msg=f"{len(failed)} of {len(results)} VMs failed: {shown}{more}",
+        )
+    return answer

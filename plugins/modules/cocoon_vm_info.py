@@ -1,0 +1,77 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cocoon_vm_info
+short_description: Tell about microVMs
+version_added: 0.1.0
+author:
+  - The cocoon.microvm authors (@cocoonstack)
+description:
+  - Returns the records of the microVMs of the target host. Never changes anything.
+extends_documentation_fragment:
+  - cocoon.microvm.attributes.info
+  - cocoon.microvm.store
+options:
+  names:
+    description:
+      - Names of the VMs to tell about; all where omitted. Names that do not exist are left out.
+    type: list
+    elements: str
+    aliases: [name]
+  labels:
+    description:
+      - Only VMs that carry all of these labels.
+    type: dict
+  owner:
+    description:
+      - Only VMs of this owner.
+    type: str
+seealso:
+  - module: cocoon.microvm.cocoon_vm
+"""
+
+EXAMPLES = r"""
+- name: All VMs of the host
+  cocoon.microvm.cocoon_vm_info:
+  register: found
+
+- name: Their addresses
+  ansible.builtin.debug:
+    msg: "{{ item.config.name }} {{ item.network_configs | map(attribute='network.ip') | join(' ') }}"
+  loop: "{{ found.vms }}"
+  loop_control:
+    label: "{{ item.config.name }}"
+"""
+
+RETURN = r"""
+vms:
+  description: The records, sorted by name; see RV(cocoon.microvm.cocoon_vm#module:vm).
+  returned: always
+  type: list
+  elements: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import vm_info
+from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
+from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
+
+
+def main() -> None:
+    spec = {
+        "names": {"type": "list", "elements": "str", "aliases": ["name"]},
+        "labels": {"type": "dict"},
+        "owner": {"type": "str"},
+        **store_options(),
+    }
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    run_module(module, lambda module: {"changed": False, "vms": vm_info(module.params)})
+
+
+if __name__ == "__main__":
+    main()

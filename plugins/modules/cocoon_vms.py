@@ -1,0 +1,167 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cocoon_vms
+short_description: Manage all the microVMs of a host in one task
+version_added: 0.1.0
+author:
+  - The cocoon.microvm authors (@cocoonstack)
+description:
+  - Does for a list of VMs what M(cocoon.microvm.cocoon_vm) does for one, with the same options, planned together and
+    carried out in parallel, so that a fleet's boot costs its slowest VM and not the sum.
+  - One bad VM fails alone. The result lists each VM with its actions, its diff and its error, and the task fails at the
+    end, naming the VMs that failed.
+extends_documentation_fragment:
+  - cocoon.microvm.attributes
+  - cocoon.microvm.vm.list
+  - cocoon.microvm.store
+  - cocoon.microvm.store.admission
+options:
+  vms:
+    description:
+      - The VMs, each with the options of M(cocoon.microvm.cocoon_vm).
+    type: list
+    elements: dict
+    required: true
+  prune:
+    description:
+      - Remove the VMs of O(owner) that are not in O(vms).
+      - Refused under C(--limit) and with an empty list. Data disks are only taken with O(force).
+    type: bool
+    default: false
+  force:
+    description:
+      - Let O(prune) delete data disks.
+    type: bool
+    default: false
+  owner:
+    description:
+      - Owner of the VMs that name none themselves, and whose VMs O(prune) looks at; the store's ID where omitted.
+    type: str
+  parallel:
+    description:
+      - How many VMs are worked on at a time.
+    type: int
+    default: 16
+  max_unavailable:
+    description:
+      - How many running VMs may be down at a time for a restart. The next ones follow when these answer.
+    type: int
+    default: 1
+seealso:
+  - module: cocoon.microvm.cocoon_vm
+  - module: cocoon.microvm.cocoon_vm_info
+"""
+
+EXAMPLES = r"""
+- name: The VMs of this host, and no others of ours
+  cocoon.microvm.cocoon_vms:
+    prune: true
+    vms:
+      - name: web1
+        state: started
+        image: debian
+        network: lab
+        wait_for: port
+      - name: web2
+        state: started
+        image: debian
+        network: lab
+        wait_for: port
+      - name: db1
+        state: started
+        image: debian
+        network: lab
+        memory: 4G
+        data_disks:
+          - name: pgdata
+            size: 20G
+
+- name: From the inventory, two restarts at a time
+  cocoon.microvm.cocoon_vms:
+    vms: "{{ cocoon_vms }}"
+    max_unavailable: 2
+"""
+
+RETURN = r"""
+results:
+  description: One entry for each VM, in the order of O(vms), those that were pruned last.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The VM's name.
+      type: str
+    changed:
+      description: Whether it was, or would be, changed.
+      type: bool
+    actions:
+      description: What was done, or in check mode what would be done, in order.
+      type: list
+      elements: str
+    diff:
+      description: The options that differ, before and after.
+      type: dict
+    vm:
+      description: The VM's record; see RV(cocoon.microvm.cocoon_vm#module:vm).
+      type: dict
+    boot_seconds:
+      description: Seconds from the start of the hypervisor until what was waited for.
+      type: float
+    failed:
+      description: Whether this VM failed.
+      type: bool
+    msg:
+      description: Why.
+      type: str
+vms:
+  description: The records of the VMs that are there, by name; see RV(cocoon.microvm.cocoon_vm#module:vm).
+  returned: always
+  type: dict
+failed_vms:
+  description: Names of the VMs that failed.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms
+from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
+    admission_options,
+    store_options,
+    vm_options,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._module import bulk_answer, run_module
+
+
+def converge(module: AnsibleModule) -> dict:
+    results = converge_vms(module.params, module.params["vms"], module.check_mode)
+    answer = bulk_answer(results)
+    if answer.get("failed"):
+        module.fail_json(**answer)
+    return answer
+
+
+def main() -> None:
+    spec = {
+        "vms": {"type": "list", "elements": "dict", "required": True, "options": vm_options()},
+        "prune": {"type": "bool", "default": False},
+        "force": {"type": "bool", "default": False},
+        "owner": {"type": "str"},
+        "parallel": {"type": "int", "default": 16},
+        "max_unavailable": {"type": "int", "default": 1},
+        **store_options(),
+        **admission_options(),
+    }
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), converge)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+
+IMAGE = {
+    "id": "sha256:aa",
+    "type": "oci",
+    "layers": ["l0", "l1"],
+    "boot": {"kernel_path": "/k", "initrd_path": "/i"},
+}
+RECORD = {
+    "id": "abcdefghij",
+    "image_type": "oci",
+    "config": {"name": "web1"},
+    "kernel_args": "quiet",
+    "data_disks": [{"name": "db", "size": 1, "fstype": "ext4"}],
+    "network_configs": [
+        {"network": {"ip": "10.0.0.2", "gateway": "10.0.0.1", "prefix": 24}, "dns": ["10.0.0.53"]},
+        {},
+        {"network": {"ip": "10.9.0.2", "gateway": "", "prefix": 30}, "dns": []},
+    ],
+}
+
+
+def test_the_command_line_is_the_contract() -> None:
+    assert boot.kernel_command_line(RECORD, IMAGE) == (
+        "console=ttyS0 loglevel=3 boot=cocoon-overlay cocoon.layers=cocoon-layer1,cocoon-layer0"
+        " cocoon.cow=cocoon-cow rw net.ifnames=0 cocoon.hostname=web1"
+        " ip=10.0.0.2::10.0.0.1:255.255.255.0:web1:eth0:off:10.0.0.53"
+        " ip=10.9.0.2:::255.255.255.252:web1:eth2:off:8.8.8.8:1.1.1.1 quiet"
+    )
+
+
+def test_without_nics_nothing_is_said_about_the_network() -> None:
+    line = boot.kernel_command_line({**RECORD, "network_configs": [], "kernel_args": ""}, IMAGE)
+    assert line.endswith("cocoon.cow=cocoon-cow rw")
+
+
+def test_disks_stand_in_device_order() -> None:
+    configs = boot.storage_configs(RECORD, IMAGE, Paths(), lambda digest: f"/blobs/{digest}")
+    assert [(item["path"], item["ro"], item["serial"]) for item in configs] == [
+        ("/blobs/l0", True, "cocoon-layer0"),
+        ("/blobs/l1", True, "cocoon-layer1"),
+        ("/var/lib/cocoon-microvm/vms/abcdefghij/cow.raw", False, "cocoon-cow"),
+        ("/var/lib/cocoon-microvm/vms/abcdefghij/data-db.raw", False, "db"),
+    ]
+
+
+def test_a_disk_image_brings_its_own_kernel() -> None:
+    assert boot.boot_config(RECORD, {"type": "cloudimg", "boot": None}) == {}
+    configs = boot.storage_configs({**RECORD, "image_type": "cloudimg"}, {"type": "cloudimg"}, Paths(), str)
+    assert configs[0]["path"].endswith("/overlay.qcow2")

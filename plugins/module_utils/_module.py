@@ -13,7 +13,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Coco
 
 
 def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str, t.Any]]) -> None:
-    """Exit with what *body* gives; an error of ours fails the task with its message and nothing else."""
+    """Exit with what *body* gives (``warnings`` and ``failed`` seen to); an error of ours fails with its message."""
     if os.geteuid() != 0:
         module.fail_json(msg="this module manages hypervisors and needs root on the target: set become: true")
     try:
@@ -26,6 +26,8 @@ def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str
         module.fail_json(msg=f"{exc.strerror}: {exc.filename}")
     for warning in result.pop("warnings", []):
         module.warn(warning)
+    if result.get("failed"):
+        module.fail_json(**result)
     module.exit_json(**result)
 
 
@@ -34,14 +36,14 @@ def bulk_answer(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:
     failed = [result for result in results if result.get("failed")]
     answer: dict[str, t.Any] = {
         "changed": any(result["changed"] for result in results),
+        "vms": {name: vm for name, vm in ((result["name"], result.pop("vm")) for result in results) if vm},
         "results": results,
-        "vms": {result["name"]: result["vm"] for result in results if result["vm"]},
         "diff": [
             {**result["diff"], "before_header": result["name"], "after_header": result["name"]}
             for result in results
             if result["diff"]["before"] or result["diff"]["after"]
         ],
-        "warnings": [warning for result in results for warning in result["warnings"]],
+        "warnings": [warning for result in results for warning in result.pop("warnings")],
     }
     if failed:
         shown = "; ".join(f"{result['name']}: {result['msg']}" for result in failed[:5])

@@ -117,10 +117,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_
 
 def converge(module: AnsibleModule) -> dict:
     item = {option: module.params[option] for option in vm_options()}
-    result = converge_vms(module.params, [item], module.check_mode, option=None)[0]
-    if result.get("failed"):
-        module.fail_json(**result)
-    return result
+    return converge_vms(module.params, [item], module.check_mode, option=None)[0]
 
 
 def main() -> None:

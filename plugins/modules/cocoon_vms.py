@@ -108,9 +108,6 @@ results:
     diff:
       description: The options that differ, before and after.
       type: dict
-    vm:
-      description: The VM's record; see RV(cocoon.microvm.cocoon_vm#module:vm).
-      type: dict
     boot_seconds:
       description: Seconds from the start of the hypervisor until what was waited for.
       type: float
@@ -142,11 +139,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._module import bulk
 
 
 def converge(module: AnsibleModule) -> dict:
-    results = converge_vms(module.params, module.params["vms"], module.check_mode)
-    answer = bulk_answer(results)
-    if answer.get("failed"):
-        module.fail_json(**answer)
-    return answer
+    return bulk_answer(converge_vms(module.params, module.params["vms"], module.check_mode))
 
 
 def main() -> None:

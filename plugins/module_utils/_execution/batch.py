@@ -50,7 +50,8 @@ def plan_items(run: Run, items: t.Iterable[Item]) -> None:
     """Read each record and plan it; what cannot be planned is the item's error."""
     for item in items:
         try:
-            item.record, item.plan = plan_item(run, item.definition)
+            item.record = run.store.vm_record(item.name)
+            item.plan = plan_item(run, item.record, item.definition)
         except CocoonError as exc:
             item.error = exc
 

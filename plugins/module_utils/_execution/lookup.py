@@ -53,18 +53,33 @@ def context(run: Run, required: Needs) -> Context:
     )
 
 
-def plan_item(run: Run, definition: Record) -> tuple[Record | None, Plan]:
-    """The record of a VM and the plan that makes it what *definition* says."""
-    record = run.store.vm_record(definition["name"])
+def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
+    """The plan that makes the VM of *record* what *definition* says."""
     observed = observe(record)
-    return record, plan_vm(record, observed, definition, context(run, needs(record, definition, observed)))
+    return plan_vm(record, observed, definition, context(run, needs(record, definition, observed)))
+
+
+# What a record holds for us alone.
+PRIVATE = frozenset(
+    (
+        "login",
+        "process",
+        "phase",
+        "phase_boot_id",
+        "restarting",
+        "kept_disks",
+        "delete_data_disks",
+        "old_image_id",
+        "promised_disk",
+    )
+)
 
 
 def view(record: Record | None) -> Record | None:
     """A record as users see it: true about the process, without what is only ours to know."""
     if record is None or record.get("state") == "removed":
         return None
-    shown = {key: value for key, value in record.items() if key not in ("login", "phase", "phase_boot_id", "process")}
+    shown = {key: value for key, value in record.items() if key not in PRIVATE}
     if record.get("pid") and not observe(record).running:
         shown.update(state=types.STOPPED, pid=0, reason="the hypervisor is gone")
         shown.pop("socket_path", None)

@@ -66,4 +66,4 @@ def mount_ram(path: str) -> None:
 
 def mount_log(path: str) -> None:
     """The log directory of one VM."""
-    mount_tmpfs(path, f"size={LOG_SIZE},nr_inodes=64,mode=0700")
+    mount_tmpfs(path, f"size={LOG_SIZE},nr_inodes=64,mode=0711")

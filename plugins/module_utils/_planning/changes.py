@@ -1,0 +1,377 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a change to an existing VM means: the one comparison behind steps, ``changed`` and diff.
+
+docs/changes.md is this file in words; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE, DEFAULTS
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    LIVE,
+    REBUILD,
+    REFUSED,
+    RESTART,
+    SECRETS,
+    Change,
+    Definition,
+    Step,
+    same_login,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+
+# Options whose value sits in one field of the record: option -> (how, whether the field is under ``config``).
+SCALARS: t.Mapping[str, tuple[str, bool]] = {
+    "cpu": (RESTART, True),
+    "memory": (RESTART, True),
+    "queue_size": (RESTART, True),
+    "disk_queue_size": (RESTART, True),
+    "no_direct_io": (RESTART, True),
+    "kernel_args": (RESTART, False),
+    "watchdog": (RESTART, False),
+    "accel": (RESTART, False),
+    "labels": (LIVE, False),
+    "windows": (REBUILD, True),
+    "hypervisor": (REBUILD, False),
+}
+# What may turn out as ``auto``, and what a rebuild is free to choose anew.
+AUTO = ("hypervisor", "accel")
+SIZES = ("memory", "storage", "balloon")
+STORAGE_GROWS, STORAGE_SHRINKS = RESTART, REFUSED
+LOGIN_DIFFERS, IMAGE_DIFFERS = REBUILD, REBUILD
+NICS_DIFFER = RESTART
+PORTS_DIFFER = LIVE
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One option that differs, and what makes it so.
+
+    :param how: live, restart, rebuild or refused, for a running VM.
+    :param capability: the driver's attribute that makes it live instead.
+    :param fields: record fields to set (a ``configure`` step).
+    :param steps: what to do besides.
+    :param online: done instead of *fields* if the VM runs throughout.
+    :param reason: why it is refused, and the remedy.
+    """
+
+    option: str
+    before: t.Any
+    after: t.Any
+    how: str
+    capability: str | None = None
+    fields: Definition = dataclasses.field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    online: Step | None = None
+    reason: tuple[str, str] = ("", "")
+
+    def change(self, how: str) -> Change:
+        return Change(self.option, self.before, self.after, how)
+
+
+def shown(option: str, value: t.Any) -> t.Any:
+    """*value* as a diff shows it."""
+    if option in SECRETS and value is not None:
+        return "(hidden)"
+    if option in SIZES and isinstance(value, int):
+        return format_size(value)
+    if option == "data_disks":
+        return [{"name": disk["name"], "size": format_size(disk["size"]), "fstype": disk["fstype"]} for disk in value]
+    return value
+
+
+def current(record: Record) -> Definition:
+    """A record as a definition: every option it knows, in the definition's form (balloon ``None`` = off)."""
+    config = record.get("config", {})
+    found: Definition = {}
+    for option in ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "image", "network"):
+        if config.get(option):  # the Go engine omits what is empty, and 0 is its default
+            found[option] = config[option]
+    for option in ("no_direct_io", "windows"):
+        if option in config:
+            found[option] = config[option]
+    for option in ("hypervisor", "accel", "kernel_args", "watchdog", "labels", "owner", "ports", "balloon"):
+        if record.get(option) is not None:
+            found[option] = record[option]
+    return found
+
+
+def current_nics(record: Record) -> list[Definition]:
+    """``[{network, mac, ip}]`` of the NICs that a VM has."""
+    return [
+        {
+            "network": nic.get("network_name"),
+            "mac": nic.get("mac"),
+            "ip": (nic.get("network") or {}).get("ip"),
+        }
+        for nic in record.get("network_configs") or ()
+    ]
+
+
+def wanted_nics(record: Record | None, definition: Definition) -> list[Definition]:
+    """The NICs a VM should have, ``[{network, mac, ip}]``; ``None`` for a MAC or address still to be chosen.
+
+    By position: a NIC that stays keeps its MAC, and on the same network its address. Without ``nics`` a
+    network gives one NIC at creation, and moves the NICs of the former network later.
+
+    :raises InputError: a NIC without a network.
+    """
+    have = current_nics(record) if record else []
+    before = record.get("config", {}).get("network") if record else None
+    network = definition.get("network")
+    if "nics" not in definition:
+        if not network or network == before:
+            return have
+        if not have and not before:
+            return [{"network": network, "mac": None, "ip": None}]
+        return [dict(nic, network=network, ip=None) if nic["network"] == before else nic for nic in have]
+    wanted = []
+    for index, nic in enumerate(definition["nics"]):
+        old = have[index] if index < len(have) else {}
+        name = nic.get("network") or network or old.get("network") or before
+        if not name:
+            raise InputError("names no network", f"nics[{index}].network", "Name one here or in the option network.")
+        kept = old.get("ip") if old.get("network") == name else None
+        wanted.append({"network": name, "mac": nic.get("mac") or old.get("mac"), "ip": nic.get("ip") or kept})
+    return wanted
+
+
+def compare(record: Record, definition: Definition) -> list[Difference]:
+    """All that differs between a VM that is there and its definition, but for the image's content.
+
+    :raises InputError: an option that a new disk or NIC needs is missing.
+    """
+    return [
+        *_scalars(record, definition),
+        *_owner(record, definition),
+        *_storage(record, definition),
+        *_login(record, definition),
+        *_balloon(record, definition),
+        *_nics(record, definition),
+        *_ports(record, definition),
+        *_data_disks(record, definition),
+    ]
+
+
+def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    have = current(record)
+    for option, (how, in_config) in SCALARS.items():
+        if option not in definition or (option in AUTO and definition[option] == "auto"):
+            continue
+        before, after = have.get(option, DEFAULTS.get(option)), definition[option]
+        if before != after:
+            fields = {"config": {option: after}} if in_config else {option: after}
+            yield Difference(option, shown(option, before), shown(option, after), how, fields=fields)
+
+
+def _owner(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    before, after = record.get("owner"), definition.get("owner")
+    if after is None or before == after:
+        return
+    yield Difference(
+        "owner",
+        before,
+        after,
+        LIVE if definition.get("force") else REFUSED,
+        fields={"owner": after},
+        reason=(f"the VM belongs to '{before}'", "set force: true to take it over"),
+    )
+
+
+def _storage(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    before, after = current(record).get("storage", DEFAULTS["storage"]), definition.get("storage")
+    if after is None or before == after:
+        return
+    yield Difference(
+        "storage",
+        shown("storage", before),
+        shown("storage", after),
+        STORAGE_GROWS if after > before else STORAGE_SHRINKS,
+        steps=(Step("grow_disk", {"disk": "cow", "size": after}),),
+        reason=("a system disk never shrinks", "remove the VM and create it again with the smaller disk"),
+    )
+
+
+def _login(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    login = record.get("login") or {}
+    for option in SECRETS:
+        if option not in definition or same_login(login, option, definition[option]):
+            continue
+        if not definition[option] and option not in login.get("digests", {}):
+            continue  # no keys before, an empty list now
+        before = "(hidden)" if option in login.get("digests", {}) else None
+        yield Difference(option, before, "(changed)", LOGIN_DIFFERS)
+
+
+def _balloon(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    if "balloon" not in definition:
+        return
+    before, wanted = record.get("balloon"), definition["balloon"]
+    after = None if wanted == "off" else wanted
+    if before == after:
+        return
+    resized = before is not None and after is not None
+    yield Difference(
+        "balloon",
+        shown("balloon", before or "off"),
+        shown("balloon", after or "off"),
+        LIVE if resized else RESTART,
+        fields={"balloon": after},
+        online=Step("set_balloon", {"balloon": after}) if resized else None,
+    )
+
+
+def _nics(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    have, want = current_nics(record), wanted_nics(record, definition)
+    before, after = record.get("config", {}).get("network"), definition.get("network") or None
+    if have == want:
+        if after and before != after:  # every NIC names a network of its own: only the default moves
+            yield Difference("network", before, after, LIVE, fields={"config": {"network": after}})
+        return
+    step = Step("set_nics", {"nics": want, "network": after or before})
+    moved = "nics" not in definition
+    yield Difference(
+        "network" if moved else "nics",
+        (before or None) if moved else have,
+        after if moved else want,
+        NICS_DIFFER,
+        steps=(step,),
+    )
+
+
+def _ports(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    before, after = record.get("ports") or [], definition.get("ports")
+    if after is not None and set(before) != set(after):
+        yield Difference("ports", before, after, PORTS_DIFFER, steps=(Step("set_ports", {"ports": after}),))
+
+
+def _data_disks(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    if "data_disks" not in definition:
+        return
+    attached = {disk["name"]: disk for disk in record.get("data_disks") or ()}
+    detached = {disk["name"]: disk for disk in record.get("detached_disks") or ()}
+    force = bool(definition.get("force"))
+    listed = {disk["name"] for disk in definition["data_disks"]}
+    for name, disk in attached.items():
+        if name not in listed:
+            yield _drop(disk, "attached", force, "hotplug_disks")
+    for name, disk in detached.items():
+        if name not in listed and force:  # dropped by a run without force, or by one that was killed
+            yield _drop(disk, "detached", force, None)
+    for index, disk in enumerate(definition["data_disks"]):
+        name = disk["name"]
+        if name in attached:
+            yield from _changed_disk(attached[name], disk)
+        else:
+            yield added_disk(detached.get(name), disk, f"data_disks[{index}].size")
+
+
+def _drop(disk: Definition, before: str, force: bool, capability: str | None) -> Difference:
+    return Difference(
+        f"data_disks[{disk['name']}]",
+        f"{before}, {format_size(disk['size'])}",
+        "deleted" if force else "detached",
+        RESTART if capability else LIVE,
+        capability,
+        steps=(Step("drop_disk", {"name": disk["name"], "delete": force}),),
+    )
+
+
+def _unchangeable(old: Definition, disk: Definition) -> t.Iterator[Difference]:
+    """A shrink, or another file system: refused, attached or not."""
+    option = f"data_disks[{disk['name']}]"
+    if disk.get("size", old["size"]) < old["size"]:
+        yield Difference(
+            f"{option}.size",
+            format_size(old["size"]),
+            format_size(disk["size"]),
+            REFUSED,
+            reason=("a data disk never shrinks", "give it another name, or at least its present size"),
+        )
+    fstype = old.get("fstype", DEFAULT_FSTYPE)
+    if disk.get("fstype", fstype) != fstype:
+        yield Difference(
+            f"{option}.fstype",
+            fstype,
+            disk["fstype"],
+            REFUSED,
+            reason=("a data disk is formatted once", "use another disk name, or leave fstype as it is"),
+        )
+
+
+def _changed_disk(old: Definition, disk: Definition) -> t.Iterator[Difference]:
+    yield from _unchangeable(old, disk)
+    size: int = disk.get("size") or old["size"]
+    if size > old["size"]:
+        yield Difference(
+            f"data_disks[{disk['name']}].size",
+            format_size(old["size"]),
+            format_size(size),
+            RESTART,
+            "live_disk_resize",
+            steps=(Step("grow_disk", {"disk": disk["name"], "size": size}),),
+        )
+
+
+def added_disk(old: Definition | None, disk: Definition, where: str) -> Difference:
+    """A new disk, or one that was detached before and comes back with what it holds."""
+    if old is not None:
+        for refused in _unchangeable(old, disk):
+            return refused
+    wanted = wanted_disk(old, disk, where)
+    return Difference(
+        f"data_disks[{disk['name']}]",
+        f"detached, {format_size(old['size'])}" if old else None,
+        f"attached, {format_size(wanted['size'])}",
+        RESTART,
+        "hotplug_disks",
+        steps=(Step("add_disk", {"disk": wanted}),),
+    )
+
+
+def wanted_disk(old: Definition | None, disk: Definition, where: str) -> Definition:
+    """``{name, size, fstype, reattach}`` of a disk to add; *old* is the kept one of that name, if any.
+
+    :raises InputError: a new disk without a size.
+    """
+    size: int | None = disk.get("size") or (old["size"] if old else None)
+    if not size:
+        raise InputError(f"data disk '{disk['name']}' is new and has no size", where, "Give its size, such as 1G.")
+    fstype = disk.get("fstype") or (old or {}).get("fstype") or DEFAULT_FSTYPE
+    return {"name": disk["name"], "size": size, "fstype": fstype, "reattach": old is not None}
+
+
+def compare_image(
+    record: Record, definition: Definition, images: t.Mapping[str, Record | None]
+) -> tuple[Difference | None, str | None]:
+    """(difference, warning) of ``image``: another one, or the same name with other content by now.
+
+    :raises NotFoundError: another image is asked for that the store does not have.
+    """
+    name = definition.get("image")
+    before, digest = record.get("config", {}).get("image"), record.get("image_digest")
+    if name is None or name == digest:
+        return None, None
+    image = images[name]
+    if image is None:
+        if name == before:
+            return None, None  # gone from the index; the VM holds its blobs
+        raise NotFoundError(f"there is no image '{name}'", "image", "Add it with cocoon_image first.")
+    if image["digest"] == digest:
+        if name == before:
+            return None, None
+        return Difference("image", before, name, LIVE, fields={"config": {"image": name}}), None
+    if name != before:
+        return Difference("image", before, name, IMAGE_DIFFERS), None
+    if definition.get("recreate"):
+        return Difference("image", f"{name} ({digest})", f"{name} ({image['digest']})", IMAGE_DIFFERS), None
+    return (
+        None,
+        f"image '{name}' has changed since this VM was made from it; recreate: true rebuilds it from the new one",
+    )

@@ -1,0 +1,323 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a definition, an image, the networks and a driver fit together; the full set of options of a VM."""
+
+from __future__ import annotations
+
+import ipaddress
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ChangeRefusedError,
+    InputError,
+    NotFoundError,
+    UnsupportedError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import (
+    added_disk,
+    current,
+    wanted_disk,
+    wanted_nics,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS, MIN_MEMORY
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    PHASE_REMOVE,
+    REFUSED,
+    REMOVED,
+    SECRETS,
+    Context,
+    Definition,
+    is_made,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+
+_LACKS: t.Mapping[str, str] = {
+    "windows": "boots no Windows guests, which need UEFI",
+    "image": "cannot use disk images (qcow2)",
+    "balloon": "has no balloon device",
+    "watchdog": "has no watchdog device",
+    "user": "cannot pass login data to a guest",
+    "password": "cannot pass login data to a guest",
+    "ssh_keys": "cannot pass login data to a guest",
+}
+
+
+def required_capabilities(definition: t.Mapping[str, t.Any], image: Record | None) -> dict[str, str]:
+    """``{option: the driver capability that it needs}``; what ``hypervisor: auto`` has to look for."""
+    needed = {}
+    if definition.get("windows"):
+        needed["windows"] = "uefi"
+    if image and image.get("disk"):
+        needed["image"] = "qcow2"
+    if definition.get("balloon") not in (None, "off"):
+        needed["balloon"] = "balloon"
+    if definition.get("watchdog"):
+        needed["watchdog"] = "watchdog"
+    needed.update((option, "fw_cfg") for option in SECRETS if definition.get(option))
+    return needed
+
+
+def check_capabilities(hypervisor: str, needed: t.Mapping[str, str], context: Context) -> None:
+    """:raises UnsupportedError: the driver lacks something; names the option and the driver."""
+    capabilities = context.capabilities[hypervisor]
+    for option, capability in needed.items():
+        if not getattr(capabilities, capability):
+            raise UnsupportedError(
+                f"hypervisor {hypervisor} {_LACKS[option]}", option, "Use another hypervisor, or do without the option."
+            )
+
+
+def check_driver(hypervisor: str, accel: str, context: Context) -> None:
+    """:raises UnsupportedError: the hypervisor is not usable on this host, or not with that accelerator."""
+    probe = context.probes[hypervisor]
+    if not probe.available:
+        raise UnsupportedError(
+            f"{hypervisor} cannot be used on this host: {probe.reason or 'not found'}",
+            "hypervisor",
+            "Install it, as the role cocoon.microvm.host does for qemu, or choose another one.",
+        )
+    if accel not in probe.accels:
+        usable = ", ".join(probe.accels) or "none"
+        raise UnsupportedError(
+            f"{hypervisor} cannot use {accel} on this host (usable: {usable})",
+            "accel",
+            "Choose another accelerator" + (" (tcg works on any host)." if hypervisor == "qemu" else "."),
+        )
+
+
+def choose_driver(old: Definition, definition: Definition, context: Context) -> tuple[str, str]:
+    """(hypervisor, accel) of a VM to make or rebuild. What was resolved once is not resolved again.
+
+    :raises UnsupportedError: nothing fits, or what is asked for cannot be used here.
+    """
+    hypervisor, accel = definition.get("hypervisor", "auto"), definition.get("accel", "auto")
+    if hypervisor == "auto":
+        if old.get("hypervisor"):
+            hypervisor = old["hypervisor"]
+        elif context.auto:
+            hypervisor, found = context.auto
+            accel = found if accel == "auto" else accel
+        else:
+            reasons = "; ".join(f"{name}: {probe.reason}" for name, probe in context.probes.items() if probe.reason)
+            raise UnsupportedError(
+                "no hypervisor of this host fits the image and the options" + (f" ({reasons})" if reasons else ""),
+                "hypervisor",
+                "Install one, as the role cocoon.microvm.host does, or name the one to use.",
+            )
+    if accel == "auto":
+        usable = context.probes[hypervisor].accels
+        recorded = old.get("accel") if old.get("hypervisor") == hypervisor else None
+        accel = recorded or ("kvm" if "kvm" in usable or not usable else usable[0])
+    check_driver(hypervisor, accel, context)
+    return hypervisor, accel
+
+
+def find_image(record: Record | None, name: str | None, context: Context) -> Record:
+    """The image to make or rebuild a VM from: the one of that *name*, else the one that the VM was made from.
+
+    :raises InputError: none is named. :raises NotFoundError: the store has no such image.
+    """
+    if not name:
+        raise InputError("is needed to create the VM", "image", "Name an image of the host's store.")
+    image = context.images[name]
+    if image is None and record and record.get("state") != REMOVED and record["config"].get("image") == name:
+        image = context.images.get(record.get("image_digest") or "")  # its name is gone, the VM holds the content
+    if image is None:
+        raise NotFoundError(f"there is no image '{name}'", "image", "Add it with cocoon_image first.")
+    return image
+
+
+def check_image(wanted: Definition, image: Record) -> None:
+    """:raises UnsupportedError: the image cannot do what the options ask. :raises InputError: a disk too small."""
+    name, disk = wanted["image"], image.get("disk")
+    if not disk and not (image.get("boot") or {}).get("kernel_path"):
+        raise UnsupportedError(
+            f"image '{name}' has no kernel to boot", "image", "Import it with the options kernel and initrd."
+        )
+    for option in SECRETS:
+        if wanted.get(option) and option not in (image.get("features") or ()):
+            raise UnsupportedError(
+                f"image '{name}' takes no {option}",
+                option,
+                "Leave the option out, or use an image that does, as the role cocoon.microvm.image builds.",
+            )
+    if not disk:
+        return
+    if wanted["kernel_args"]:
+        raise _no_kernel_args(name)
+    if wanted["storage"] < (disk.get("virtual_size") or 0):
+        raise InputError(
+            f"{format_size(wanted['storage'])} is smaller than the disk of image '{name}'",
+            "storage",
+            f"Give at least {format_size(disk['virtual_size'])}.",
+        )
+
+
+def _no_kernel_args(image: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"image '{image}' is a disk image, whose boot loader chooses the kernel arguments",
+        "kernel_args",
+        "Set it to an empty string, or use an image that boots its kernel directly.",
+    )
+
+
+def check_balloon(balloon: int | None, memory: int) -> None:
+    """:raises InputError: a balloon that leaves the guest less than the smallest memory."""
+    if balloon and balloon > memory - MIN_MEMORY:
+        raise InputError(
+            f"{format_size(balloon)} of {format_size(memory)} leaves the guest less than {format_size(MIN_MEMORY)}",
+            "balloon",
+            "Take a smaller balloon or more memory.",
+        )
+
+
+def check_nics(nics: t.Sequence[Definition], context: Context, given: bool) -> None:
+    """:param given: the NICs come from ``nics`` and not from ``network``.
+
+    :raises NotFoundError: an unknown network. :raises InputError: an address that the network does not have.
+    """
+    for index, nic in enumerate(nics):
+        name = nic["network"]
+        network = context.networks[name]
+        if network is None:
+            option = f"nics[{index}].network" if given else "network"
+            raise NotFoundError(f"there is no network '{name}'", option, "Create it with cocoon_network first.")
+        if nic["ip"] is not None:
+            _check_address(nic["ip"], network, f"nics[{index}].ip")
+
+
+def _check_address(address: str, network: Record, option: str) -> None:
+    if not network.get("subnet"):
+        raise InputError(f"network '{network['name']}' has no subnet", option, "Leave the address out.")
+    subnet = ipaddress.IPv4Network(network["subnet"])
+    reserved = [str(subnet.network_address), str(subnet.broadcast_address)] if subnet.prefixlen < 31 else []
+    if ipaddress.IPv4Address(address) not in subnet or address in [*reserved, network.get("gateway")]:
+        raise InputError(
+            f"{address} is not an address for a guest in network '{network['name']}' ({subnet})",
+            option,
+            "Choose one inside the subnet, other than its gateway, first and last address.",
+        )
+
+
+def check_reach(definition: Definition, nics: t.Sequence[Definition], ports: t.Sequence[str], context: Context) -> None:
+    """:raises UnsupportedError: ports, or a wait over the network, of a VM without an address."""
+    for nic in nics:
+        network = context.networks.get(nic["network"]) or {}
+        if nic["ip"] or network.get("subnet"):
+            return
+    remedy = "Give the VM a NIC on a network with a subnet."
+    if ports:
+        raise UnsupportedError(
+            "the VM has no address to publish ports of", "ports", f"{remedy[:-1]}, or set ports: []."
+        )
+    if definition.get("wait_for") in ("ping", "port"):
+        raise UnsupportedError("the VM has no address that could answer", "wait_for", remedy)
+
+
+def new_vm(record: Record | None, definition: Definition, context: Context) -> Definition:
+    """Every option of a VM to create: what is given, else what a half-made record says, else the defaults.
+
+    ``nics`` are ``{network, mac, ip}`` (``None`` = choose), ``data_disks`` ``{name, size, fstype, reattach}``,
+    ``balloon`` bytes or ``None``, ``user``, ``password`` and ``ssh_keys`` the given ones or ``None``; besides the
+    options ``image_id`` and ``image_digest``.
+
+    :raises CocoonError: they do not fit together.
+    """
+    old = current(record) if record and not is_made(record) and record.get("state") != REMOVED else {}
+    wanted = _settle(record, old, definition, context)
+    wanted["nics"] = new_nics(record, definition)
+    wanted["data_disks"] = _new_disks(record, definition)
+    check_nics(wanted["nics"], context, "nics" in definition)
+    check_reach(definition, wanted["nics"], wanted["ports"], context)
+    return wanted
+
+
+def rebuilt_vm(record: Record, definition: Definition, context: Context) -> Definition:
+    """Every option of a VM that gets a new system disk; the shape of :func:`new_vm`."""
+    wanted = _settle(record, current(record), definition, context)
+    wanted["nics"] = wanted_nics(record, definition)
+    disks = {disk["name"]: disk for key in ("detached_disks", "data_disks") for disk in record.get(key) or ()}
+    if "data_disks" in definition:
+        given = enumerate(definition["data_disks"])
+        wanted["data_disks"] = [
+            wanted_disk(disks.get(disk["name"]), disk, f"data_disks[{index}].size") for index, disk in given
+        ]
+    else:
+        wanted["data_disks"] = [dict(disk, reattach=True) for disk in record.get("data_disks") or ()]
+    return wanted
+
+
+def _settle(record: Record | None, old: Definition, definition: Definition, context: Context) -> Definition:
+    """Everything but NICs and data disks."""
+    given = {option: value for option, value in definition.items() if option in DEFAULTS or option == "owner"}
+    wanted: Definition = {**DEFAULTS, "owner": context.owner_default, **old, **given, "name": definition["name"]}
+    wanted["balloon"] = None if wanted["balloon"] == "off" else wanted["balloon"]
+    wanted["image"] = definition.get("image") or old.get("image")
+    image = find_image(record, wanted["image"], context)
+    if "storage" not in definition and "storage" not in old:
+        wanted["storage"] = max(wanted["storage"], (image.get("disk") or {}).get("virtual_size") or 0)
+    wanted["image_id"], wanted["image_digest"] = image["id"], image["digest"]
+    hypervisor, accel = choose_driver(old, definition, context)
+    wanted["hypervisor"], wanted["accel"] = hypervisor, accel
+    if "watchdog" not in definition and not context.capabilities[hypervisor].watchdog:
+        wanted["watchdog"] = False
+    check_image(wanted, image)
+    check_capabilities(hypervisor, required_capabilities(wanted, image), context)
+    check_balloon(wanted["balloon"], wanted["memory"])
+    return wanted
+
+
+def new_nics(record: Record | None, definition: Definition) -> list[Definition]:
+    """The NICs of a VM to create; those that a half-made record was given, if the definition names none."""
+    if record and record.get("state") != REMOVED and "nics" not in definition and "network" not in definition:
+        recorded = {"network": record.get("config", {}).get("network"), "nics": record.get("nics")}
+        definition = {option: value for option, value in recorded.items() if value is not None}
+    return wanted_nics(None, definition)
+
+
+def _new_disks(record: Record | None, definition: Definition) -> list[Definition]:
+    """The data disks of a VM to create; kept ones of a removed VM of that name come back.
+
+    :raises ChangeRefusedError: a kept disk would shrink or be formatted anew.
+    """
+    kept, begun = {}, {}
+    if record:
+        begun = {disk["name"]: disk for disk in record.get("data_disks") or ()}
+        # a creation that was cut short has them under kept_disks
+        kept = {disk["name"]: disk for key in ("kept_disks", "detached_disks") for disk in record.get(key) or ()}
+        if record.get("phase") == PHASE_REMOVE:
+            kept, begun = ({} if definition.get("force") else {**begun, **kept}), {}
+    if "data_disks" not in definition:
+        return [dict(disk, reattach=disk["name"] in kept) for disk in begun.values()]
+    disks = []
+    for index, disk in enumerate(definition["data_disks"]):
+        where = f"data_disks[{index}].size"
+        difference = added_disk(kept.get(disk["name"]), {**begun.get(disk["name"], {}), **disk}, where)
+        if difference.how == REFUSED:
+            what, remedy = difference.reason
+            raise ChangeRefusedError(
+                f"{difference.before} to {difference.after}, on the disk kept from before: {what}",
+                difference.option,
+                f"{remedy[0].upper()}{remedy[1:]}; state: absent with force: true deletes the kept disk.",
+            )
+        disks.append(difference.steps[0].args["disk"])
+    return disks
+
+
+def check_update(record: Record, definition: Definition, context: Context) -> None:
+    """Whether the given options suit a VM that keeps its system disk.
+
+    :raises UnsupportedError: the driver or the image cannot. :raises InputError: the balloon is too large.
+    """
+    if definition.get("kernel_args") and record.get("image_type") == "cloudimg":
+        raise _no_kernel_args(record["config"].get("image", ""))
+    changed = {
+        option: capability
+        for option, capability in required_capabilities(definition, None).items()
+        if option in ("balloon", "watchdog")
+    }
+    if changed:
+        check_capabilities(record["hypervisor"], changed, context)
+    balloon = definition.get("balloon", record.get("balloon"))
+    check_balloon(None if balloon == "off" else balloon, definition.get("memory", record["config"]["memory"]))

@@ -1,0 +1,243 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the planner takes and gives: plain data, nothing that touches a host."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREATING, Record
+
+Definition = dict[str, t.Any]
+
+# What is left of a VM whose data disks were kept when it was removed: a record in this state that
+# lists them under ``detached_disks``. To a user the VM does not exist; created again, it gets them back.
+REMOVED = "removed"
+
+# Values of a record's ``phase`` that a killed run may leave and that the next plan acts on.
+PHASE_CREATE = "create"
+PHASE_REBUILD = "rebuild"
+PHASE_REMOVE = "remove"
+
+# How a change is made; also the words of docs/changes.md.
+LIVE = "live"
+OFFLINE = "offline"
+RESTART = "restart"
+REBUILD = "rebuild"
+REFUSED = "refused"
+
+SECRETS = ("user", "password", "ssh_keys")
+
+
+class Secret(str):
+    """A string that does not show itself inside a repr, and so not in a traceback of a dict that holds it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'********'"
+
+
+class ProbeLike(t.Protocol):
+    """What a look at the host said about one hypervisor."""
+
+    @property
+    def available(self) -> bool: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+    @property
+    def accels(self) -> t.Sequence[str]: ...
+
+
+class CapabilitiesLike(t.Protocol):
+    """The part of a driver's capabilities that the planner asks about."""
+
+    @property
+    def uefi(self) -> bool: ...
+
+    @property
+    def qcow2(self) -> bool: ...
+
+    @property
+    def hotplug_disks(self) -> bool: ...
+
+    @property
+    def live_disk_resize(self) -> bool: ...
+
+    @property
+    def balloon(self) -> bool: ...
+
+    @property
+    def watchdog(self) -> bool: ...
+
+    @property
+    def fw_cfg(self) -> bool: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What the host says about a VM's process, whatever its record says."""
+
+    running: bool = False
+    paused: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a plan may look at besides the record; holds what :func:`needs` asked for and no more.
+
+    :param images: image records by the name or digest asked for, ``None`` = not in the store.
+    :param networks: network records by name, ``None`` = not there.
+    :param probes: by hypervisor name.
+    :param capabilities: by hypervisor name.
+    :param auto: what ``hypervisor: auto`` resolves to here: (hypervisor, accel), ``None`` = nothing fits.
+    :param owner_default: the owner of what gives none.
+    """
+
+    images: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
+    networks: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
+    probes: t.Mapping[str, ProbeLike] = dataclasses.field(default_factory=dict)
+    capabilities: t.Mapping[str, CapabilitiesLike] = dataclasses.field(default_factory=dict)
+    auto: tuple[str, str] | None = None
+    owner_default: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What to load into a :class:`Context` before planning.
+
+    :param images: names or digests to resolve.
+    :param networks: names to load.
+    :param drivers: hypervisors to probe; ``auto`` = resolve it (and probe what it resolves to).
+    """
+
+    images: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    drivers: tuple[str, ...] = ()
+
+    @property
+    def driver(self) -> bool:
+        return bool(self.drivers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One thing for the executor to do; idempotent."""
+
+    name: str
+    args: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """``grow_disk data1``: fit for a result, no secret in it."""
+        disk = self.args.get("disk", self.args.get("name"))
+        if isinstance(disk, dict):
+            disk = disk["name"]
+        return f"{self.name} {disk}" if disk else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One option that differs. *before* and *after* are fit to be shown; secrets are masked in them."""
+
+    option: str
+    before: t.Any
+    after: t.Any
+    how: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run does to one VM, and what check mode says it would do.
+
+    :param action: ``none create rebuild update restart start stop resume remove``.
+    :param wanted: for a create or rebuild, every option with its value.
+    :param restarts: a running VM goes down and comes back (counts toward ``max_unavailable``).
+    """
+
+    name: str
+    action: str
+    steps: tuple[Step, ...] = ()
+    changes: tuple[Change, ...] = ()
+    wanted: Definition | None = None
+    warnings: tuple[str, ...] = ()
+    state_before: str = "absent"
+    state_after: str = "absent"
+    restarts: bool = False
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.steps)
+
+    def step(self, name: str) -> Step | None:
+        """The first step of that name, if there is one."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    @property
+    def actions(self) -> list[str]:
+        """The steps in words, for results."""
+        return [str(step) for step in self.steps]
+
+    @property
+    def diff(self) -> dict[str, dict[str, t.Any]]:
+        """``{"before": {option: value}, "after": {…}}``, only what differs; empty dicts without a change."""
+        before: dict[str, t.Any] = {}
+        after: dict[str, t.Any] = {}
+        if not self.changed:
+            return {"before": before, "after": after}
+        for change in self.changes:
+            if change.how != "create":
+                before[change.option] = change.before
+            after[change.option] = change.after
+        if self.state_before != self.state_after:
+            before["state"], after["state"] = self.state_before, self.state_after
+        elif self.action == "restart":
+            before["state"], after["state"] = self.state_before, f"{self.state_after} (restarted)"
+        elif not self.changes:  # a record or an interrupted step is set right; nothing else differs
+            before["state"], after["state"] = f"{self.state_before} (unfinished)", self.state_after
+        return {"before": before, "after": after}
+
+
+def digest_login(salt: str, value: t.Any) -> str:
+    """The salted digest that a record keeps of a login option; of a list, order and repeats do not count."""
+    if isinstance(value, (list, tuple)):
+        text = json.dumps(sorted({str(item).strip() for item in value}))
+    else:
+        text = str(value)
+    return hmac.new(salt.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def login_digests(definition: t.Mapping[str, t.Any], salt: str) -> dict[str, t.Any]:
+    """A record's ``login``: ``{"salt", "digests": {option: digest}}`` of the login options that are given."""
+    given = {option: definition[option] for option in SECRETS if definition.get(option) is not None}
+    return {"salt": salt, "digests": {option: digest_login(salt, value) for option, value in given.items()}}
+
+
+def same_login(login: t.Mapping[str, t.Any], option: str, value: t.Any) -> bool:
+    """Whether *value* is what *option* was at creation (constant time)."""
+    recorded = login.get("digests", {}).get(option)
+    return recorded is not None and hmac.compare_digest(recorded, digest_login(login.get("salt", ""), value))
+
+
+def merge_fields(record: Record, fields: t.Mapping[str, t.Any]) -> Record:
+    """A copy of *record* with the *fields* of a ``configure`` step: ``config`` key by key, the rest replaced."""
+    merged = {**record, **fields}
+    if "config" in fields:
+        merged["config"] = {**record.get("config", {}), **fields["config"]}
+    return merged
+
+
+def is_made(record: Record | None) -> bool:
+    """Whether there is a VM to change; no: none, half made, half removed, or removed but for its data disks."""
+    return (
+        record is not None
+        and not record.get("bare")
+        and record.get("state") not in (CREATING, REMOVED)
+        and record.get("phase") not in (PHASE_CREATE, PHASE_REMOVE)
+    )

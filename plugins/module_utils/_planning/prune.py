@@ -1,0 +1,54 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which VMs a prune removes."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED, Definition
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+
+def plan_prune(
+    definitions: t.Collection[t.Mapping[str, t.Any]],
+    records: t.Iterable[Record],
+    owner: str,
+    *,
+    limited: bool = False,
+    incomplete: bool = False,
+    force: bool = False,
+) -> list[str]:
+    """The names, sorted, of *owner*'s VMs that are no longer listed.
+
+    :param definitions: the whole list of the task, items in state ``absent`` included.
+    :param records: of all VMs of the store.
+    :param limited: the play runs under ``--limit``, so that the list may lack VMs of other hosts.
+    :param incomplete: a definition could not be made out (a template failed).
+    :param force: data disks go too, those that an earlier removal kept among them.
+    :raises ChangeRefusedError: the list cannot be trusted to be whole.
+    """
+    doubt = None
+    if limited:
+        doubt = ("the play is limited", "Run it without --limit.")
+    elif incomplete:
+        doubt = ("a definition failed to template", "Mend the definition first.")
+    elif not definitions:
+        doubt = ("the list of VMs is empty", "Give the VMs that should stay; remove the last with state: absent.")
+    if doubt:
+        raise ChangeRefusedError(f"refused, because {doubt[0]}: VMs that should stay would go", "prune", doubt[1])
+    listed = {definition["name"] for definition in definitions}
+    return sorted(
+        record["config"]["name"]
+        for record in records
+        if record.get("owner") == owner
+        and record["config"]["name"] not in listed
+        and (force or record.get("state") != REMOVED)
+    )
+
+
+def prune_definition(name: str, force: bool = False) -> Definition:
+    """The definition that removes a pruned VM; its data disks go only with *force*."""
+    return {"name": name, "state": "absent", "force": force}

@@ -1,0 +1,384 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a record, a look at the process and a definition to steps: pure, no I/O, no clock."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import (
+    Difference,
+    compare,
+    compare_image,
+    current_nics,
+    shown,
+    wanted_nics,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_STATE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    LIVE,
+    OFFLINE,
+    PHASE_REBUILD,
+    PHASE_REMOVE,
+    REBUILD,
+    REFUSED,
+    REMOVED,
+    RESTART,
+    SECRETS,
+    Change,
+    Context,
+    Definition,
+    Needs,
+    Observed,
+    Plan,
+    Step,
+    is_made,
+    merge_fields,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
+    CREATED,
+    CREATING,
+    ERROR,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    Record,
+)
+
+# The order of steps inside a plan: what frees comes before what takes, the record before what acts on it.
+ORDER = (
+    "stop",
+    "remove",
+    "create",
+    "drop_disk",
+    "set_nics",
+    "grow_disk",
+    "add_disk",
+    "configure",
+    "set_balloon",
+    "rebuild",
+    "set_ports",
+    "start",
+    "resume",
+)
+LATER_STATES = ("paused", "hibernated")
+
+
+def needs(record: Record | None, definition: Definition, observed: Observed | None = None) -> Needs:
+    """What :func:`plan_vm` will look up in its context; nothing but the image's name if nothing differs.
+
+    :param observed: without it a VM that is to run is taken to need its driver.
+    :raises InputError: as :func:`plan_vm`.
+    """
+    state = definition.get("state", DEFAULT_STATE)
+    if state == "absent" or state in LATER_STATES:
+        return Needs()
+    if record is None or not is_made(record):
+        return _needs_new(record, definition)
+    differences = compare(record, definition)
+    rebuild = record.get("phase") == PHASE_REBUILD or any(item.how == REBUILD for item in differences)
+    name, digest = definition.get("image"), record.get("image_digest")
+    images = [name] if name and name != digest else []
+    before = record["config"].get("image")
+    maybe = bool(images) and (name != before or definition.get("recreate", False))
+    if rebuild or maybe:
+        images += [image for image in (name or before, digest) if image]
+    networks: list[str] = []
+    if any(step.name == "set_nics" for item in differences for step in item.steps):
+        networks = [nic["network"] for nic in wanted_nics(record, definition)]
+    runs = bool(observed and observed.running and record.get("state") in (RUNNING, PAUSED))
+    starts = state == "restarted" or (not runs and (state == "started" or bool(record.get("restarting"))))
+    drivers = []
+    if differences or rebuild or maybe or starts:
+        asked = definition.get("hypervisor", "auto")
+        drivers = [record["hypervisor"]] + ([asked] if asked != "auto" else [])
+    return Needs(_unique(images), _unique(networks), _unique(drivers))
+
+
+def _needs_new(record: Record | None, definition: Definition) -> Needs:
+    """For a VM to create; a half-made record stands in for what the definition leaves out."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import new_nics
+
+    config = record.get("config", {}) if record else {}
+    begun = record if record and record.get("state") != REMOVED else {}
+    images = [definition.get("image") or config.get("image"), begun.get("image_digest")]
+    networks = [nic["network"] for nic in new_nics(record, definition)]
+    asked = definition.get("hypervisor", "auto")
+    if asked == "auto":
+        asked = begun.get("hypervisor") or "auto"
+    return Needs(_unique(image for image in images if image), _unique(networks), (asked,))
+
+
+def _unique(names: t.Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def plan_vm(record: Record | None, observed: Observed, definition: Definition, context: Context) -> Plan:
+    """The steps from what there is to what is wanted, with the diff that they make.
+
+    :param definition: from :func:`normalise`.
+    :raises CocoonError: it cannot or may not be done; nothing has been touched.
+    """
+    state = definition.get("state", DEFAULT_STATE)
+    if state in LATER_STATES:
+        raise UnsupportedError(f"{state} is not supported yet", "state", "Use started or stopped.")
+    if state == "absent":
+        return _plan_absent(record, observed, definition)
+    if record is None or not is_made(record):
+        return _plan_new(record, observed, definition, context)
+    return _Existing(record, observed, definition, context).plan()
+
+
+def current_state(record: Record | None, observed: Observed) -> str:
+    """The state in one word, by the process and not by what the record says of it."""
+    if record is None or record.get("state") == REMOVED:
+        return "absent"
+    if observed.running:
+        return PAUSED if observed.paused else RUNNING
+    state = record.get("state")
+    return str(state) if state in (CREATING, CREATED, ERROR) else STOPPED
+
+
+def _plan_absent(record: Record | None, observed: Observed, definition: Definition) -> Plan:
+    """A running VM is asked to shut down, then killed after stop_timeout; with force killed at once."""
+    name, force = definition["name"], bool(definition.get("force"))
+    disks = _disk_names(record)
+    if record is None or (record.get("state") == REMOVED and not (force and disks)):
+        return Plan(name, "none")
+    owner = definition.get("owner")
+    if owner is not None and record.get("owner") not in (None, owner) and not force:
+        raise ChangeRefusedError(
+            f"VM '{name}' belongs to '{record['owner']}'", "owner", "Set force: true to remove it nevertheless."
+        )
+    steps = [Step("stop", {"force": force, "restart": False})] if observed.running else []
+    steps.append(Step("remove", {"delete_data_disks": force}))
+    changes = (Change("data_disks", disks, "deleted" if force else "kept", "remove"),) if disks else ()
+    warnings: tuple[str, ...] = ()
+    if disks and not force:
+        warnings = (
+            f"the data disks of VM '{name}' are kept ({', '.join(disks)}); a VM of that name takes them up again, "
+            "state: absent with force: true deletes them",
+        )
+    return Plan(name, "remove", tuple(steps), changes, None, warnings, current_state(record, observed), "absent")
+
+
+def _disk_names(record: Record | None) -> list[str]:
+    if record is None:
+        return []
+    return [disk["name"] for key in ("data_disks", "detached_disks") for disk in record.get(key) or ()]
+
+
+def _plan_new(record: Record | None, observed: Observed, definition: Definition, context: Context) -> Plan:
+    """Create, or finish what a killed run began; create is idempotent and goes on from what the record says."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import new_vm
+
+    wanted = new_vm(record, definition, context)
+    steps: list[Step] = []
+    if record and record.get("phase") == PHASE_REMOVE:
+        if observed.running:
+            steps.append(Step("stop", {"force": bool(definition.get("force")), "restart": False}))
+        steps.append(Step("remove", {"delete_data_disks": bool(definition.get("force"))}))
+    steps.append(Step("create", {"wanted": wanted}))
+    started = definition.get("state", DEFAULT_STATE) in ("started", "restarted")
+    if started:
+        steps.append(Step("start"))
+    hidden = ("name", "image_id")
+    changes = tuple(
+        Change(option, None, shown(option, value), "create")
+        for option, value in wanted.items()
+        if option not in hidden and value not in (None, "", [], {})
+    )
+    return Plan(
+        definition["name"],
+        "create",
+        tuple(steps),
+        changes,
+        wanted,
+        (),
+        current_state(record, observed),
+        RUNNING if started else CREATED,
+    )
+
+
+class _Existing:
+    """Planning for a VM that is there."""
+
+    def __init__(self, record: Record, observed: Observed, definition: Definition, context: Context) -> None:
+        self.record = record
+        self.running = observed.running
+        self.observed = observed
+        self.definition = definition
+        self.context = context
+        self.name: str = definition["name"]
+        self.state: str = definition.get("state", DEFAULT_STATE)
+        image, warning = compare_image(record, definition, context.images)
+        self.differences = compare(record, definition) + ([image] if image else [])
+        self.warnings = [f"VM '{self.name}': {warning}"] if warning else []
+
+    def plan(self) -> Plan:
+        changes = [difference.change(self._how(difference)) for difference in self.differences]
+        unfinished = self.record.get("phase") == PHASE_REBUILD
+        self._permit(changes, unfinished)
+        rebuild = unfinished or any(change.how == REBUILD for change in changes)
+        stop = self.running and (
+            self.state in ("stopped", "restarted") or rebuild or any(change.how == RESTART for change in changes)
+        )
+        # present never changes the power state, but it ends a restart that a killed run began
+        resumes = self.running or bool(self.record.get("restarting"))
+        runs = self.state in ("started", "restarted") or (self.state == "present" and resumes)
+        wanted = self._rebuilt() if rebuild else None
+        steps = self._power_steps(stop, runs) + self._change_steps(stop, wanted)
+        steps.sort(key=lambda step: ORDER.index(step.name))
+        names = {step.name for step in steps}
+        if self.differences or "start" in names:
+            self._check("start" in names, rebuild)
+        restarts = stop and "start" in names
+        before = current_state(self.record, self.observed)
+        return Plan(
+            self.name,
+            self._action(names, rebuild, changes, restarts),
+            tuple(steps),
+            tuple(changes),
+            wanted,
+            tuple(self.warnings),
+            before,
+            self._state_after(before, names),
+            restarts,
+        )
+
+    def _rebuilt(self) -> Definition:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import rebuilt_vm
+
+        return rebuilt_vm(self.record, self.definition, self.context)
+
+    def _how(self, difference: Difference) -> str:
+        """The table's word for a running VM; without a process nothing needs a restart."""
+        how = difference.how
+        if how != RESTART:
+            return how
+        if not self.running or self.state == "stopped":
+            return OFFLINE
+        if difference.capability:
+            capabilities = self.context.capabilities[self.record["hypervisor"]]
+            if getattr(capabilities, difference.capability):
+                return LIVE
+        return RESTART
+
+    def _permit(self, changes: t.Sequence[Change], rebuilding: bool) -> None:
+        """Whether all changes may be made; a rebuild that was begun has lost the old disk and needs no more leave.
+
+        :raises ChangeRefusedError: with all that is refused or lacks its permission, and every remedy.
+        """
+        recreate = rebuilding or bool(self.definition.get("recreate"))
+        restart_allowed = recreate and any(change.how == REBUILD for change in changes)
+        restart_allowed = restart_allowed or self.state == "restarted" or bool(self.definition.get("allow_restart"))
+        problems, remedies, options = [], [], []
+        for difference, change in zip(self.differences, changes):
+            if change.how == REFUSED:
+                problems.append(f"{_words(change)}: {difference.reason[0]}")
+                remedies.append(f"for {change.option}: {difference.reason[1]}")
+                options.append(change.option)
+        for how, allowed, text, remedy in (
+            (RESTART, restart_allowed, "a restart of the running VM", "set allow_restart: true"),
+            (REBUILD, recreate, "a rebuild", "set recreate: true, which makes the system disk anew"),
+        ):
+            lacking = [change for change in changes if change.how == how and not allowed]
+            if lacking:
+                verb = "needs" if len(lacking) == 1 else "need"
+                problems.append(f"{', '.join(map(_words, lacking))} {verb} {text}")
+                remedies.append(remedy)
+                options += [change.option for change in lacking]
+        if problems:
+            remedy = "; ".join(remedies)
+            raise ChangeRefusedError(
+                f"VM '{self.name}' stays as it is: {'; '.join(problems)}",
+                ", ".join(options),
+                f"{remedy[0].upper()}{remedy[1:]}.",
+            )
+
+    def _power_steps(self, stop: bool, runs: bool) -> list[Step]:
+        recorded = self.record.get("state")
+        steps = []
+        # a record that still says running after a crash or a reboot is set right by the same step
+        if stop or (self.state == "stopped" and recorded in (RUNNING, PAUSED)):
+            force = bool(self.definition.get("force"))
+            steps.append(Step("stop", {"force": force, "restart": runs}))
+        if runs and (stop or not self.running):
+            steps.append(Step("start"))
+        elif self.state == "started" and self.observed.paused:
+            steps.append(Step("resume"))
+        elif self.state == "started" and recorded not in (RUNNING, PAUSED):
+            steps.append(Step("start"))  # it runs, but the record does not say so: a killed or failed start
+        return steps
+
+    def _change_steps(self, stop: bool, wanted: Definition | None) -> list[Step]:
+        fields: Definition = {}
+        steps: list[Step] = []
+        for difference in self.differences:
+            if difference.how == REBUILD or (wanted and difference.option == "storage"):
+                continue  # part of what the rebuild makes
+            if difference.online and self.running and not stop:
+                steps.append(difference.online)
+            elif difference.fields:
+                fields = merge_fields(fields, difference.fields)
+            steps += difference.steps
+            if self.running and not stop and difference.option.endswith("].size"):
+                self.warnings.append(
+                    f"VM '{self.name}': {difference.option} grew while the VM runs; grow the file system in the guest"
+                )
+        if fields:
+            steps.append(Step("configure", {"fields": fields}))
+        if wanted:
+            steps.append(Step("rebuild", {"wanted": wanted}))
+            self._warn_of_lost_login()
+        return steps
+
+    def _warn_of_lost_login(self) -> None:
+        digests = (self.record.get("login") or {}).get("digests", {})
+        lost = [option for option in SECRETS if option in digests and option not in self.definition]
+        if lost:
+            self.warnings.append(
+                f"VM '{self.name}': {', '.join(lost)} of its creation are not given now, the rebuilt VM has none"
+            )
+
+    def _check(self, starts: bool, rebuild: bool) -> None:
+        """What the options need of networks and driver; a rebuild has checked the driver already."""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._planning import fit
+
+        record, definition = self.record, self.definition
+        nics = current_nics(record)
+        if any(step.name == "set_nics" for difference in self.differences for step in difference.steps):
+            nics = wanted_nics(record, definition)
+            fit.check_nics(nics, self.context, "nics" in definition)
+        ports = definition.get("ports", record.get("ports")) if self.differences else None
+        if self.differences or starts:
+            fit.check_reach(definition if starts else {}, nics, ports or (), self.context)
+        if self.differences and not rebuild:
+            fit.check_update(record, definition, self.context)
+        if starts and not rebuild:
+            accel = definition.get("accel", "auto")
+            fit.check_driver(record["hypervisor"], record["accel"] if accel == "auto" else accel, self.context)
+
+    def _action(self, names: set[str], rebuild: bool, changes: t.Sequence[Change], restarts: bool) -> str:
+        if rebuild:
+            return "rebuild"
+        if changes:
+            return "update"
+        if self.state == "restarted" or restarts:
+            return "restart"
+        return next((name for name in ("start", "stop", "resume") if name in names), "none")
+
+    def _state_after(self, before: str, names: set[str]) -> str:
+        if names & {"start", "resume"}:
+            return RUNNING
+        if "stop" in names or "rebuild" in names:
+            return STOPPED
+        return before
+
+
+def _words(change: Change) -> str:
+    if change.before is None:
+        return f"{change.option} ({change.after})"
+    return f"{change.option} ({change.before} -> {change.after})"

@@ -1,0 +1,1025 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The planner: each row of the change table, each state, each permission, and the laws that hold for all."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ChangeRefusedError,
+    CocoonError,
+    InputError,
+    NotFoundError,
+    UnsupportedError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import changes as table
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    Context,
+    Observed,
+    digest_login,
+    login_digests,
+    merge_fields,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import ORDER, needs, plan_vm
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB
+
+PASSWORD = "hunter2-and-more"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIexample someone@example"
+
+UP = Observed(running=True)
+DOWN = Observed()
+
+
+@dataclasses.dataclass(frozen=True)
+class Caps:
+    uefi: bool = False
+    qcow2: bool = True
+    hotplug_disks: bool = True
+    live_disk_resize: bool = True
+    balloon: bool = True
+    watchdog: bool = True
+    fw_cfg: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    available: bool = True
+    reason: str | None = None
+    accels: tuple = ("kvm", "tcg")
+
+
+def image(name, hex_id, disk=None, kernel=True, features=("user", "password", "ssh_keys")):
+    return {
+        "id": f"sha256:{hex_id}",
+        "digest": f"sha256:{hex_id}",
+        "name": name,
+        "type": "cloudimg" if disk else "oci",
+        "boot": {"kernel_path": "/k", "initrd_path": "/i"} if kernel and not disk else None,
+        "disk": disk,
+        "features": list(features),
+    }
+
+
+IMAGES = {
+    "tiny": image("tiny", "aa"),
+    "tiny-alias": image("tiny-alias", "aa"),
+    "debian": image("debian", "bb"),
+    "plain": image("plain", "cc", features=()),
+    "no-kernel": image("no-kernel", "dd", kernel=False),
+    "cloud": image("cloud", "ee", disk={"hex": "ee", "format": "qcow2", "virtual_size": 3 * GIB}, features=()),
+    "big": image("big", "ff", disk={"hex": "ff", "format": "raw", "virtual_size": 20 * GIB}, features=()),
+}
+IMAGES.update({record["digest"]: record for record in list(IMAGES.values())})
+NETWORKS = {
+    "lab": {"name": "lab", "subnet": "10.1.0.0/24", "gateway": "10.1.0.1"},
+    "dmz": {"name": "dmz", "subnet": "10.2.0.0/24", "gateway": "10.2.0.1"},
+    "flat": {"name": "flat", "subnet": None, "gateway": None},
+}
+
+
+class Host:
+    """Fills a context with what ``needs`` asks for, so that a look-up beyond it fails the test."""
+
+    def __init__(self, caps=None, probes=None, auto=("qemu", "kvm"), images=None):
+        self.caps = caps or {"qemu": Caps(), "firecracker": Caps(qcow2=False, fw_cfg=False, hotplug_disks=False)}
+        self.probes = probes or {name: Probe() for name in self.caps}
+        self.auto = auto
+        self.images = IMAGES if images is None else images
+
+    def context(self, record, definition, observed):
+        wanted = needs(record, definition, observed)
+        drivers = {self.auto[0] if name == "auto" and self.auto else name for name in wanted.drivers}
+        return Context(
+            images={name: self.images.get(name) for name in wanted.images},
+            networks={name: NETWORKS.get(name) for name in wanted.networks},
+            probes={name: self.probes[name] for name in drivers if name in self.probes},
+            capabilities={name: self.caps[name] for name in drivers if name in self.caps},
+            auto=self.auto if "auto" in wanted.drivers else None,
+            owner_default="store-1",
+        )
+
+    def plan(self, record, definition, observed=DOWN):
+        definition = normalise({"name": "web1", **definition})
+        before = copy.deepcopy(record)
+        plan = plan_vm(record, observed, definition, self.context(record, definition, observed))
+        assert record == before, "the planner changed its input"
+        return plan
+
+
+HOST = Host()
+
+
+def made(state="running", **changes):
+    """A record of a VM that is there; keys of ``config`` may be given bare."""
+    record = {
+        "id": "a" * 26,
+        "hypervisor": "qemu",
+        "state": state,
+        "config": {
+            "name": "web1",
+            "cpu": 2,
+            "memory": GIB,
+            "storage": 10 * GIB,
+            "queue_size": 512,
+            "disk_queue_size": 512,
+            "image": "tiny",
+            "network": "lab",
+            "no_direct_io": False,
+            "windows": False,
+        },
+        "network_configs": [
+            {"network_name": "lab", "mac": "02:00:00:00:00:01", "network": {"ip": "10.1.0.2", "prefix": 24}}
+        ],
+        "image_type": "oci",
+        "image_id": "sha256:aa",
+        "image_digest": "sha256:aa",
+        "owner": "store-1",
+        "labels": {"tier": "web"},
+        "accel": "kvm",
+        "kernel_args": "",
+        "watchdog": True,
+        "balloon": None,
+        "ports": ["8080:80"],
+        "data_disks": [{"name": "data1", "size": GIB, "fstype": "ext4"}],
+        "detached_disks": [],
+        "login": login_digests({"user": "admin", "password": PASSWORD, "ssh_keys": [KEY]}, "salt"),
+    }
+    for key, value in changes.items():
+        (record["config"] if key in record["config"] else record)[key] = value
+    return record
+
+
+# What describes made() in full.
+SAME = {
+    "image": "tiny",
+    "cpu": 2,
+    "memory": "1G",
+    "storage": "10G",
+    "queue_size": 512,
+    "disk_queue_size": 512,
+    "network": "lab",
+    "nics": [{"mac": "02:00:00:00:00:01", "ip": "10.1.0.2"}],
+    "ports": ["8080:80/tcp"],
+    "data_disks": [{"name": "data1", "size": "1G", "fstype": "ext4"}],
+    "user": "admin",
+    "password": PASSWORD,
+    "ssh_keys": [KEY],
+    "kernel_args": "",
+    "labels": {"tier": "web"},
+    "owner": "store-1",
+    "hypervisor": "auto",
+    "accel": "auto",
+    "no_direct_io": False,
+    "windows": False,
+    "balloon": "off",
+    "watchdog": True,
+}
+
+
+def steps(plan):
+    return [step.name for step in plan.steps]
+
+
+# ----------------------------------------------------------------- a model of the executor
+
+
+def _nic_configs(nics):
+    chosen = {"lab": "10.1.0.77", "dmz": "10.2.0.77", "flat": None}
+    return [
+        {
+            "network_name": nic["network"],
+            "mac": nic["mac"] or "02:00:00:00:00:77",
+            "network": {"ip": nic["ip"] or chosen[nic["network"]]},
+        }
+        for nic in nics
+    ]
+
+
+CONFIG = ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "image", "network", "no_direct_io", "windows")
+TOP = ("hypervisor", "accel", "image_id", "image_digest", "kernel_args", "labels", "owner", "ports", "watchdog")
+
+
+def _take(record, wanted):
+    record["config"] = {"name": wanted["name"], **{key: wanted[key] for key in CONFIG}}
+    record.update({key: wanted[key] for key in (*TOP, "balloon")})
+    record["login"] = login_digests(wanted, "pepper")
+    record["network_configs"] = _nic_configs(wanted["nics"])
+    record["image_type"] = IMAGES[wanted["image"]]["type"]
+
+
+def _disks(record, key):
+    return {disk["name"]: disk for disk in record.get(key) or ()}
+
+
+def _apply_step(record, running, step):
+    args = step.args
+    record = copy.deepcopy(record)
+    attached, detached = (_disks(record, "data_disks"), _disks(record, "detached_disks")) if record else ({}, {})
+    if step.name == "create":
+        record = record or {"id": "b" * 26}
+        _take(record, args["wanted"])
+        for disk in args["wanted"]["data_disks"]:
+            attached[disk["name"]] = {key: disk[key] for key in ("name", "size", "fstype")}
+            detached.pop(disk["name"], None)
+        record.update(state="created")
+        record.pop("bare", None), record.pop("phase", None)
+    elif step.name == "rebuild":
+        assert not running, "a rebuild of a running VM"
+        _take(record, args["wanted"])
+        record.pop("phase", None)
+    elif step.name == "start":
+        record.update(state="running", restarting=False)
+        running = True
+    elif step.name == "stop":
+        record.update(state="stopped", restarting=args["restart"])
+        running = False
+    elif step.name == "configure":
+        record = merge_fields(record, args["fields"])
+    elif step.name == "grow_disk":
+        if args["disk"] == "cow":
+            assert not running, "the system disk grows offline"
+            record["config"]["storage"] = args["size"]
+        else:
+            assert args["size"] > attached[args["disk"]]["size"]
+            attached[args["disk"]]["size"] = args["size"]
+    elif step.name == "add_disk":
+        assert args["disk"]["name"] not in attached
+        assert args["disk"]["reattach"] == (args["disk"]["name"] in detached)
+        attached[args["disk"]["name"]] = {key: args["disk"][key] for key in ("name", "size", "fstype")}
+        detached.pop(args["disk"]["name"], None)
+    elif step.name == "drop_disk":
+        disk = attached.pop(args["name"], None) or detached.pop(args["name"])
+        if not args["delete"]:
+            detached[args["name"]] = disk
+    elif step.name == "set_balloon":
+        assert running
+        record["balloon"] = args["balloon"]
+    elif step.name == "set_nics":
+        assert not running, "NICs change offline"
+        record["network_configs"] = _nic_configs(args["nics"])
+        record["config"]["network"] = args["network"]
+    elif step.name == "set_ports":
+        record["ports"] = args["ports"]
+    elif step.name == "remove":
+        assert not running, "a running VM is removed"
+        kept = {} if args["delete_data_disks"] else {**detached, **attached}
+        if not kept:
+            return None, False
+        return {**record, "state": "removed", "data_disks": [], "detached_disks": list(kept.values())}, False
+    else:
+        assert step.name == "resume"
+    record["data_disks"], record["detached_disks"] = list(attached.values()), list(detached.values())
+    return record, running
+
+
+def apply(record, observed, plan):
+    """What the executor makes of a plan: (record, observed)."""
+    running = observed.running
+    for step in plan.steps:
+        record, running = _apply_step(record, running, step)
+    paused = observed.paused and running and not {"stop", "start", "resume"} & set(steps(plan))
+    return record, Observed(running, paused)
+
+
+# ------------------------------------------------------------------------- nothing to do
+
+
+@pytest.mark.parametrize(
+    "record, observed, state",
+    [
+        (made(), UP, "present"),
+        (made(), UP, "started"),
+        (made("stopped"), DOWN, "present"),
+        (made("stopped"), DOWN, "stopped"),
+        (made("created"), DOWN, "stopped"),
+        (made("error"), DOWN, "stopped"),
+        (made(), DOWN, "present"),
+    ],
+)
+@pytest.mark.parametrize("definition", [{}, SAME, {**SAME, "recreate": True, "allow_restart": True, "force": True}])
+def test_nothing_differs(record, observed, state, definition):
+    plan = HOST.plan(record, {**definition, "state": state}, observed)
+    assert (steps(plan), plan.changed, plan.action, plan.changes) == ([], False, "none", ())
+    assert plan.diff == {"before": {}, "after": {}}
+    assert not plan.warnings
+
+
+def test_a_run_without_change_asks_for_the_name_of_the_image_and_nothing_else():
+    definition = normalise({"name": "web1", "state": "started", **SAME})
+    wanted = needs(made(), definition, UP)
+    assert (wanted.images, wanted.networks, wanted.drivers, wanted.driver) == (("tiny",), (), (), False)
+
+
+@pytest.mark.parametrize("option", sorted(SAME))
+def test_omitted_options_are_not_compared(option):
+    definition = {key: value for key, value in SAME.items() if key != option}
+    assert not HOST.plan(made(), {**definition, "state": "started"}, UP).changed
+
+
+def test_absent_of_what_is_not_there():
+    assert HOST.plan(None, {"state": "absent"}).action == "none"
+
+
+# ------------------------------------------------------------------- the rows of the table
+
+DISK = {"name": "data1", "size": "1G", "fstype": "ext4"}
+NEW_DISK = {"name": "new", "size": "64M"}
+OLD_DISK = {"name": "old", "size": 64 * MIB, "fstype": "ext4"}
+PLAIN = Caps(hotplug_disks=False, live_disk_resize=False)
+
+# (what, record changes, definition, how on a running VM, steps besides the power)
+ROWS = [
+    ("cpu", {}, {"cpu": 4}, "restart", ["configure"]),
+    ("memory", {}, {"memory": "2G"}, "restart", ["configure"]),
+    ("memory down", {}, {"memory": "512M"}, "restart", ["configure"]),
+    ("queue_size", {}, {"queue_size": 256}, "restart", ["configure"]),
+    ("disk_queue_size", {}, {"disk_queue_size": 128}, "restart", ["configure"]),
+    ("no_direct_io", {}, {"no_direct_io": True}, "restart", ["configure"]),
+    ("kernel_args", {}, {"kernel_args": "quiet"}, "restart", ["configure"]),
+    ("watchdog", {}, {"watchdog": False}, "restart", ["configure"]),
+    ("accel", {}, {"accel": "tcg"}, "restart", ["configure"]),
+    ("balloon on", {}, {"balloon": "256M"}, "restart", ["configure"]),
+    ("balloon off", {"balloon": 256 * MIB}, {"balloon": "off"}, "restart", ["configure"]),
+    ("balloon size", {"balloon": 256 * MIB}, {"balloon": "128M"}, "live", ["set_balloon"]),
+    ("storage grows", {}, {"storage": "12G"}, "restart", ["grow_disk"]),
+    ("storage shrinks", {}, {"storage": "5G"}, "refused", []),
+    ("labels", {}, {"labels": {"tier": "db"}}, "live", ["configure"]),
+    ("labels gone", {}, {"labels": {}}, "live", ["configure"]),
+    ("owner", {}, {"owner": "other"}, "refused", []),
+    ("owner by force", {}, {"owner": "other", "force": True}, "live", ["configure"]),
+    ("ports", {}, {"ports": ["8081:80"]}, "live", ["set_ports"]),
+    ("ports gone", {}, {"ports": []}, "live", ["set_ports"]),
+    ("network", {}, {"network": "dmz"}, "restart", ["set_nics"]),
+    ("nic mac", {}, {"nics": [{"mac": "02:00:00:00:00:09"}]}, "restart", ["set_nics"]),
+    ("nic ip", {}, {"nics": [{"ip": "10.1.0.9"}]}, "restart", ["set_nics"]),
+    ("nic network", {}, {"nics": [{"network": "dmz"}]}, "restart", ["set_nics"]),
+    ("nic added", {}, {"nics": [{}, {"network": "flat"}]}, "restart", ["set_nics"]),
+    ("nics gone", {}, {"nics": [], "ports": []}, "restart", ["set_nics", "set_ports"]),
+    ("disk added", {}, {"data_disks": [DISK, NEW_DISK]}, "live", ["add_disk"]),
+    ("disk dropped", {}, {"data_disks": []}, "live", ["drop_disk"]),
+    ("disk deleted", {}, {"data_disks": [], "force": True}, "live", ["drop_disk"]),
+    ("disk grows", {}, {"data_disks": [{**DISK, "size": "2G"}]}, "live", ["grow_disk"]),
+    ("disk shrinks", {}, {"data_disks": [{**DISK, "size": "512M"}]}, "refused", []),
+    ("disk fstype", {}, {"data_disks": [{**DISK, "fstype": "none"}]}, "refused", []),
+    ("disk back", {"detached_disks": [OLD_DISK]}, {"data_disks": [DISK, {"name": "old"}]}, "live", ["add_disk"]),
+    (
+        "disk back smaller",
+        {"detached_disks": [OLD_DISK]},
+        {"data_disks": [DISK, {"name": "old", "size": "32M"}]},
+        "refused",
+        [],
+    ),
+    ("kept disk deleted", {"detached_disks": [OLD_DISK]}, {"data_disks": [DISK], "force": True}, "live", ["drop_disk"]),
+    ("image", {}, {"image": "debian"}, "rebuild", ["rebuild"]),
+    ("image, other name", {}, {"image": "tiny-alias"}, "live", ["configure"]),
+    ("image, by digest", {}, {"image": "sha256:bb"}, "rebuild", ["rebuild"]),
+    ("user", {}, {"user": "root"}, "rebuild", ["rebuild"]),
+    ("password", {}, {"password": "another"}, "rebuild", ["rebuild"]),
+    ("ssh_keys", {}, {"ssh_keys": [KEY, KEY.replace("example", "other")]}, "rebuild", ["rebuild"]),
+    ("ssh_keys gone", {}, {"ssh_keys": []}, "rebuild", ["rebuild"]),
+    ("windows", {}, {"windows": True}, "rebuild", ["rebuild"]),
+    ("hypervisor", {}, {"hypervisor": "firecracker", "user": "admin"}, "rebuild", ["rebuild"]),
+]
+# For rows whose rebuild the usual driver could not do.
+ABLE = Host(caps={"qemu": Caps(uefi=True), "firecracker": Caps(uefi=True)})
+# Options of each row that the message of a refusal names.
+IDS = [row[0] for row in ROWS]
+
+
+def _row_plan(row, observed, **options):
+    _what, record, definition, _how, _steps = row
+    state = "running" if observed.running else "stopped"
+    return ABLE.plan(made(state, **record), {**definition, **options}, observed)
+
+
+@pytest.mark.parametrize("state", ["present", "started"])
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_row_on_a_running_vm(row, state):
+    _what, _record, _definition, how, inner = row
+    needed = {"restart": "allow_restart", "rebuild": "recreate"}.get(how)
+    other = {"restart": "recreate", "rebuild": "allow_restart"}.get(how, "recreate")
+    if how != "live":
+        for permissions in ({}, {other: True}):
+            with pytest.raises(ChangeRefusedError) as caught:
+                _row_plan(row, UP, state=state, **permissions)
+            assert caught.value.option and caught.value.remedy
+            assert needed is None or f"{needed}: true" in caught.value.remedy
+    if how == "refused":
+        with pytest.raises(ChangeRefusedError):
+            _row_plan(row, UP, state=state, allow_restart=True, recreate=True)
+        return
+    plan = _row_plan(row, UP, state=state, **({needed: True} if needed else {}))
+    expected = inner if how == "live" else ["stop", *inner, "start"]
+    assert steps(plan) == sorted(expected, key=ORDER.index)
+    assert how in [change.how for change in plan.changes]
+    assert plan.restarts == (how != "live")
+    assert plan.action == ("rebuild" if how == "rebuild" else "update")
+
+
+@pytest.mark.parametrize("state, power", [("present", []), ("stopped", []), ("started", ["start"])])
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_row_on_a_stopped_vm_needs_no_restart(row, state, power):
+    _what, _record, definition, how, inner = row
+    if how == "refused":
+        with pytest.raises(ChangeRefusedError):
+            _row_plan(row, DOWN, state=state, recreate=True)
+        return
+    if how == "rebuild":
+        with pytest.raises(ChangeRefusedError):
+            _row_plan(row, DOWN, state=state)
+    plan = _row_plan(row, DOWN, state=state, **({"recreate": True} if how == "rebuild" else {}))
+    inner = ["configure" if step == "set_balloon" else step for step in inner]
+    assert steps(plan) == sorted([*inner, *power], key=ORDER.index)
+    assert "restart" not in [change.how for change in plan.changes]
+    assert not plan.restarts
+
+
+@pytest.mark.parametrize("state", ["stopped", "restarted"])
+@pytest.mark.parametrize("row", [row for row in ROWS if row[3] in ("live", "restart")], ids=lambda row: row[0])
+def test_row_within_a_stop_that_is_asked_for_needs_no_permission(row, state):
+    plan = _row_plan(row, UP, state=state)
+    inner = ["configure" if step == "set_balloon" else step for step in row[4]]
+    expected = ["stop", *inner, *(["start"] if state == "restarted" else [])]
+    assert steps(plan) == sorted(expected, key=ORDER.index)
+    assert plan.state_after == ("running" if state == "restarted" else "stopped")
+
+
+@pytest.mark.parametrize("name", ["disk added", "disk dropped", "disk grows", "disk back"])
+def test_disks_restart_where_the_driver_cannot_hotplug(name):
+    row = ROWS[IDS.index(name)]
+    host = Host(caps={"qemu": PLAIN})
+    with pytest.raises(ChangeRefusedError, match="restart"):
+        host.plan(made(**row[1]), row[2], UP)
+    plan = host.plan(made(**row[1]), {**row[2], "allow_restart": True}, UP)
+    assert steps(plan) == ["stop", *row[4], "start"]
+    assert [change.how for change in plan.changes] == ["restart"]
+
+
+@pytest.mark.parametrize("observed", [UP, DOWN], ids=["up", "down"])
+@pytest.mark.parametrize("state", ["present", "started", "stopped", "restarted"])
+@pytest.mark.parametrize("row", [row for row in ROWS if row[3] != "refused"], ids=lambda row: row[0])
+def test_applied_once_the_plan_is_empty(row, state, observed):
+    options = {**row[2], "state": state, "recreate": True, "allow_restart": True}
+    record = made("running" if observed.running else "stopped", **row[1])
+    plan = ABLE.plan(record, options, observed)
+    assert plan.changed
+    assert plan.diff["before"] != plan.diff["after"]
+    record, after = apply(record, observed, plan)
+    assert record["state"] == plan.state_after
+    assert after.running == (plan.state_after == "running")
+    again = ABLE.plan(record, options, after)
+    if state == "restarted":
+        assert (steps(again), again.changes) == (["stop", "start"], ())
+    else:
+        assert (steps(again), again.changed) == ([], False)
+
+
+def test_pairs_of_rows_do_not_disturb_each_other():
+    rows = [row for row in ROWS if row[3] != "refused"]
+    for first, second in itertools.combinations(rows, 2):
+        options = {**first[2], **second[2]}
+        if set(first[2]) & set(second[2]) or "hypervisor" in options or {"nics", "network"} <= set(options):
+            continue
+        options.update(recreate=True, allow_restart=True, state="started")
+        record = made(**first[1], **{key: value for key, value in second[1].items() if key not in first[1]})
+        plan = ABLE.plan(record, options, UP)
+        assert [step.name for step in plan.steps] == sorted(steps(plan), key=ORDER.index)
+        record, observed = apply(record, UP, plan)
+        assert not ABLE.plan(record, options, observed).changed, (first[0], second[0])
+
+
+def test_several_problems_come_together():
+    with pytest.raises(ChangeRefusedError) as caught:
+        HOST.plan(made(), {"cpu": 4, "memory": "2G", "image": "debian", "storage": "1G", "labels": {}}, UP)
+    text = str(caught.value)
+    assert caught.value.option == "storage, cpu, memory, image"
+    for part in (
+        "cpu (2 -> 4), memory (1G -> 2G) need a restart",
+        "image (tiny -> debian) needs a rebuild",
+        "storage (10G -> 1G): a system disk never shrinks",
+        "allow_restart: true",
+        "recreate: true",
+    ):
+        assert part in text
+    assert "labels" not in text
+
+
+def test_recreate_covers_the_restart_that_it_contains():
+    plan = HOST.plan(made(), {"cpu": 4, "image": "debian", "recreate": True}, UP)
+    assert steps(plan) == ["stop", "configure", "rebuild", "start"]
+    with pytest.raises(ChangeRefusedError, match="cpu"):
+        HOST.plan(made(), {"cpu": 4, "recreate": True}, UP)
+
+
+def test_a_rebuild_keeps_identity_and_data():
+    plan = HOST.plan(made("stopped"), {"image": "debian", "storage": "12G", "recreate": True})
+    wanted = plan.wanted
+    assert steps(plan) == ["rebuild"]
+    assert plan.steps[0].args["wanted"] is wanted
+    assert wanted["nics"] == [{"network": "lab", "mac": "02:00:00:00:00:01", "ip": "10.1.0.2"}]
+    assert [disk["name"] for disk in wanted["data_disks"]] == ["data1"]
+    assert (wanted["storage"], wanted["image_digest"], wanted["accel"]) == (12 * GIB, "sha256:bb", "kvm")
+    assert any("user, password, ssh_keys" in warning for warning in plan.warnings)
+
+
+def test_an_image_that_moved_on_is_a_warning_or_a_rebuild():
+    record = made(image_digest="sha256:00", image_id="sha256:00")
+    plan = HOST.plan(record, {"image": "tiny", "state": "started"}, UP)
+    assert not plan.changed and "recreate" in plan.warnings[0]
+    plan = HOST.plan(record, {"image": "tiny", "state": "started", "recreate": True}, UP)
+    assert steps(plan) == ["stop", "rebuild", "start"]
+    assert plan.diff["before"]["image"] == "tiny (sha256:00)"
+    record, observed = apply(record, UP, plan)
+    assert not HOST.plan(record, {"image": "tiny", "state": "started", "recreate": True}, observed).changed
+
+
+def test_an_image_whose_name_is_gone_disturbs_nobody():
+    host = Host(images={"sha256:aa": IMAGES["tiny"]})
+    assert not host.plan(made(), {"image": "tiny"}, UP).changed
+    plan = host.plan(made("stopped"), {"image": "tiny", "user": "root", "recreate": True})
+    assert plan.wanted["image_digest"] == "sha256:aa"
+    with pytest.raises(NotFoundError, match="image"):
+        host.plan(made(), {"image": "debian", "recreate": True}, UP)
+
+
+def test_recreate_without_a_difference_does_nothing():
+    assert not HOST.plan(made(), {**SAME, "recreate": True, "state": "started"}, UP).changed
+
+
+# --------------------------------------------------------------------------- NICs and disks
+
+
+def test_nics_that_stay_keep_mac_and_address():
+    plan = HOST.plan(made("stopped"), {"nics": [{"network": "lab"}, {"network": "dmz"}]})
+    assert plan.steps[0].args["nics"] == [
+        {"network": "lab", "mac": "02:00:00:00:00:01", "ip": "10.1.0.2"},
+        {"network": "dmz", "mac": None, "ip": None},
+    ]
+    plan = HOST.plan(made("stopped"), {"network": "dmz"})
+    assert plan.steps[0].args == {
+        "nics": [{"network": "dmz", "mac": "02:00:00:00:00:01", "ip": None}],
+        "network": "dmz",
+    }
+
+
+def test_a_network_gives_a_nic_to_a_vm_that_had_neither():
+    record = made("stopped", network=None, network_configs=[], ports=[])
+    assert HOST.plan(record, {"network": "lab"}).steps[0].args["nics"] == [{"network": "lab", "mac": None, "ip": None}]
+    record = made("stopped", network_configs=[], ports=[])  # nics: [] at creation
+    assert not HOST.plan(record, {"network": "lab"}).changed
+
+
+def test_a_default_network_that_no_nic_uses_is_only_recorded():
+    record = made(network="dmz")
+    plan = HOST.plan(record, {"network": "flat"}, UP)
+    assert (steps(plan), plan.changes[0].how) == (["configure"], "live")
+
+
+@pytest.mark.parametrize(
+    "force, before, after",
+    [(False, ["data1"], ["data1"]), (True, ["data1"], [])],
+)
+def test_a_dropped_disk_is_kept_without_force(force, before, after):
+    record = made()
+    plan = HOST.plan(record, {"data_disks": [], "force": force}, UP)
+    assert plan.steps[0].args == {"name": "data1", "delete": force}
+    record, _observed = apply(record, UP, plan)
+    assert [disk["name"] for disk in record["detached_disks"]] == after
+
+
+def test_a_disk_comes_back_grown():
+    record = made("stopped", data_disks=[], detached_disks=[OLD_DISK])
+    plan = HOST.plan(record, {"data_disks": [{"name": "old", "size": "128M"}]})
+    assert plan.steps[0].args["disk"] == {"name": "old", "size": 128 * MIB, "fstype": "ext4", "reattach": True}
+
+
+def test_a_new_disk_needs_a_size():
+    with pytest.raises(InputError) as caught:
+        HOST.plan(made(), {"data_disks": [DISK, {"name": "new"}]}, UP)
+    assert caught.value.option == "data_disks[1].size"
+
+
+def test_growing_live_says_what_is_left_to_do_in_the_guest():
+    plan = HOST.plan(made(), {"data_disks": [{**DISK, "size": "2G"}]}, UP)
+    assert "file system" in plan.warnings[0]
+    assert not HOST.plan(made("stopped"), {"data_disks": [{**DISK, "size": "2G"}]}).warnings
+
+
+# ----------------------------------------------------------------------------------- states
+
+
+@pytest.mark.parametrize(
+    "record, observed, state, expected, after",
+    [
+        (made("stopped"), DOWN, "started", ["start"], "running"),
+        (made("created"), DOWN, "started", ["start"], "running"),
+        (made("error"), DOWN, "started", ["start"], "running"),
+        (made("running"), DOWN, "started", ["start"], "running"),  # crashed, or the host rebooted
+        (made("running"), DOWN, "stopped", ["stop"], "stopped"),  # the record is set right
+        (made("running"), UP, "stopped", ["stop"], "stopped"),
+        (made("running"), UP, "restarted", ["stop", "start"], "running"),
+        (made("stopped"), DOWN, "restarted", ["start"], "running"),
+        (made("running"), DOWN, "restarted", ["start"], "running"),
+        (made("stopped"), UP, "started", ["start"], "running"),  # killed between spawn and record
+        (made("error"), UP, "started", ["start"], "running"),
+        (made("running"), Observed(True, True), "started", ["resume"], "running"),
+        (made("running"), Observed(True, True), "present", [], "paused"),
+        (made("running"), Observed(True, True), "stopped", ["stop"], "stopped"),
+        (made("stopped", restarting=True), DOWN, "present", ["start"], "running"),  # killed inside a restart
+        (made("stopped", restarting=True), DOWN, "stopped", [], "stopped"),
+        (made("running"), UP, "absent", ["stop", "remove"], "absent"),
+        (made("running"), DOWN, "absent", ["remove"], "absent"),
+        (made("error"), DOWN, "absent", ["remove"], "absent"),
+        (None, DOWN, "present", ["create"], "created"),
+        (None, DOWN, "stopped", ["create"], "created"),
+        (None, DOWN, "started", ["create", "start"], "running"),
+        (None, DOWN, "restarted", ["create", "start"], "running"),
+    ],
+)
+def test_power(record, observed, state, expected, after):
+    plan = HOST.plan(record, {"state": state, "image": "tiny"}, observed)
+    assert (steps(plan), plan.state_after) == (expected, after)
+    assert plan.changed == bool(expected)
+    assert not expected or plan.diff["before"] != plan.diff["after"]
+    assert plan.restarts == ("stop" in expected and "start" in expected)
+    record, observed = apply(record, observed, plan)
+    if state != "restarted":
+        assert not HOST.plan(record, {"state": state, "image": "tiny"}, observed).changed
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_stop_says_whether_to_ask_the_guest_and_whether_it_comes_back(force):
+    assert HOST.plan(made(), {"state": "stopped", "force": force}, UP).steps[0].args == {
+        "force": force,
+        "restart": False,
+    }
+    assert HOST.plan(made(), {"state": "restarted", "force": force}, UP).steps[0].args["restart"] is True
+
+
+@pytest.mark.parametrize("state", ["paused", "hibernated"])
+def test_states_to_come_are_refused(state):
+    with pytest.raises(UnsupportedError) as caught:
+        HOST.plan(made(), {"state": state}, UP)
+    assert caught.value.option == "state"
+
+
+# ------------------------------------------------------------- what killed runs leave behind
+
+BARE = {"id": "c" * 26, "state": "creating", "config": {"name": "web1"}, "bare": True}
+HALF = [
+    BARE,
+    made("creating"),
+    made("created", phase="create"),
+    made("error", phase="create"),
+    made("stopped", phase="remove", data_disks=[]),
+    made("removed", data_disks=[]),
+    made("creating", kept_disks=[{"name": "data1", "size": GIB, "fstype": "ext4"}]),
+]
+
+
+@pytest.mark.parametrize("record", HALF)
+@pytest.mark.parametrize("state", ["present", "started", "stopped", "restarted"])
+def test_half_made_is_made_again(record, state):
+    plan = HOST.plan(record, {"image": "tiny", "network": "lab", "state": state})
+    expected = ["remove"] if record.get("phase") == "remove" else []
+    expected += ["create", *(["start"] if state in ("started", "restarted") else [])]
+    assert (steps(plan), plan.action) == (expected, "create")
+    for step in plan.steps:
+        assert step.name != "create" or step.args["wanted"] is plan.wanted
+
+
+@pytest.mark.parametrize("record", [record for record in HALF if record["state"] != "removed"])
+def test_half_made_can_be_removed(record):
+    assert steps(HOST.plan(record, {"state": "absent"})) == ["remove"]
+
+
+def test_a_removal_that_was_cut_short_keeps_the_disks_it_was_to_keep():
+    record = made("stopped", phase="remove")
+    plan = HOST.plan(record, {"image": "tiny", "data_disks": [{"name": "data1"}]})
+    assert plan.wanted["data_disks"] == [{"name": "data1", "size": GIB, "fstype": "ext4", "reattach": True}]
+    record, _observed = apply(record, DOWN, plan)
+    assert [disk["name"] for disk in record["data_disks"]] == ["data1"]
+    definition = {"image": "tiny", "data_disks": [{"name": "data1", "size": "64M"}], "force": True}
+    plan = HOST.plan(made("stopped", phase="remove"), definition)
+    assert plan.steps[0].args == {"delete_data_disks": True}
+    assert plan.wanted["data_disks"] == [{"name": "data1", "size": 64 * MIB, "fstype": "ext4", "reattach": False}]
+
+
+def test_half_made_stands_in_for_what_is_left_out():
+    record = made("creating", cpu=7, network_configs=[], nics=[{"network": "dmz", "ip": "10.2.0.9"}])
+    wanted = HOST.plan(record, {"state": "started"}).wanted
+    assert (wanted["cpu"], wanted["image"], wanted["hypervisor"]) == (7, "tiny", "qemu")
+    assert wanted["nics"] == [{"network": "dmz", "mac": None, "ip": "10.2.0.9"}]
+    assert wanted["data_disks"] == [{"name": "data1", "size": GIB, "fstype": "ext4", "reattach": False}]
+
+
+@pytest.mark.parametrize(
+    "definition", [{}, {"image": "debian"}, {"image": "debian", "recreate": True}, {"image": "tiny"}]
+)
+def test_a_rebuild_that_was_cut_short_is_finished(definition):
+    record = made("stopped", phase="rebuild", image="debian", image_digest="sha256:bb")
+    plan = HOST.plan(record, {**definition, "state": "started"})
+    assert (steps(plan), plan.action) == (["rebuild", "start"], "rebuild")
+    record, observed = apply(record, DOWN, plan)
+    assert not HOST.plan(record, {**definition, "state": "started"}, observed).changed
+
+
+def test_a_detach_that_was_cut_short_of_its_deletion_is_finished():
+    record = made(data_disks=[], detached_disks=[OLD_DISK])
+    assert not HOST.plan(record, {"data_disks": []}, UP).changed
+    plan = HOST.plan(record, {"data_disks": [], "force": True}, UP)
+    assert plan.steps[0].args == {"name": "old", "delete": True}
+
+
+# ----------------------------------------------------------------------------------- absent
+
+
+def test_absent_keeps_data_disks_and_creation_takes_them_up():
+    record = made()
+    plan = HOST.plan(record, {"state": "absent"}, UP)
+    assert plan.steps[-1].args == {"delete_data_disks": False}
+    assert "data1" in plan.warnings[0] and plan.diff["after"] == {"data_disks": "kept", "state": "absent"}
+    record, observed = apply(record, UP, plan)
+    assert not HOST.plan(record, {"state": "absent"}).changed
+    again = HOST.plan(record, {"image": "tiny", "state": "started", "data_disks": [{"name": "data1"}]})
+    assert steps(again) == ["create", "start"] and again.state_before == "absent"
+    assert again.wanted["data_disks"] == [{"name": "data1", "size": GIB, "fstype": "ext4", "reattach": True}]
+    assert again.wanted["cpu"] == 2 and again.wanted["user"] is None
+    with pytest.raises(ChangeRefusedError, match="shrinks"):
+        HOST.plan(record, {"image": "tiny", "data_disks": [{"name": "data1", "size": "16M"}]})
+    gone = HOST.plan(record, {"state": "absent", "force": True})
+    assert gone.steps[0].args == {"delete_data_disks": True}
+    assert apply(record, observed, gone)[0] is None
+
+
+def test_absent_with_force_deletes_data_disks():
+    plan = HOST.plan(made(), {"state": "absent", "force": True}, UP)
+    assert [dict(step.args) for step in plan.steps] == [
+        {"force": True, "restart": False},
+        {"delete_data_disks": True},
+    ]
+    assert not plan.warnings
+
+
+def test_absent_respects_the_owner_when_one_is_given():
+    with pytest.raises(ChangeRefusedError, match="owner"):
+        HOST.plan(made(), {"state": "absent", "owner": "other"}, UP)
+    assert HOST.plan(made(), {"state": "absent", "owner": "other", "force": True}, UP).changed
+    assert HOST.plan(made(), {"state": "absent", "owner": "store-1"}, UP).changed
+
+
+# ----------------------------------------------------------------------------------- create
+
+
+def test_create_applies_the_defaults():
+    wanted = HOST.plan(None, {"image": "tiny"}).wanted
+    assert wanted == {
+        "name": "web1", "hypervisor": "qemu", "accel": "kvm", "image": "tiny", "image_id": "sha256:aa",
+        "image_digest": "sha256:aa", "cpu": 2, "memory": GIB, "storage": 10 * GIB, "queue_size": 512,
+        "disk_queue_size": 512, "network": None, "nics": [], "ports": [], "data_disks": [], "user": None,
+        "password": None, "ssh_keys": None, "kernel_args": "", "labels": {}, "owner": "store-1",
+        "no_direct_io": False, "windows": False, "balloon": None, "watchdog": True,
+    }  # fmt: skip
+
+
+def test_create_then_nothing():
+    definition = {key: value for key, value in SAME.items() if key != "name"}
+    plan = HOST.plan(None, {**definition, "state": "started"})
+    record, observed = apply(None, DOWN, plan)
+    assert not HOST.plan(record, {**definition, "state": "started"}, observed).changed
+    assert plan.diff["before"] == {"state": "absent"}
+    assert plan.diff["after"]["memory"] == "1G" and plan.diff["after"]["state"] == "running"
+
+
+def test_create_with_a_network_makes_one_nic():
+    wanted = HOST.plan(None, {"image": "tiny", "network": "lab"}).wanted
+    assert wanted["nics"] == [{"network": "lab", "mac": None, "ip": None}]
+
+
+def test_a_disk_image_larger_than_the_default_gets_its_size():
+    assert HOST.plan(None, {"image": "big"}).wanted["storage"] == 20 * GIB
+    assert HOST.plan(None, {"image": "cloud"}).wanted["storage"] == 10 * GIB
+
+
+def test_no_watchdog_by_default_where_the_driver_has_none():
+    host = Host(caps={"qemu": Caps(watchdog=False)})
+    assert host.plan(None, {"image": "tiny"}).wanted["watchdog"] is False
+
+
+@pytest.mark.parametrize(
+    "definition, host, error, option, text",
+    [
+        ({}, HOST, InputError, "image", "create"),
+        ({"image": "nope"}, HOST, NotFoundError, "image", "cocoon_image"),
+        ({"image": "tiny", "network": "nope"}, HOST, NotFoundError, "network", "cocoon_network"),
+        ({"image": "tiny", "nics": [{"network": "nope"}]}, HOST, NotFoundError, "nics[0].network", "cocoon_network"),
+        ({"image": "tiny", "nics": [{}]}, HOST, InputError, "nics[0].network", "network"),
+        ({"image": "tiny", "nics": [{"network": "lab", "ip": "10.9.0.2"}]}, HOST, InputError, "nics[0].ip", "subnet"),
+        ({"image": "tiny", "nics": [{"network": "lab", "ip": "10.1.0.1"}]}, HOST, InputError, "nics[0].ip", "gateway"),
+        ({"image": "tiny", "nics": [{"network": "lab", "ip": "10.1.0.0"}]}, HOST, InputError, "nics[0].ip", "first"),
+        ({"image": "tiny", "nics": [{"network": "lab", "ip": "10.1.0.255"}]}, HOST, InputError, "nics[0].ip", "last"),
+        ({"image": "tiny", "nics": [{"network": "flat", "ip": "10.1.0.5"}]}, HOST, InputError, "nics[0].ip", "subnet"),
+        ({"image": "tiny", "ports": ["80:80"]}, HOST, UnsupportedError, "ports", "NIC"),
+        ({"image": "tiny", "ports": ["80:80"], "network": "flat"}, HOST, UnsupportedError, "ports", "subnet"),
+        ({"image": "tiny", "wait_for": "ping"}, HOST, UnsupportedError, "wait_for", "NIC"),
+        ({"image": "tiny", "data_disks": [{"name": "d"}]}, HOST, InputError, "data_disks[0].size", "size"),
+        ({"image": "tiny", "windows": True}, HOST, UnsupportedError, "windows", "qemu"),
+        ({"image": "tiny", "balloon": "1000M"}, HOST, InputError, "balloon", "memory"),
+        ({"image": "plain", "user": "admin"}, HOST, UnsupportedError, "user", "image 'plain' takes no user"),
+        ({"image": "plain", "password": "x"}, HOST, UnsupportedError, "password", "plain"),
+        ({"image": "plain", "ssh_keys": [KEY]}, HOST, UnsupportedError, "ssh_keys", "plain"),
+        ({"image": "no-kernel"}, HOST, UnsupportedError, "image", "kernel"),
+        ({"image": "cloud", "kernel_args": "quiet"}, HOST, UnsupportedError, "kernel_args", "disk image"),
+        ({"image": "cloud", "storage": "2G"}, HOST, InputError, "storage", "at least 3G"),
+        ({"image": "cloud", "hypervisor": "firecracker"}, HOST, UnsupportedError, "image", "firecracker"),
+        ({"image": "tiny", "user": "x", "hypervisor": "firecracker"}, HOST, UnsupportedError, "user", "firecracker"),
+        ({"image": "tiny", "balloon": "64M"}, Host(caps={"qemu": Caps(balloon=False)}), UnsupportedError,
+         "balloon", "qemu"),
+        ({"image": "tiny", "watchdog": True}, Host(caps={"qemu": Caps(watchdog=False)}), UnsupportedError,
+         "watchdog", "qemu"),
+        ({"image": "tiny", "hypervisor": "qemu"}, Host(probes={"qemu": Probe(False, "no qemu binary", ())}),
+         UnsupportedError, "hypervisor", "no qemu binary"),
+        ({"image": "tiny", "accel": "kvm"}, Host(probes={"qemu": Probe(accels=("tcg",))}, auto=("qemu", "tcg")),
+         UnsupportedError, "accel", "tcg works"),
+        ({"image": "tiny"}, Host(auto=None), UnsupportedError, "hypervisor", "no hypervisor"),
+    ],
+)  # fmt: skip
+def test_creation_that_cannot_be(definition, host, error, option, text):
+    with pytest.raises(error) as caught:
+        host.plan(None, {**definition, "state": "started"})
+    assert caught.value.option == option
+    assert text in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "definition, host, expected",
+    [
+        ({}, HOST, ("qemu", "kvm")),
+        ({"accel": "tcg"}, HOST, ("qemu", "tcg")),
+        ({"hypervisor": "qemu"}, Host(probes={"qemu": Probe(accels=("tcg",))}), ("qemu", "tcg")),
+        ({"hypervisor": "firecracker"}, HOST, ("firecracker", "kvm")),
+    ],
+)
+def test_choice_of_driver(definition, host, expected):
+    wanted = host.plan(None, {"image": "tiny", **definition}).wanted
+    assert (wanted["hypervisor"], wanted["accel"]) == expected
+
+
+@pytest.mark.parametrize(
+    "record, definition, host, option",
+    [
+        (made("stopped"), {"balloon": "64M"}, Host(caps={"qemu": Caps(balloon=False)}), "balloon"),
+        (made("stopped", watchdog=False), {"watchdog": True}, Host(caps={"qemu": Caps(watchdog=False)}), "watchdog"),
+        (made("stopped", image_type="cloudimg"), {"kernel_args": "quiet"}, HOST, "kernel_args"),
+        (made("stopped", balloon=512 * MIB), {"memory": "512M"}, HOST, "balloon"),
+        (made("stopped"), {"network": "flat"}, HOST, "ports"),
+        (made("stopped"), {"network": "nope"}, HOST, "network"),
+        (made("stopped"), {"state": "started"}, Host(probes={"qemu": Probe(False, "gone", ())}), "hypervisor"),
+        (made("stopped"), {"state": "started"}, Host(probes={"qemu": Probe(accels=("tcg",))}), "accel"),
+        (made("stopped"), {"image": "plain", "user": "admin", "recreate": True}, HOST, "user"),
+    ],
+)
+def test_changes_that_cannot_be(record, definition, host, option):
+    with pytest.raises(CocoonError) as caught:
+        host.plan(record, definition)
+    assert caught.value.option == option
+
+
+def test_accel_can_be_given_up_where_kvm_is_gone():
+    host = Host(probes={"qemu": Probe(accels=("tcg",))})
+    assert steps(host.plan(made("stopped"), {"state": "started", "accel": "tcg"})) == ["configure", "start"]
+
+
+# ---------------------------------------------------------------------------------- secrets
+
+
+@pytest.mark.parametrize(
+    "record, definition",
+    [
+        (None, {**SAME, "state": "started"}),
+        (made(), {**SAME, "password": PASSWORD + "!", "ssh_keys": [KEY + "!"], "recreate": True}),
+        (made(), {**SAME, "password": PASSWORD + "!"}),
+    ],
+)
+def test_secrets_are_nowhere_to_be_seen(record, definition):
+    try:
+        plan = HOST.plan(record, definition, UP if record else DOWN)
+    except ChangeRefusedError as exc:
+        text = str(exc) + repr(exc)
+        assert "password" in text
+    else:
+        text = repr(plan) + json.dumps(plan.diff) + json.dumps(plan.actions) + repr(plan.steps)
+        assert plan.wanted["password"].startswith(PASSWORD), "the executor has to have it"
+    assert PASSWORD not in text and "AAAAC3" not in text
+
+
+def test_login_digests():
+    assert digest_login("a", "x") != digest_login("b", "x")
+    assert digest_login("a", ["k1", "k2"]) == digest_login("a", ["k2 ", "k1", "k1"])
+    login = login_digests({"user": "admin", "password": None}, "salt")
+    assert login == {"salt": "salt", "digests": {"user": digest_login("salt", "admin")}}
+
+
+def test_login_that_was_never_given_differs_but_no_keys_are_no_keys():
+    record = made("stopped", login={"salt": "s", "digests": {}})
+    with pytest.raises(ChangeRefusedError, match="password"):
+        HOST.plan(record, {"password": PASSWORD})
+    assert not HOST.plan(record, {"ssh_keys": []}).changed
+
+
+# ------------------------------------------------------------------------------------ prune
+
+
+@pytest.mark.parametrize(
+    "listed, options, expected",
+    [
+        (["web1"], {}, ["db1"]),
+        (["web1", "db1"], {}, []),
+        (["other"], {}, ["db1", "web1"]),
+        (["web1"], {"force": True}, ["db1", "old"]),
+    ],
+)
+def test_prune(listed, options, expected):
+    records = [
+        {"config": {"name": "web1"}, "owner": "us", "state": "running"},
+        {"config": {"name": "db1"}, "owner": "us", "state": "stopped"},
+        {"config": {"name": "theirs"}, "owner": "them", "state": "running"},
+        {"config": {"name": "nobody"}, "state": "creating"},
+        {"config": {"name": "old"}, "owner": "us", "state": "removed"},
+    ]
+    assert plan_prune([{"name": name} for name in listed], records, "us", **options) == expected
+    assert prune_definition("db1") == {"name": "db1", "state": "absent", "force": False}
+
+
+@pytest.mark.parametrize("definitions, flags", [([], {}), ([{"name": "a"}], {"limited": True}),
+                                                ([{"name": "a"}], {"incomplete": True})])  # fmt: skip
+def test_prune_is_refused(definitions, flags):
+    with pytest.raises(ChangeRefusedError) as caught:
+        plan_prune(definitions, [{"config": {"name": "b"}, "owner": "us", "state": "running"}], "us", **flags)
+    assert caught.value.option == "prune" and caught.value.remedy
+
+
+# ------------------------------------------------------------------------- the documentation
+
+
+def _documented():
+    """``{option: {how, …}}`` from the table in docs/changes.md."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    while not os.path.exists(os.path.join(folder, "galaxy.yml")):
+        folder = os.path.dirname(folder)
+    rows = {}
+    with open(os.path.join(folder, "docs", "changes.md"), encoding="utf-8") as stream:
+        for line in stream:
+            match = re.match(r"^\| (`[^|]*?`) *\|[^|]*\| *(live|restart|rebuild|refused)\b", line)
+            if match:
+                for option in re.findall(r"`([a-z_]+)", match.group(1)):
+                    rows.setdefault(option, set()).add(match.group(2))
+    return rows
+
+
+def test_the_documentation_has_every_row():
+    documented = _documented()
+    for option, (how, _in_config) in table.SCALARS.items():
+        assert documented[option] == {how}, option
+    found = {}
+    for row in ROWS:
+        for observed, permissions in ((UP, {"allow_restart": True, "recreate": True}), (UP, {})):
+            try:
+                plan = _row_plan(row, observed, **permissions)
+            except ChangeRefusedError:
+                continue
+            for change in plan.changes:
+                found.setdefault(re.split(r"\W", change.option)[0], set()).add(change.how)
+        if row[3] == "refused":
+            found.setdefault(re.split(r"\W", next(iter(row[2])))[0], set()).add("refused")
+    for option, hows in found.items():
+        assert hows <= documented[option], option
+    assert set(found) == set(documented)
+
+
+# ---------------------------------------------------------------------------------- purity
+
+
+def test_importing_the_planner_takes_in_nothing_beyond_the_standard_library():
+    code = (
+        "import sys; import ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm as vm;"
+        "print([name for name in ('ansible', 'yaml', 'pyroute2', 'jsonschema', 'requests', 'subprocess', 'socket')"
+        " if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "[]", done.stderr

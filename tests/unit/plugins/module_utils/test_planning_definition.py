@@ -1,0 +1,201 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a definition may say, as tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import (
+    normalise,
+    split_port,
+    validate_all,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIexample someone@example"
+
+
+@pytest.mark.parametrize(
+    "option, value, expected",
+    [
+        ("memory", "512M", 512 * MIB),
+        ("memory", "2GiB", 2 * GIB),
+        ("memory", 64 * MIB, 64 * MIB),
+        ("storage", str(10 * GIB), 10 * GIB),
+        ("cpu", 1, 1),
+        ("cpu", "4", 4),
+        ("queue_size", 0, 512),
+        ("disk_queue_size", 128, 128),
+        ("balloon", "off", "off"),
+        ("balloon", "False", "off"),  # what a bare off has become on its way through YAML and the argument spec
+        ("balloon", False, "off"),
+        ("balloon", "256M", 256 * MIB),
+        ("balloon", "0", 0),
+        ("kernel_args", "  quiet   panic=1 ", "quiet panic=1"),
+        ("kernel_args", "", ""),
+        ("ports", ["8080:80", "53:53/udp", "80:80/tcp", "0.0.0.0:1:1", "10.0.0.1:2:2", " 3:3 "],
+         ["8080:80", "53:53/udp", "80:80", "1:1", "10.0.0.1:2:2", "3:3"]),
+        ("nics", [{"network": "lab", "mac": "02-00-00-AA-00-01", "ip": None}],
+         [{"network": "lab", "mac": "02:00:00:aa:00:01"}]),
+        ("nics", [], []),
+        ("data_disks", [{"name": "data1", "size": "16M", "fstype": None}], [{"name": "data1", "size": 16 * MIB}]),
+        ("data_disks", [{"name": "d", "fstype": "none"}], [{"name": "d", "fstype": "none"}]),
+        ("ssh_keys", [f" {KEY}\n"], [KEY]),
+        ("ssh_keys", [], []),
+        ("labels", {"tier": "web", 1: 2}, {"tier": "web", "1": "2"}),
+        ("labels", {}, {}),
+        ("image", "sha256:00ff", "sha256:00ff"),
+        ("image", "ghcr.io/x/y:24.04", "ghcr.io/x/y:24.04"),
+        ("watchdog", False, False),
+        ("timeout", 30, 30.0),
+    ],
+)  # fmt: skip
+def test_values(option, value, expected):
+    definition = normalise({"name": "web1", option: value})
+    assert definition == {"name": "web1", option: expected}
+    again = normalise(definition)
+    assert again == definition, "a definition is its own normal form"
+
+
+@pytest.mark.parametrize(
+    "option, value, where, text",
+    [
+        ("name", "-web", "name", "letter or digit"),
+        ("name", "web1\n", "name", "not a valid name"),
+        ("name", "x" * 64, "name", "63"),
+        ("state", "paused?", "state", "started"),
+        ("hypervisor", "xen", "hypervisor", "qemu"),
+        ("accel", "hax", "accel", "tcg"),
+        ("image", "../../etc/passwd", "image", "image"),
+        ("image", "", "image", "image"),
+        ("cpu", 0, "cpu", "1 to 255"),
+        ("cpu", "two", "cpu", "whole number"),
+        ("cpu", True, "cpu", "whole number"),
+        ("memory", "10Q", "memory", "512M"),
+        ("memory", "32M", "memory", "64M"),
+        ("memory", "65.5M", "memory", "whole number"),
+        ("memory", str(64 * MIB + 1), "memory", "multiple of 1M"),
+        ("memory", "99999999T", "memory", "too large"),
+        ("storage", "1M", "storage", "16M"),
+        ("storage", str(GIB + 512), "storage", "multiple of 4K"),
+        ("queue_size", 100, "queue_size", "power of two"),
+        ("queue_size", 128, "queue_size", "256"),
+        ("disk_queue_size", 2048, "disk_queue_size", "1024"),
+        ("network", "a/b", "network", "letters"),
+        ("nics", {"network": "lab"}, "nics", "list"),
+        ("nics", ["lab"], "nics[0]", "mapping"),
+        ("nics", [{"network": "lab", "vlan": 3}], "nics[0].vlan", "network, mac, ip"),
+        ("nics", [{}, {"mac": "01:00:00:00:00:01"}], "nics[1].mac", "multicast"),
+        ("nics", [{"mac": "02:00"}], "nics[0].mac", "02:00:00:12:34:56"),
+        ("nics", [{"ip": "10.0.0"}], "nics[0].ip", "IPv4"),
+        ("nics", [{}] * 9, "nics", "At most 8"),
+        ("ports", ["8080"], "ports[0]", "in quotes"),
+        ("ports", ["484822"], "ports[0]", "in quotes"),
+        ("ports", ["80:80", "0:80"], "ports[1]", "1 to 65535"),
+        ("ports", ["80:70000"], "ports[0]", "65535"),
+        ("ports", ["300.0.0.1:80:80"], "ports[0]", "IPv4"),
+        ("ports", ["80:80/sctp"], "ports[0]", "8080:80"),
+        ("data_disks", [{"size": "1G"}], "data_disks[0].name", "name"),
+        ("data_disks", [{"name": "Data"}], "data_disks[0].name", "lower case"),
+        ("data_disks", [{"name": "cocoon-cow"}], "data_disks[0].name", "cocoon-"),
+        ("data_disks", [{"name": "d" * 21}], "data_disks[0].name", "20"),
+        ("data_disks", [{"name": "d", "size": "15M"}], "data_disks[0].size", "16M"),
+        ("data_disks", [{"name": "d", "fstype": "xfs"}], "data_disks[0].fstype", "ext4"),
+        ("data_disks", [{"name": "d"}, {"name": "d"}], "data_disks[1].name", "twice"),
+        ("user", "Admin", "user", "lower case"),
+        ("password", "", "password", "Leave the option out"),
+        ("password", "a\nroot:b", "password", "one line"),
+        ("ssh_keys", KEY, "ssh_keys", "list"),
+        ("ssh_keys", ["ssh-ed25519"], "ssh_keys[0]", "authorized_keys"),
+        ("ssh_keys", [KEY + "\n" + KEY], "ssh_keys[0]", "one line"),
+        ("ssh_keys", ["-----BEGIN OPENSSH PRIVATE KEY-----"], "ssh_keys[0]", ".pub"),
+        ("kernel_args", "a\nb", "kernel_args", "one line"),
+        ("kernel_args", "x" * 1025, "kernel_args", "1024"),
+        ("labels", ["a"], "labels", "key: value"),
+        ("labels", {"a": {"b": 1}}, "labels.a", "one line"),
+        ("owner", " ", "owner", "empty"),
+        ("watchdog", "maybe", "watchdog", "true or false"),
+        ("balloon", True, "balloon", "256M"),
+        ("balloon", "1.5G", "balloon", "whole number"),
+        ("wait_for", "agent", "wait_for", "console"),
+        ("wait_port", 0, "wait_port", "65535"),
+        ("wait_pattern", "(", "wait_pattern", "regular expression"),
+        ("timeout", -1, "timeout", "seconds"),
+        ("stop_timeout", "soon", "stop_timeout", "seconds"),
+        ("stop_timeout", float("nan"), "stop_timeout", "seconds"),
+        ("colour", "red", "colour", "not an option"),
+    ],
+)
+def test_bad_values(option, value, where, text):
+    with pytest.raises(InputError) as caught:
+        normalise({"name": "web1", option: value}, "vms[2].")
+    assert caught.value.option == f"vms[2].{where}"
+    assert text in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("option", ["password", "ssh_keys"])
+def test_a_bad_secret_is_not_repeated(option):
+    secret = "hunter2\nhunter2"
+    with pytest.raises(InputError) as caught:
+        normalise({"name": "web1", option: secret if option == "password" else [secret]})
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in repr(normalise({"name": "web1", "password": "hunter2", "ssh_keys": ["ssh-rsa hunter2"]}))
+
+
+def test_only_given_keys_are_left():
+    assert normalise({"name": "web1", "cpu": None, "nics": None, "labels": None}) == {"name": "web1"}
+    with pytest.raises(InputError, match="name: is missing"):
+        normalise({"name": None})
+
+
+@pytest.mark.parametrize(
+    "first, second, text",
+    [
+        ({}, {"name": "web1"}, "vms[1].name: 'web1' is given already by vms[0].name"),
+        ({"state": "absent"}, {"name": "web1"}, "vms[1].name"),
+        ({"nics": [{"mac": "02:00:00:00:00:0a"}]}, {"nics": [{}, {"mac": "02:00:00:00:00:0A"}]}, "vms[1].nics[1].mac"),
+        ({"network": "lab", "nics": [{"ip": "10.1.0.2"}]}, {"nics": [{"network": "lab", "ip": "10.1.0.2"}]},
+         "vms[1].nics[0].ip"),
+        ({"nics": [{"network": "lab", "ip": "10.1.0.2"}, {"network": "lab", "ip": "10.1.0.2"}]}, {},
+         "vms[0].nics[1].ip"),
+        ({"ports": ["80:80"]}, {"ports": ["81:80", "80:8080"]}, "vms[1].ports[1]: 80:8080 clashes with"),
+        ({"ports": ["80:80"]}, {"ports": ["10.0.0.1:80:80"]}, "vms[1].ports[0]"),
+        ({"ports": ["80:80", "80:81"]}, {}, "vms[0].ports[1]"),
+    ],
+)  # fmt: skip
+def test_what_two_items_may_not_share(first, second, text):
+    with pytest.raises(InputError) as caught:
+        validate_all([{"name": "web1", **first}, {"name": "web2", **second}])
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ({"nics": [{"network": "lab", "ip": "10.1.0.2"}]}, {"nics": [{"network": "dmz", "ip": "10.1.0.2"}]}),
+        ({"ports": ["80:80"]}, {"ports": ["80:80/udp", "81:80"]}),
+        ({"ports": ["10.0.0.1:80:80"]}, {"ports": ["10.0.0.2:80:80"]}),
+        ({"ports": ["80:80"], "state": "absent"}, {"ports": ["80:80"]}),
+        ({"nics": [{"mac": "02:00:00:00:00:0a"}]}, {"nics": [{"mac": "02:00:00:00:00:0a"}], "state": "absent"}),
+    ],
+)
+def test_what_two_items_may_share(first, second):
+    assert len(validate_all([{"name": "web1", **first}, {"name": "web2", **second}])) == 2
+
+
+def test_all_errors_come_together():
+    with pytest.raises(InputError) as caught:
+        validate_all([{"name": "a", "cpu": 0}, {"name": "b"}, {"name": "c", "memory": "10Q"}])
+    assert "vms[0].cpu" in str(caught.value) and "vms[2].memory" in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        validate_all([{"name": "a", "cpu": 0}], None)
+    assert caught.value.option == "cpu"
+
+
+def test_split_port():
+    assert split_port("10.0.0.1:53:5353/udp") == ("10.0.0.1", 53, 5353, "udp")
+    assert split_port("8080:80") == (None, 8080, 80, "tcp")

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 import typing as t
 
@@ -55,7 +56,32 @@ def read_json(path: str) -> Record | None:
     return document
 
 
+_deferred = threading.local()
+
+
+@contextlib.contextmanager
+def directories_synced_once() -> t.Iterator[None]:
+    """Make what this thread creates in here durable at the end, each directory once and not once a file.
+
+    Journalling file systems keep the order of creations, so a power cut in between loses a tail of
+    them and never something from the middle.
+    """
+    _deferred.paths = set()
+    try:
+        yield
+    finally:
+        paths, _deferred.paths = _deferred.paths, None
+        for path in sorted(paths):
+            with contextlib.suppress(FileNotFoundError):
+                fsync_dir(path)
+
+
 def fsync_dir(path: str) -> None:
+    """Make the entries of a directory durable, now or at the end of :func:`directories_synced_once`."""
+    waiting = getattr(_deferred, "paths", None)
+    if waiting is not None:
+        waiting.add(path)
+        return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -17,7 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Coco
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import plan_item
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _allocate(run: Run, items: t.Sequence[Item]) -> None:
         return
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import reserve_job
 
-    with locked(run.store.paths, ["host"], run.options.lock_timeout):
+    with locked(run.store.paths, ["host"], run.options.lock_timeout), directories_synced_once():
         for item in sorted(new, key=_explicit_first):
             if item.job is None or item.plan is None or item.plan.wanted is None:
                 continue

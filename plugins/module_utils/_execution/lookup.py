@@ -68,6 +68,7 @@ PRIVATE = frozenset(
         "phase_boot_id",
         "restarting",
         "kept_disks",
+        "planned_nics",
         "delete_data_disks",
         "old_image_id",
         "promised_disk",

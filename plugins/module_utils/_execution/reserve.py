@@ -263,7 +263,7 @@ def _release_holdings(run: Run, record: Record) -> None:
 
     give_back_ports(run, record, record.get("ports") or [])
     run.mark("remove.ports")
-    give_back_nics(run, record, record.get("network_configs") or [])
+    give_back_nics(run, record, [*(record.get("network_configs") or []), *(record.get("planned_nics") or [])])
     run.mark("remove.lease")
     for image_id in {record.get("image_id"), record.get("old_image_id")} - {None}:
         images.unpin(run.store, image_id, record["id"])

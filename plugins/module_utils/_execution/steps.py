@@ -222,28 +222,34 @@ def set_balloon(job: Job, balloon: int) -> None:
 
 
 def set_nics(job: Job, nics: list[Record], network: str | None = None) -> None:
-    """New NICs for a VM that does not run: what both lists share is kept, the rest is released or taken."""
+    """New NICs for a VM that does not run: what both lists share is kept, the rest is released or taken.
+
+    While it lasts the record lists the new ones under ``planned_nics``, so that whoever comes after
+    a crash can give them back, and the old ones still stand where the planner compares them.
+    """
     run, record = job.run, job.known
-    old = list(record["network_configs"])
-    ports = list(record.get("ports") or [])
-    if network is not None:
-        record["config"]["network"] = network
+    old, ports = list(record["network_configs"]), list(record.get("ports") or [])
+    default = record["config"]["network"] if network is None else network
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
+        reserve.give_back_nics(run, record, record.get("planned_nics") or [], keep=old)
         new = [
-            reserve.plan_nic(run, record, index, nic, old[index] if index < len(old) else None)
+            reserve.plan_nic(run, record, index, {"network": default, **nic}, old[index] if index < len(old) else None)
             for index, nic in enumerate(nics)
         ]
-        record["network_configs"] = old + [config for config in new if config not in old]
-        run.store.write_vm(record)  # both, so that whoever comes after a crash can give all of it back
+        record["planned_nics"] = new
+        run.store.write_vm(record)
         run.mark("set_nics.planned")
         reserve.take_nics(run, record, new)
-        record["network_configs"] = old
+        run.mark("set_nics.taken")
         reserve.give_back_ports(run, record, ports)
-        reserve.give_back_nics(run, record, old, keep=new)
-        run.mark("set_nics.released")
-        record.update(network_configs=new, nics=nics)
+        record["config"]["network"] = default
+        record.update(network_configs=new, planned_nics=old, nics=nics)
         run.store.write_vm(record)
+        run.mark("set_nics.written")
+        reserve.give_back_nics(run, record, old, keep=new)
         reserve.take_ports(run, record)
+        record["planned_nics"] = []
+        run.store.write_vm(record)
     run.mark("set_nics.done")
 
 

@@ -9,6 +9,7 @@ import json
 import os
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, boot, power
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
@@ -75,29 +76,29 @@ def _crypt(password: str) -> str:
     return output.decode().strip()
 
 
-def _promise(run: Run, record: Record, option: str) -> None:
-    """Bring the disk ledger up to what the record now asks for."""
-    more = wanted_bytes(record) - record.get("promised_disk", 0)
-    if more <= 0:
-        return
-    with locked(run.store.paths, ["host"], run.options.lock_timeout):
-        admission.promise_disk(run, more, option)
-    record["promised_disk"] = wanted_bytes(record)
+def _promise(run: Run, record: Record, more: int, option: str) -> None:
+    """Add to the disk ledger what a disk may come to hold beyond what the record has promised."""
+    if more > 0:
+        with locked(run.store.paths, ["host"], run.options.lock_timeout):
+            admission.promise_disk(run, more, option)
 
 
 def grow_disk(run: Run, record: Record, disk: str, size: int) -> None:
-    """Grow the system disk (``cow``) or a data disk, live if the VM runs."""
-    name = disk
-    if name == "cow":
-        record["config"]["storage"] = size
+    """Grow the system disk (``cow``) or a data disk, live if the VM runs.
+
+    The record learns the new size last: growing a disk again that a killed run has grown is harmless.
+    """
+    entry = next((item for item in record["data_disks"] if item["name"] == disk), None)
+    if disk == "cow":
         path, serial, fstype = boot.system_disk(record, run.store.paths), boot.COW_SERIAL, "ext4"
+        more = size - record["config"]["storage"]
+    elif entry is not None:
+        path, serial, fstype = boot.data_disk(record["id"], disk, run.store.paths), disk, entry["fstype"]
+        more = size - entry["size"]
     else:
-        entry = next(item for item in record["data_disks"] if item["name"] == name)
-        entry["size"] = size
-        path, serial, fstype = boot.data_disk(record["id"], name, run.store.paths), name, entry["fstype"]
-    _promise(run, record, "storage" if name == "cow" else "data_disks")
-    run.store.write_vm(record)
-    run.mark("grow_disk.record")
+        raise StateError(f"the VM has no data disk '{disk}'")
+    _promise(run, record, more, "storage" if disk == "cow" else "data_disks")
+    run.mark("grow_disk.promised")
     process = power.find_process(record)
     if process is not None:
         process.close()
@@ -105,6 +106,12 @@ def grow_disk(run: Run, record: Record, disk: str, size: int) -> None:
     else:
         grow_file(run, record, path, size, fstype)
     run.mark("grow_disk.file")
+    if entry is not None:
+        entry["size"] = size
+    else:
+        record["config"]["storage"] = size
+    record["promised_disk"] = wanted_bytes(record)
+    run.store.write_vm(record)
 
 
 def grow_file(run: Run, record: Record, path: str, size: int, fstype: str) -> None:
@@ -119,23 +126,31 @@ def grow_file(run: Run, record: Record, path: str, size: int, fstype: str) -> No
 
 
 def add_disk(run: Run, record: Record, disk: Record) -> None:
-    """Create or take back a data disk, and plug it in if the VM runs."""
+    """Create or take back a data disk, and plug it in if the VM runs.
+
+    Until it is in its place the record lists it as detached: the next run of the same definition
+    goes on from there, and nothing that it holds is lost.
+    """
     entry = {key: disk[key] for key in ("name", "size", "fstype")}
-    record["data_disks"] = [item for item in record["data_disks"] if item["name"] != disk["name"]] + [entry]
-    record["detached_disks"] = [item for item in record["detached_disks"] if item["name"] != disk["name"]]
-    _promise(run, record, "data_disks")
+    before = wanted_bytes(record)
+    record["detached_disks"] = [item for item in record["detached_disks"] if item["name"] != disk["name"]] + [entry]
+    _promise(run, record, wanted_bytes(record) - before, "data_disks")
+    record["promised_disk"] = wanted_bytes(record)
     run.store.write_vm(record)
     run.mark("add_disk.record")
     create_data_disk(run, record, disk)
     run.mark("add_disk.file")
-    _refresh(run, record)
     process = power.find_process(record)
     if process is not None:
         process.close()
-        item = next(item for item in record["storage_configs"] if item["serial"] == disk["name"])
+        path = boot.data_disk(record["id"], disk["name"], run.store.paths)
+        item = {"path": path, "ro": False, "serial": disk["name"]}
         driver = run.driver(record["hypervisor"])
         driver.attach_disk(run.store.paths.vm_run(record["id"]), power.disk_of(run, record, item))
     run.mark("add_disk.attached")
+    record["detached_disks"] = [item for item in record["detached_disks"] if item["name"] != disk["name"]]
+    record["data_disks"] = [item for item in record["data_disks"] if item["name"] != disk["name"]] + [entry]
+    _refresh(run, record)
 
 
 def drop_disk(run: Run, record: Record, name: str, delete: bool) -> None:

@@ -127,6 +127,9 @@ def discard(run: Run, record: Record) -> None:
 
 def start(job: Job) -> None:
     record = job.known
+    if record.get("planned_nics"):  # a change of NICs was cut short
+        with locked(job.run.store.paths, ["host"], job.run.options.lock_timeout):
+            _settle_nics(job.run, record)
     for config in record["network_configs"]:
         job.run.ensure_network(config["network_name"])
     job.run.sync_networks()
@@ -246,11 +249,16 @@ def set_nics(job: Job, nics: list[Record], network: str | None = None) -> None:
         record.update(network_configs=new, planned_nics=old, nics=nics)
         run.store.write_vm(record)
         run.mark("set_nics.written")
-        reserve.give_back_nics(run, record, old, keep=new)
-        reserve.take_ports(run, record)
-        record["planned_nics"] = []
-        run.store.write_vm(record)
+        _settle_nics(run, record)
     run.mark("set_nics.done")
+
+
+def _settle_nics(run: Run, record: Record) -> None:
+    """Give back NICs that the record lists besides its own, and publish its ports. The host's lock is held."""
+    reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
+    reserve.take_ports(run, record)
+    record["planned_nics"] = []
+    run.store.write_vm(record)
 
 
 def set_ports(job: Job, ports: list[str]) -> None:

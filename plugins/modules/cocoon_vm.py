@@ -72,26 +72,26 @@ vm:
   description: The VM's record, or nothing if the VM is absent. Times are in RFC 3339, sizes in bytes.
   returned: success
   type: dict
-    sample:
-      id: k3jq5n7c2v4m6x8z0b1d9f5h7t
-      hypervisor: qemu
-      state: running
-      pid: 4711
-      config:
-        name: web1
-        cpu: 2
-        memory: 1073741824
-        storage: 10737418240
-        image: debian
-        network: lab
-      network_configs:
-        - tap: cmk3jq5n7c-0
-          mac: "02:5c:1e:00:12:34"
-          network:
-            ip: 10.88.0.17
-            gateway: 10.88.0.1
-            prefix: 24
-      first_booted: true
+  sample:
+    id: k3jq5n7c2v4m6x8z0b1d9f5h7t
+    hypervisor: qemu
+    state: running
+    pid: 4711
+    config:
+      name: web1
+      cpu: 2
+      memory: 1073741824
+      storage: 10737418240
+      image: debian
+      network: lab
+    network_configs:
+      - tap: cmk3jq5n7c-0
+        mac: "02:5c:1e:00:12:34"
+        network:
+          ip: 10.88.0.17
+          gateway: 10.88.0.1
+          prefix: 24
+    first_booted: true
 actions:
   description: What was done, or in check mode what would be done, in order.
   returned: always

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     admission,
     mounts,
@@ -242,7 +242,13 @@ def set_nics(job: Job, nics: list[Record], network: str | None = None) -> None:
         record["planned_nics"] = new
         run.store.write_vm(record)
         run.mark("set_nics.planned")
-        reserve.take_nics(run, record, new)
+        try:
+            reserve.take_nics(run, record, new)
+        except CocoonError:
+            reserve.give_back_nics(run, record, new, keep=old)
+            record["planned_nics"] = []
+            run.store.write_vm(record)
+            raise
         run.mark("set_nics.taken")
         reserve.give_back_ports(run, record, ports)
         record["config"]["network"] = default
@@ -269,7 +275,13 @@ def set_ports(job: Job, ports: list[str]) -> None:
         record["ports"] = before + [port for port in ports if port not in before]
         run.store.write_vm(record)
         run.mark("set_ports.planned")
-        reserve.take_ports(run, record)
+        try:
+            reserve.take_ports(run, record)
+        except CocoonError:
+            reserve.give_back_ports(run, record, [port for port in ports if port not in before])
+            record["ports"] = before
+            run.store.write_vm(record)
+            raise
         reserve.give_back_ports(run, record, dropped)
         record["ports"] = ports
         run.store.write_vm(record)

@@ -1,0 +1,319 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""VMs through the modules: their states, what a change means, and many in one task. Real guests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
+
+SMALL = {"image": "tiny", "cpu": 1, "memory": "96M", "storage": "64M", "network": "lab"}
+
+
+@pytest.fixture(scope="module", name="host")
+def fixture_host(
+    make_netns: Callable[[], Netns],
+    make_store: Callable[[], dict[str, str]],
+    modules: Callable[..., Modules],
+    tiny_image: Path,
+) -> Iterator[Modules]:
+    """A host with one image and two networks, empty again at the end."""
+    run = modules(make_netns(), make_store())
+    run("cocoon_network", name="lab", subnet="10.201.0.0/24", nat=True)
+    run("cocoon_network", name="lab2", subnet="10.202.0.0/24", nat=False)
+    run("cocoon_image", name="tiny", source=str(tiny_image))
+    yield run
+    for vm in run("cocoon_vm_info")["vms"]:
+        run("cocoon_vm", name=vm["config"]["name"], state="absent", force=True)
+    run("cocoon_image", name="tiny", state="absent")
+    for name in ("lab", "lab2"):
+        run("cocoon_network", name=name, state="absent")
+
+
+@pytest.fixture(name="vm")
+def fixture_vm(host: Modules) -> Iterator[Callable[..., Result]]:
+    """Runs cocoon_vm for one VM, twice: in check mode first, which must say what then happens."""
+
+    def converge(ok: bool = True, **options: Any) -> Result:
+        said = host("cocoon_vm", check=True, ok=ok, name="one", **options)
+        before = host("cocoon_vm_info", name=["one"])["vms"]
+        done = host("cocoon_vm", ok=ok, name="one", **options)
+        if ok:
+            assert (said.changed, said["actions"], said["diff"]) == (done.changed, done["actions"], done["diff"])
+        else:
+            assert said["msg"] == done["msg"]
+            assert host("cocoon_vm_info", name=["one"])["vms"] == before
+        return done
+
+    yield converge
+    host("cocoon_vm", name="one", state="absent", force=True)
+
+
+def test_from_nothing_to_a_guest_that_answers_and_back(vm: Callable[..., Result], host: Modules) -> None:
+    first = vm(state="started", wait_for="port", **SMALL)
+    assert first.changed
+    assert first["actions"] == ["create", "start"]
+    record = first["vm"]
+    assert record["state"] == "running"
+    assert record["pid"] > 0
+    assert record["config"]["memory"] == 96 << 20
+    assert first["boot_seconds"] > 0
+    again = vm(state="started", wait_for="port", **SMALL)
+    assert not again.changed
+    assert again["vm"]["pid"] == record["pid"]
+    stopped = vm(state="stopped")
+    assert stopped["actions"] == ["stop"]
+    assert stopped["vm"]["reason"] == "shut down"
+    assert not vm(state="stopped").changed
+    assert not vm(state="present", **SMALL).changed
+    restarted = vm(state="restarted", wait_for="ping")
+    assert restarted.changed
+    assert restarted["vm"]["network_configs"] == record["network_configs"]
+    assert vm(state="restarted", force=True)["vm"]["pid"] != restarted["vm"]["pid"]
+    gone = vm(state="absent", force=True)
+    assert gone["vm"] is None
+    assert not vm(state="absent").changed
+    assert host("cocoon_vm_info", name=["one"])["vms"] == []
+
+
+def test_present_does_not_touch_the_power(vm: Callable[..., Result]) -> None:
+    assert vm(**SMALL)["vm"]["state"] == "created"
+    assert vm(state="started")["vm"]["state"] == "running"
+    assert vm(labels={"a": "b"})["vm"]["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"labels": {"tier": "web"}}, lambda record: record["labels"] == {"tier": "web"}),
+        ({"ports": ["8080:80"]}, lambda record: record["ports"] == ["8080:80"]),
+        (
+            {"data_disks": [{"name": "db", "size": "16M"}]},
+            lambda record: [item["serial"] for item in record["storage_configs"]][-1] == "db",
+        ),
+    ],
+)
+def test_live_changes_leave_the_process(vm: Callable[..., Result], options: dict, field: Callable) -> None:
+    before = vm(state="started", **SMALL)["vm"]
+    done = vm(state="started", **options)
+    assert done.changed
+    assert done["vm"]["pid"] == before["pid"]
+    assert field(done["vm"])
+    assert not vm(state="started", **options).changed
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"cpu": 2}, lambda record: (record["config"]["cpu"], record["network_configs"][0]["num_queues"]) == (2, 4)),
+        ({"memory": "128M"}, lambda record: record["config"]["memory"] == 128 << 20),
+        ({"storage": "128M"}, lambda record: record["config"]["storage"] == 128 << 20),
+        ({"queue_size": 256}, lambda record: record["network_configs"][0]["queue_size"] == 256),
+        ({"disk_queue_size": 128}, lambda record: record["config"]["disk_queue_size"] == 128),
+        ({"kernel_args": "quiet"}, lambda record: record["boot_config"]["cmdline"].endswith(" quiet")),
+        ({"no_direct_io": True}, lambda record: record["config"]["no_direct_io"]),
+        ({"watchdog": False}, lambda record: record["watchdog"] is False),
+        ({"balloon": "16M"}, lambda record: record["balloon"] == 16 << 20),
+        ({"network": "lab2"}, lambda record: record["network_configs"][0]["network"]["gateway"] == "10.202.0.1"),
+        (
+            {"nics": [{"network": "lab"}, {"network": "lab2", "mac": "02:00:00:00:00:99", "ip": "10.202.0.99"}]},
+            lambda record: record["network_configs"][1]["network"]["ip"] == "10.202.0.99",
+        ),
+        ({"nics": []}, lambda record: record["network_configs"] == []),
+    ],
+)
+def test_changes_that_need_a_restart(vm: Callable[..., Result], options: dict, field: Callable) -> None:
+    before = vm(state="started", **SMALL)["vm"]
+    refused = vm(ok=False, state="started", **options)
+    assert "allow_restart: true" in refused["msg"]
+    assert next(iter(options)) in refused["msg"]
+    done = vm(state="started", allow_restart=True, force=True, **options)
+    assert done["vm"]["pid"] not in (0, before["pid"])
+    assert field(done["vm"])
+    assert not vm(state="started", **options).changed
+
+
+def test_a_stopped_vm_takes_such_changes_at_once(vm: Callable[..., Result]) -> None:
+    vm(**SMALL)
+    done = vm(memory="128M", storage="128M", data_disks=[{"name": "db", "size": "16M"}])
+    assert done["vm"]["state"] == "created"
+    assert not vm(memory="128M", storage="128M", data_disks=[{"name": "db", "size": "16M"}]).changed
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"storage": "32M"}, "never shrinks"),
+        ({"data_disks": [{"name": "db", "size": "16M", "fstype": "ext4"}]}, "never shrinks"),
+        ({"data_disks": [{"name": "db", "size": "32M", "fstype": "none"}]}, "fstype"),
+        ({"owner": "somebody-else"}, "belongs to"),
+        ({"ssh_keys": ["ssh-ed25519 AAAA x"]}, "recreate: true"),
+        ({"hypervisor": "firecracker"}, "firecracker"),
+        ({"state": "paused"}, "state"),
+    ],
+)
+def test_refusals_say_why_and_change_nothing(vm: Callable[..., Result], options: dict, words: str) -> None:
+    vm(**SMALL, data_disks=[{"name": "db", "size": "32M"}])
+    assert words in vm(ok=False, **options)["msg"]
+
+
+def test_a_rebuild_keeps_what_is_not_the_system_disk(vm: Callable[..., Result], host: Modules) -> None:
+    before = vm(state="started", **SMALL, data_disks=[{"name": "db", "size": "16M"}])["vm"]
+    done = vm(state="started", recreate=True, force=True, ssh_keys=["ssh-ed25519 AAAA x"])
+    assert "rebuild" in " ".join(done["actions"])
+    assert done["vm"]["id"] == before["id"]
+    assert done["vm"]["network_configs"] == before["network_configs"]
+    assert [disk["name"] for disk in done["vm"]["data_disks"]] == ["db"]
+    assert not vm(state="started", recreate=True, ssh_keys=["ssh-ed25519 AAAA x"]).changed
+
+
+def test_a_dropped_disk_is_kept_and_comes_back(vm: Callable[..., Result], host: Modules) -> None:
+    disk = {"name": "db", "size": "16M", "fstype": "none"}
+    record = vm(**SMALL, data_disks=[disk])["vm"]
+    path = Path(host.defaults["root_dir"]) / "vms" / record["id"] / "data-db.raw"
+    with path.open("r+b") as stream:
+        stream.write(b"precious")
+    assert vm(data_disks=[])["vm"]["detached_disks"][0]["name"] == "db"
+    assert path.read_bytes()[:8] == b"precious"
+    vm(data_disks=[{**disk, "size": "32M"}])
+    assert path.stat().st_size == 32 << 20
+    assert path.read_bytes()[:8] == b"precious"
+    vm(state="absent")
+    assert path.read_bytes()[:8] == b"precious"
+    assert host("cocoon_vm_info", name=["one"])["vms"] == []
+    vm(**SMALL, data_disks=[{**disk, "size": "32M"}])
+    assert path.read_bytes()[:8] == b"precious"
+    vm(data_disks=[], force=True)
+    assert not path.exists()
+
+
+def test_a_stable_address_comes_back_with_the_name(vm: Callable[..., Result]) -> None:
+    first = vm(**SMALL)["vm"]["network_configs"][0]["network"]["ip"]
+    vm(state="absent")
+    assert vm(**SMALL)["vm"]["network_configs"][0]["network"]["ip"] == first
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"memory": "10Q"}, "memory"),
+        ({"cpu": 0}, "cpu"),
+        ({"nics": [{"mac": "nonsense"}]}, "nics[0].mac"),
+        ({"nics": [{"ip": "10.0.0.999"}]}, "nics[0].ip"),
+        ({"nics": [{"ip": "10.99.0.1"}]}, "ip"),
+        ({"nics": [{"network": "nowhere"}]}, "network"),
+        ({"image": "nothing"}, "image"),
+        ({"data_disks": [{"name": "Bad Name", "size": "16M"}]}, "data_disks[0].name"),
+        ({"data_disks": [{"name": "db", "size": "1M"}]}, "data_disks[0].size"),
+        ({"ports": ["80"]}, "ports[0]"),
+        ({"memory": "1T"}, "memory"),
+        ({"storage": "900T"}, "storage"),
+        ({"accel": "kvm"}, "accel"),
+        ({"hypervisor": "cloud-hypervisor"}, "hypervisor"),
+    ],
+)
+def test_bad_input_names_the_option_and_leaves_nothing(
+    host: Modules, vm: Callable[..., Result], options: dict, option: str
+) -> None:
+    if option == "accel" and any(os.path.exists(f"/sys/module/kvm_{vendor}") for vendor in ("intel", "amd")):
+        pytest.skip("KVM works here, so that asking for it is no bad input")
+    root = Path(host.defaults["root_dir"])
+    said = host("cocoon_vm", ok=False, name="one", state="started", **{**SMALL, **options})["msg"]
+    assert option in said
+    assert said.rstrip().endswith(".")
+    assert list((root / "vms").iterdir()) == []
+    for kind in ("vm", "mac", "uid"):
+        assert list((root / "index" / kind).iterdir()) == []
+    assert not [path for path in root.glob("networks/*/leases/*")]
+
+
+def test_what_is_taken_is_named(host: Modules, vm: Callable[..., Result]) -> None:
+    vm(**{**SMALL, "nics": [{"mac": "02:00:00:00:00:01", "ip": "10.201.0.50"}]})
+    try:
+        said = host("cocoon_vm", ok=False, name="two", **{**SMALL, "nics": [{"mac": "02:00:00:00:00:01"}]})["msg"]
+        assert "02:00:00:00:00:01" in said
+        said = host("cocoon_vm", ok=False, name="two", **{**SMALL, "nics": [{"ip": "10.201.0.50"}]})["msg"]
+        assert "10.201.0.50" in said
+        assert [record["config"]["name"] for record in host("cocoon_vm_info")["vms"]] == ["one"]
+    finally:
+        host("cocoon_vm", name="two", state="absent")
+
+
+def several(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"name": f"m{number}", **SMALL, **more} for number in range(count)]
+
+
+def test_many_in_one_task(host: Modules) -> None:
+    wanted = several(5, state="started", wait_for="ping")
+    done = host("cocoon_vms", vms=wanted)
+    assert [result["actions"] for result in done["results"]] == [["create", "start"]] * 5
+    addresses = {vm["network_configs"][0]["network"]["ip"] for vm in done["vms"].values()}
+    assert len(addresses) == 5
+    assert len({vm["uid"] for vm in done["vms"].values()}) == 5
+    assert not host("cocoon_vms", vms=wanted).changed
+    stopped = host("cocoon_vms", vms=several(5, state="stopped"))
+    assert {vm["reason"] for vm in stopped["vms"].values()} == {"shut down"}
+
+
+def test_one_bad_vm_fails_alone(host: Modules) -> None:
+    wanted = several(3)
+    wanted[1] = {**wanted[1], "image": "nothing", "name": "bad"}
+    done = host("cocoon_vms", ok=False, vms=wanted)
+    assert done["failed_vms"] == ["bad"]
+    assert "1 of 3 VMs failed: bad: image: there is no image 'nothing'" in done["msg"]
+    assert "failed" not in done["results"][0]
+    assert [record["config"]["name"] for record in host("cocoon_vm_info", names=["bad"])["vms"]] == []
+
+
+def test_restarts_go_a_few_at_a_time(host: Modules) -> None:
+    host("cocoon_vms", vms=several(3, state="started"))
+    done = host("cocoon_vms", vms=several(3, state="started", memory="112M", allow_restart=True, force=True))
+    times = sorted((vm["stopped_at"], vm["started_at"]) for vm in done["vms"].values())
+    assert all(earlier[1] < later[0] for earlier, later in zip(times, times[1:]))
+    together = several(3, state="restarted", force=True)
+    done = host("cocoon_vms", vms=together, max_unavailable=3)
+    times = [(vm["stopped_at"], vm["started_at"]) for vm in done["vms"].values()]
+    assert max(stopped for stopped, _started in times) < max(started for _stopped, started in times)
+
+
+def test_prune_takes_what_is_ours_and_no_longer_listed(host: Modules) -> None:
+    host("cocoon_vms", vms=several(3))
+    host("cocoon_vm", name="foreign", owner="somebody-else", **SMALL)
+    host("cocoon_vm", name="disky", data_disks=[{"name": "db", "size": "16M"}], **SMALL)
+    assert "empty" in host("cocoon_vms", ok=False, vms=[], prune=True)["msg"]
+    said = host("cocoon_vms", check=True, vms=several(2), prune=True)
+    done = host("cocoon_vms", vms=several(2), prune=True)
+    assert [(one["name"], one["actions"]) for one in said["results"]] == [
+        (one["name"], one["actions"]) for one in done["results"]
+    ]
+    names = {record["config"]["name"] for record in host("cocoon_vm_info")["vms"]}
+    assert names == {"m0", "m1", "foreign"}
+    assert list(Path(host.defaults["root_dir"]).glob("vms/*/data-db.raw"))
+    host("cocoon_vms", vms=several(2), prune=True, force=True)
+    assert not list(Path(host.defaults["root_dir"]).glob("vms/*/data-db.raw"))
+    host("cocoon_vm", name="foreign", state="absent", force=True)
+
+
+def test_info_filters(host: Modules) -> None:
+    host("cocoon_vms", vms=several(2, labels={"tier": "web"}))
+    host("cocoon_vm", name="other", **SMALL)
+    assert len(host("cocoon_vm_info", labels={"tier": "web"})["vms"]) == 2
+    assert [vm["config"]["name"] for vm in host("cocoon_vm_info", name=["other", "none"])["vms"]] == ["other"]
+
+
+def test_nothing_is_there_before_the_first_change(
+    make_netns: Callable[[], Netns], make_store: Callable[[], dict[str, str]], modules: Callable[..., Modules]
+) -> None:
+    fresh = modules(make_netns(), make_store())
+    assert fresh("cocoon_vm_info")["vms"] == []
+    assert not fresh("cocoon_vm", check=True, name="one", state="absent").changed
+    assert "image" in fresh("cocoon_vm", check=True, ok=False, name="one", **{**SMALL, "network": None})["msg"]
+    assert not Path(fresh.defaults["root_dir"]).exists()

@@ -1,0 +1,372 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Converge one network: look, plan, and if a change is due lock, look and plan again, execute.
+
+Steps are in such an order that a process killed between any two leaves a record from which the next
+run goes on: the name first, then the record in phase ``creating``, then the kernel; a removal marks
+the record, clears the kernel, then the record, then the name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ChangeRefusedError,
+    ConflictError,
+    NotFoundError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases, links, manager, plan, ports
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, remove_tree, write_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, new_id, now
+
+CREATING = "creating"
+UPDATING = "updating"
+FOLDERS = ("leases", "ports", "users")
+
+
+def checkpoint(_name: str) -> None:
+    """Called after each step of a change; tests end the process here."""
+
+
+def converge(params: t.Mapping[str, t.Any], check_mode: bool) -> Record:
+    """Bring one network to its definition.
+
+    :param params: the options of ``cocoon_network``.
+    :return: ``changed``, ``action``, ``network`` (the record, ``None`` if absent) and ``diff``.
+    :raises CocoonError: see :mod:`_plan`; and whatever the kernel or nft has against it.
+    """
+    definition = plan.define(params)
+    paths = Paths.from_params(params)
+    absent = params["state"] == "absent"
+    store = Store.load(paths)
+    # What the host has against it is asked under the lock: before, half of another task's work may be seen.
+    decision, facts = _decide(store, definition, absent, ask_host=check_mode)
+    if decision.changed and not check_mode:
+        store = Store.open(paths)
+        with locked(paths, ["host", f"network:{definition['name']}"], params["lock_timeout"]):
+            decision, facts = _decide(store, definition, absent, ask_host=True)
+            if decision.changed:
+                _execute(store, definition, decision, facts)
+        record = manager.load(store, definition["name"])
+    elif absent:
+        record = None
+    else:
+        record = {**(facts.record or {}), **(decision.target or {})}
+    return {
+        "changed": decision.changed,
+        "action": decision.action,
+        "network": shown(record),
+        "diff": {"before": decision.before, "after": decision.after},
+    }
+
+
+def shown(record: Record | None) -> Record | None:
+    """The record without what is only bookkeeping."""
+    if record is None:
+        return None
+    return {key: value for key, value in record.items() if key != "phase"}
+
+
+# -- looking --------------------------------------------------------------------------------------------------------
+
+
+def facts_of(store: Store | None, name: str, absent: bool) -> plan.Facts:
+    """What there is of the network *name*."""
+    network_id = store.index("network").lookup(name) if store else None
+    if store is None or network_id is None:
+        return plan.Facts()
+    record = leases.read_record(store, network_id)
+    if record is None:
+        return plan.Facts(bare=True)
+    users = leases.users(store, network_id)
+    foreign: list[str] = []
+    missing: list[str] = []
+    if not absent:
+        # A record whose making did not end may have the name of a bridge that it never got.
+        missing = [] if record.get("phase") == CREATING else manager.missing(store, record)
+    elif not users:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
+
+        foreign = kernel.foreign_ports(record)
+    return plan.Facts(
+        record=record,
+        users=tuple(sorted(leases.vm_name(store, vm_id) for vm_id in users)),
+        leases=len(leases.names(store, network_id, "leases")),
+        ports=tuple(str(_port(item)) for item in ports.published(store, network_id)),
+        missing=tuple(missing),
+        foreign_ports=tuple(foreign),
+    )
+
+
+def _port(item: Record) -> ports.Port:
+    return ports.Port(item["protocol"], item["host_ip"], item["host_port"], item["guest_port"])
+
+
+def _decide(
+    store: Store | None, definition: plan.Definition, absent: bool, ask_host: bool
+) -> tuple[plan.Plan, plan.Facts]:
+    facts = facts_of(store, definition["name"], absent)
+    if absent:
+        return plan.plan_absent(definition, facts), facts
+    if facts.record is not None and facts.record.get("phase") == leases.REMOVING:
+        facts = plan.Facts(bare=True)  # its removal is finished first
+    decision = plan.plan_present(definition, facts, store.store_id if store else None)
+    if decision.changed and decision.target is not None and ask_host:
+        _check_host(store, decision.target, facts)
+    return decision, facts
+
+
+def _check_host(store: Store | None, made: Record, facts: plan.Facts) -> None:
+    """What only the host can tell: the bridge, and whether the subnet is free."""
+    record = facts.record
+    if record is None:
+        _check_bridge(store, made)
+    if made["subnet"] and (record is None or made["subnet"] != record["subnet"]):
+        plan.check_overlap(made["name"], made["subnet"], _used(store, made))
+
+
+def _check_bridge(store: Store | None, made: Record) -> None:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
+
+    name = made["bridge"]
+    if name is None:
+        return
+    for other in _others(store, made["name"]):
+        if other["bridge"] == name:
+            raise ConflictError(f"{name} is the bridge of network '{other['name']}'", "bridge", "Name another bridge.")
+    kind = kernel.kind(name)
+    if made["adopted"]:
+        if kind is None:
+            raise NotFoundError(f"the bridge {name} is not there", "bridge", "Make it first, or leave out adopt.")
+        if kind != "bridge":
+            raise ConflictError(f"{name} is not a bridge", "bridge", "Name a Linux bridge.")
+    elif kind is not None and not _is_left_over(store, made["name"], name):
+        raise ConflictError(
+            f"an interface {name} is there already", "bridge", "Name another one, or use the bridge with adopt: true."
+        )
+
+
+def _is_left_over(store: Store | None, name: str, bridge: str) -> bool:
+    """Whether the interface is our own bridge of an earlier try."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
+
+    network_id = store.index("network").lookup(name) if store else None
+    link = links.look(bridge)
+    return bool(network_id and link and link.mac == kernel.bridge_mac(network_id))
+
+
+def _others(store: Store | None, name: str) -> list[Record]:
+    if store is None:
+        return []
+    entries = store.index("network").entries()
+    found = [leases.read_record(store, network_id) for other, network_id in entries if other != name]
+    return [record for record in found if record]
+
+
+def _used(store: Store | None, made: Record) -> list[tuple[str, str]]:
+    """Subnets that others have; those of an adopted bridge's own interface are what it is adopted for."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
+
+    others = _others(store, made["name"])
+    used = [(other["subnet"], f"network '{other['name']}'") for other in others if other["subnet"]]
+    exclude = made["bridge"]
+    if exclude is None and store is not None:
+        exclude = _left_over_bridge(store, made["name"])
+    if not made["adopted"]:
+        used += kernel.used_ranges(exclude)
+    return used
+
+
+def _left_over_bridge(store: Store, name: str) -> str | None:
+    """The bridge that an unfinished making or removal of this network has left, if any."""
+    network_id = store.index("network").lookup(name)
+    for bridge in (f"cm-{name}", plan.default_bridge(name, network_id, True)):
+        if bridge and len(bridge) < 16 and _is_left_over(store, name, bridge):
+            return bridge
+    return None
+
+
+# -- doing ----------------------------------------------------------------------------------------------------------
+
+
+def _execute(store: Store, definition: plan.Definition, decision: plan.Plan, facts: plan.Facts) -> None:
+    name = definition["name"]
+    if decision.action == "remove" or facts.bare:
+        _remove(store, name)
+    if decision.action == "create":
+        _create(store, t.cast(Record, decision.target))
+    elif decision.action in ("update", "repair"):
+        _update(store, t.cast(Record, decision.target), t.cast(Record, facts.record))
+
+
+def _path(store: Store, network_id: str) -> str:
+    return leases.directory(store, network_id, "network.json")
+
+
+def _create(store: Store, made: Record) -> None:
+    name = made["name"]
+    network_id = new_id()
+    store.index("network").reserve(name, network_id)
+    checkpoint("name")
+    try:
+        _create_as(store, made, network_id)
+    except Exception:
+        with contextlib.suppress(Exception):  # the first error tells more
+            _remove(store, name)
+        raise
+
+
+def _create_as(store: Store, made: Record, network_id: str) -> None:
+    directory = leases.directory(store, network_id).rstrip("/")
+    for folder in FOLDERS:
+        os.makedirs(os.path.join(directory, folder), 0o700, exist_ok=True)
+    os.chmod(directory, 0o700)
+    checkpoint("directory")
+    stamp = now()
+    record = {**made, "id": network_id, "created_at": stamp, "updated_at": stamp}
+    record["bridge"] = made["bridge"] or _free_bridge(store, made["name"], network_id)
+    write_json(_path(store, network_id), {**record, "phase": CREATING})
+    checkpoint("record")
+    _finish(store, record)
+
+
+def _free_bridge(store: Store, name: str, network_id: str) -> str:
+    plain = f"cm-{name}"
+    taken = any(other["bridge"] == plain for other in _others(store, name))
+    if not taken and links.index_of(plain[:15]) is not None:
+        taken = not _is_left_over(store, name, plain[:15])
+    return t.cast(str, plan.default_bridge(name, network_id, taken))
+
+
+def _finish(store: Store, record: Record) -> None:
+    """Bring the kernel to the record, then declare the record complete."""
+    _bring_up(store, record)
+    checkpoint("kernel")
+    write_json(_path(store, record["id"]), record)
+    checkpoint("complete")
+
+
+def _bring_up(store: Store, record: Record) -> None:
+    """:func:`manager.ensure`, step by step for the tests."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
+
+    with locked(store.paths, firewall.lock_names(), manager.LOCK_TIMEOUT):
+        if not record["adopted"]:
+            kernel.create(record)
+            checkpoint("bridge")
+        firewall.apply(store)
+        checkpoint("rules")
+        if not record["adopted"]:
+            kernel.activate(record)
+
+
+def _update(store: Store, made: Record, old: Record) -> None:
+    record = {**old, **made}
+    record.pop("phase", None)
+    if plan.public(record) != plan.public(old):
+        record["updated_at"] = now()
+    if old.get("phase") == CREATING and record["bridge"] == f"cm-{record['name']}":
+        # Its making did not end; the name may have been taken by others since.
+        record["bridge"] = _free_bridge(store, record["name"], record["id"])
+    write_json(_path(store, record["id"]), {**record, "phase": old.get("phase") or UPDATING})
+    checkpoint("record")
+    try:
+        if record["subnet"] != old["subnet"] and leases.users(store, record["id"]):
+            raise ChangeRefusedError(
+                f"network '{record['name']}' came into use meanwhile", "subnet", "Remove its VMs first."
+            )
+        _finish(store, record)
+    except Exception:
+        write_json(_path(store, record["id"]), {**old, "phase": old.get("phase") or UPDATING})
+        with contextlib.suppress(Exception):  # the next run finds the phase and tries again
+            _finish(store, {key: value for key, value in old.items() if key != "phase"})
+        raise
+
+
+def _remove(store: Store, name: str) -> None:
+    network_id = store.index("network").lookup(name)
+    if network_id is None:
+        return
+    record = leases.read_record(store, network_id)
+    if record is not None:
+        _mark_removed(store, record)
+        checkpoint("marked")
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
+
+        with locked(store.paths, firewall.lock_names(), manager.LOCK_TIMEOUT):
+            # The bridge first: while it has its address and is up, the rules are there.
+            kernel.delete(record)
+            checkpoint("bridge")
+            firewall.apply(store)
+        checkpoint("rules")
+    remove_tree(leases.directory(store, network_id).rstrip("/"))
+    checkpoint("directory")
+    store.index("network").release(name, network_id)
+    checkpoint("name")
+
+
+def _mark_removed(store: Store, record: Record) -> None:
+    """From here on nobody can attach to it; who did before is seen now."""
+    write_json(_path(store, record["id"]), {**record, "phase": leases.REMOVING})
+    users = leases.users(store, record["id"])
+    if users:
+        write_json(_path(store, record["id"]), record)
+        names = ", ".join(sorted(leases.vm_name(store, vm_id) for vm_id in users[:10]))
+        raise ChangeRefusedError(f"network '{record['name']}' has VMs: {names}", "state", "Remove those VMs first.")
+
+
+# -- listing --------------------------------------------------------------------------------------------------------
+
+
+def describe(params: t.Mapping[str, t.Any]) -> list[Record]:
+    """All networks, or the one named: records with ``users``, ``leases``, ``ports`` and ``missing``."""
+    store = Store.load(Paths.from_params(params))
+    if store is None:
+        return []
+    name = params.get("name")
+    names = [name] if name else [entry for entry, _id in store.index("network").entries()]
+    found = []
+    for item in names:
+        record = manager.load(store, item)
+        if record is not None:
+            found.append(_described(store, record))
+    return found
+
+
+def _described(store: Store, record: Record) -> Record:
+    known: dict[str, str] = {}
+
+    def vm_name(vm_id: str) -> str:
+        if vm_id not in known:
+            known[vm_id] = leases.vm_name(store, vm_id)
+        return known[vm_id]
+
+    addresses = leases.names(store, record["id"], "leases")
+    holders = [(ip, leases.lease_holder(store, record["id"], ip)) for ip in addresses]
+    return {
+        **t.cast(Record, shown(record)),
+        "missing": _missing(store, record),
+        "users": [{"id": vm_id, "name": vm_name(vm_id)} for vm_id in leases.users(store, record["id"])],
+        "leases": [{"ip": ip, "vm_id": vm_id, "vm": vm_name(vm_id)} for ip, vm_id in _by_address(holders)],
+        "ports": [
+            {**item, "vm": vm_name(item["vm_id"]), "port": str(_port(item))}
+            for item in ports.published(store, record["id"])
+        ],
+    }
+
+
+def _by_address(holders: t.Iterable[tuple[str, str | None]]) -> list[tuple[str, str]]:
+    found = [(ip, vm_id) for ip, vm_id in holders if vm_id is not None]
+    return sorted(found, key=lambda pair: tuple(int(part) for part in pair[0].split(".")))
+
+
+def _missing(store: Store, record: Record) -> list[str]:
+    try:
+        return manager.missing(store, record)
+    except (ConflictError, NotFoundError):
+        return ["bridge"]

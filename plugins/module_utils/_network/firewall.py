@@ -1,0 +1,79 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One nftables table a store: worked out from the state files, compared, loaded.
+
+Callers hold the lock ``firewall:table`` to load, as the later of two loads must know what the other knew.
+"""
+
+from __future__ import annotations
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import forwarding, leases, nftables, ports
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.ruleset import Inputs, Ruleset, render, table_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+
+def networks(store: Store) -> list[Record]:
+    """Networks with a bridge of ours that are not being removed, by name."""
+    found = []
+    for _name, network_id in store.index("network").entries():
+        record = leases.read_record(store, network_id)
+        if record and not record["adopted"] and record.get("phase") != leases.REMOVING:
+            found.append(record)
+    return found
+
+
+def _inputs(store: Store) -> Inputs:
+    nets = networks(store)
+    nat = [net for net in nets if net["nat"]]
+    uplinks = forwarding.uplinks() if nat else ()
+    # An uplink that is a bridge of ours (a route through a guest) is none.
+    uplinks = tuple(name for name in uplinks if name not in {net["bridge"] for net in nets})
+    return Inputs(
+        networks=tuple(nets),
+        ports=tuple(port for net in nat for port in ports.published(store, net["id"])),
+        uplinks=uplinks,
+        guarded=forwarding.guarded(uplinks),
+    )
+
+
+def _wanted(store: Store) -> tuple[Ruleset | None, tuple[str, ...]]:
+    inputs = _inputs(store)
+    return render(table_name(store.store_id), inputs), inputs.uplinks
+
+
+def missing(store: Store) -> list[str]:
+    """What is not as it should be: ``rules``, ``uplink``."""
+    ruleset, uplinks = _wanted(store)
+    found = []
+    table = table_name(store.store_id)
+    if not (nftables.is_loaded(ruleset) if ruleset else nftables.is_absent(table)):
+        found.append("rules")
+    if forwarding.needs_work(store, uplinks):
+        found.append("uplink")
+    return found
+
+
+def apply(store: Store) -> bool:
+    """Make it so; whether anything was to be done. The rules are there before the packets can be."""
+    lacking = missing(store)
+    if not lacking:
+        return False
+    ruleset, uplinks = _wanted(store)
+    if "uplink" in lacking and uplinks:
+        forwarding.claim(store, uplinks)
+        ruleset, uplinks = _wanted(store)
+    if ruleset is None:
+        forwarding.release(store)
+        nftables.remove(table_name(store.store_id))
+        return True
+    if not nftables.is_loaded(ruleset):
+        nftables.load(ruleset.text)
+    forwarding.switch_on(uplinks)
+    forwarding.release(store, uplinks)
+    return True
+
+
+def lock_names() -> list[str]:
+    return ["firewall:table"]

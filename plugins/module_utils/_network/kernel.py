@@ -1,0 +1,230 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bridges of ours: made, set up and removed through netlink, looked at by ioctl.
+
+A bridge is ours if it has the MAC address that follows from the network's id. It is given together
+with the bridge itself, so there is no instant at which a bridge of ours is not known as ours, and
+guests see the same gateway after every reboot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    CocoonError,
+    ConflictError,
+    NotFoundError,
+    ToolError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, derive_mac
+
+DEFAULT_MTU = 1500
+RT_SCOPE_HOST = 254
+RT_TABLE_MAIN = 254
+AF_INET = 2
+
+
+@contextlib.contextmanager
+def _netlink() -> t.Iterator[t.Any]:
+    """A routing socket; what the kernel refuses becomes an error of ours."""
+    try:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+    except ImportError:
+        raise ToolError(
+            "the Python library pyroute2 is not installed",
+            remedy="Install python3-pyroute2, or run the role cocoon.microvm.host.",
+        ) from None
+    with IPRoute() as ipr:
+        try:
+            yield ipr
+        except NetlinkError as exc:
+            raise CocoonError(f"the kernel refused a change of the network: {exc.args[-1]}") from exc
+
+
+def bridge_mac(network_id: str) -> str:
+    return derive_mac(f"bridge/{network_id}")
+
+
+def _cidr(record: Record) -> str | None:
+    """The host's address on the bridge, with prefix."""
+    if not record["gateway"] or record["adopted"]:
+        return None
+    return f"{record['gateway']}/{record['subnet'].partition('/')[2]}"
+
+
+def missing(record: Record) -> list[str]:
+    """What the bridge lacks: some of ``bridge``, ``mtu``, ``address``, ``ipv6``, ``up``, ``forwarding``.
+
+    :raises ConflictError: something that is not ours has its name.
+    :raises NotFoundError: an adopted bridge is not there.
+    """
+    link = links.look(record["bridge"])
+    if record["adopted"]:
+        if link is None:
+            raise NotFoundError(
+                f"the bridge {record['bridge']} of network '{record['name']}' is not there",
+                "bridge",
+                "It was adopted, so it is yours to make.",
+            )
+        return []
+    if link is None:
+        return ["bridge"]
+    if link.mac != bridge_mac(record["id"]):
+        raise ConflictError(
+            f"an interface {record['bridge']} is there that is not of network '{record['name']}'",
+            "bridge",
+            "Remove it, name another bridge, or use it with adopt: true.",
+        )
+    found = []
+    if record["mtu"] and link.mtu != record["mtu"]:
+        found.append("mtu")
+    address = _cidr(record)
+    # The ioctl shows the first address only; there may be more.
+    if address is not None and link.address != address and not _has_address(link.index, address):
+        found.append("address")
+    if links.get_sysctl("ipv6", record["bridge"], "disable_ipv6") == "0":
+        found.append("ipv6")
+    if not link.up:
+        found.append("up")
+    if (links.get_sysctl("ipv4", record["bridge"], "forwarding") == "1") != record["nat"]:
+        found.append("forwarding")
+    return found
+
+
+def _has_address(index: int, address: str) -> bool:
+    with _netlink() as ipr:
+        return address in _addresses(ipr, index)
+
+
+def _addresses(ipr: t.Any, index: int) -> list[str]:
+    """IPv4 addresses with prefix of one interface."""
+    return [
+        f"{message.get_attr('IFA_LOCAL') or message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}"
+        for message in ipr.get_addr(family=AF_INET)
+        if message["index"] == index
+    ]
+
+
+def create(record: Record) -> None:
+    """Make the bridge, down and without an address; one of ours that is there is fine.
+
+    :raises ConflictError: something that is not ours has its name.
+    """
+    if "bridge" not in missing(record):
+        return
+    try:
+        with _netlink() as ipr:
+            ipr.link(
+                "add",
+                ifname=record["bridge"],
+                kind="bridge",
+                address=bridge_mac(record["id"]),
+                mtu=record["mtu"] or DEFAULT_MTU,
+                br_stp_state=0,
+                br_forward_delay=0,
+            )
+            index = links.index_of(record["bridge"])
+            ipr.link("set", index=index, ifalias=f"cocoon-microvm network {record['name']}")
+    except CocoonError:
+        if "bridge" in missing(record):  # else it was made meanwhile, by us or (an error of its own) by others
+            raise
+
+
+def activate(record: Record) -> None:
+    """Bring the bridge's MTU, address, forwarding and state to what the record says."""
+    lacking = missing(record)
+    name = record["bridge"]
+    if "mtu" in lacking:
+        with links.Control() as control:
+            control.set_mtu(name, record["mtu"])
+    # Guests have no business with the host over IPv6, which no subnet of ours speaks.
+    links.set_sysctl("ipv6", name, "disable_ipv6", "1")
+    if "address" in lacking or "up" in lacking:
+        _set_address(record)
+    if "up" in lacking:
+        with links.Control() as control:
+            control.set_up(name)
+    links.set_sysctl("ipv4", name, "forwarding", "1" if record["nat"] else "0")
+
+
+def _set_address(record: Record) -> None:
+    """Exactly the record's address: the bridge is ours, and others are left from a subnet that it had."""
+    index = links.index_of(record["bridge"])
+    wanted = _cidr(record)
+    if wanted is None:
+        return
+    with _netlink() as ipr:
+        there = _addresses(ipr, index or 0)
+        for address in there:
+            if address != wanted:
+                ip, prefix = address.split("/")
+                ipr.addr("del", index=index, address=ip, prefixlen=int(prefix))
+        if wanted not in _addresses(ipr, index or 0):  # a primary takes its secondaries along
+            ip, prefix = wanted.split("/")
+            broadcast = str(ipaddress.IPv4Network(record["subnet"]).broadcast_address)
+            ipr.addr("add", index=index, address=ip, prefixlen=int(prefix), broadcast=broadcast)
+
+
+def foreign_ports(record: Record) -> list[str]:
+    """Interfaces on our bridge; with no VM on the network they are not ours."""
+    index = links.index_of(record["bridge"])
+    if record["adopted"] or index is None:
+        return []
+    with _netlink() as ipr:
+        return sorted(link.get_attr("IFLA_IFNAME") for link in ipr.get_links() if link.get_attr("IFLA_MASTER") == index)
+
+
+def delete(record: Record) -> None:
+    """Remove the bridge if it is there and ours; an adopted one is left alone."""
+    link = links.look(record["bridge"])
+    if record["adopted"] or link is None or link.mac != bridge_mac(record["id"]):
+        return
+    try:
+        with _netlink() as ipr:
+            ipr.link("del", index=link.index)
+    except CocoonError:
+        if links.index_of(record["bridge"]) is not None:
+            raise
+
+
+def used_ranges(exclude: str | None = None) -> list[tuple[str, str]]:
+    """Parts of the IPv4 space that the host uses, and for what, in words.
+
+    Default routes do not count, nor does what goes through the interface *exclude*.
+    """
+    found = []
+    with _netlink() as ipr:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
+        for message in ipr.get_addr(family=AF_INET):
+            ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            name = names.get(message["index"], "?")
+            if message["scope"] != RT_SCOPE_HOST and name != exclude:
+                found.append((_canonical(ip, message["prefixlen"]), f"an address of the host's interface {name}"))
+        for message in ipr.get_routes(family=AF_INET, table=RT_TABLE_MAIN):
+            name = names.get(message.get_attr("RTA_OIF"), "?")
+            if message["dst_len"] > 1 and name != exclude:
+                subnet = _canonical(message.get_attr("RTA_DST"), message["dst_len"])
+                found.append((subnet, f"a route of the host through {name}"))
+    return found
+
+
+def _canonical(ip: str, prefix: int) -> str:
+    return str(ipaddress.IPv4Network((ip, prefix), strict=False))
+
+
+def kind(name: str) -> str | None:
+    """The kind of an interface (``bridge``, ``veth``, ``""`` for hardware), or ``None`` if it is not there."""
+    index = links.index_of(name)
+    if index is None:
+        return None
+    with _netlink() as ipr:
+        for link in ipr.get_links(index):
+            info = link.get_attr("IFLA_LINKINFO")
+            return (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
+    return None

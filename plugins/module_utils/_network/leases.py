@@ -1,0 +1,254 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who uses a network, and which addresses they have: one file each, made whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ConflictError,
+    InputError,
+    NotFoundError,
+    ResourceError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
+    Store,
+    create_json,
+    read_json,
+    remove_file,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip
+
+REMOVING = "removing"
+
+
+def directory(store: Store, network_id: str, kind: str = "") -> str:
+    """``networks/<id>`` or one of its folders ``leases``, ``ports``, ``users``."""
+    return os.path.join(store.paths.object_dir("network", network_id), kind)
+
+
+def names(store: Store, network_id: str, kind: str) -> list[str]:
+    """The files of one of those folders, sorted; for listings and removal."""
+    try:
+        found = os.listdir(directory(store, network_id, kind))
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in found if not name.endswith(".tmp"))
+
+
+def read_record(store: Store, network_id: str) -> Record | None:
+    return read_json(os.path.join(directory(store, network_id), "network.json"))
+
+
+# -- users ----------------------------------------------------------------------------------------------------------
+
+
+def attach(store: Store, network_id: str, vm_id: str) -> None:
+    """Note that the VM uses the network; again for the same VM is fine.
+
+    The VM's directory must be there before this: a note of a VM without one counts as left behind.
+
+    :raises NotFoundError: the network is not there, or is being removed.
+    """
+    path = os.path.join(directory(store, network_id, "users"), vm_id)
+    try:
+        made = create_json(path, {"vm_id": vm_id})
+    except FileNotFoundError:
+        raise _gone(network_id) from None
+    # Removal marks the record and then looks at the users; we note the user and then look at the record.
+    # Whichever comes second sees the other.
+    record = read_record(store, network_id)
+    if record is None or record.get("phase") == REMOVING:
+        if made:
+            remove_file(path)
+        raise _gone(record["name"] if record else network_id)
+
+
+def _gone(name: str) -> NotFoundError:
+    return NotFoundError(f"network '{name}' does not exist", "network", "Create it with cocoon_network.")
+
+
+def detach(store: Store, network_id: str, vm_id: str) -> None:
+    """The VM uses the network no more. Give its ports and addresses back first."""
+    remove_file(os.path.join(directory(store, network_id, "users"), vm_id))
+
+
+def users(store: Store, network_id: str) -> list[str]:
+    """IDs of the VMs that use the network, sorted; notes left behind by VMs that are gone do not count."""
+    return [vm for vm in names(store, network_id, "users") if os.path.isdir(store.paths.vm_dir(vm))]
+
+
+def vm_name(store: Store, vm_id: str) -> str:
+    """The VM's name, or its id where there is no record."""
+    record = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json")) or {}
+    return t.cast(str, record.get("config", {}).get("name") or vm_id)
+
+
+# -- addresses ------------------------------------------------------------------------------------------------------
+
+
+def _bounds(network: Record) -> tuple[int, int]:
+    """First and last address that may be given out without being asked for."""
+    subnet = ipaddress.IPv4Network(network["subnet"])
+    first, last = int(subnet.network_address) + 1, int(subnet.broadcast_address) - 1
+    if network.get("range_start"):
+        first = max(first, int(ipaddress.IPv4Address(network["range_start"])))
+    if network.get("range_end"):
+        last = min(last, int(ipaddress.IPv4Address(network["range_end"])))
+    return first, last
+
+
+def _reserved(network: Record) -> set[str]:
+    """Addresses of the host and the gateway."""
+    found = {network["gateway"]} if network.get("gateway") else set()
+    if network.get("adopted"):
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import links
+
+        link = links.look(network["bridge"])
+        if link and link.address:
+            found.add(link.address.partition("/")[0])
+    return found
+
+
+def check_wanted(network: Record, wanted: str) -> str:
+    """*wanted* if a guest may have it on this network.
+
+    :raises InputError: not an address of the subnet, or the gateway's, or that of the subnet itself.
+    """
+    ip = check_ip(wanted, "ip")
+    if not network.get("subnet"):
+        raise InputError(
+            f"network '{network['name']}' has no subnet", "ip", "Give the network a subnet, or leave the address out."
+        )
+    subnet = ipaddress.IPv4Network(network["subnet"])
+    address = ipaddress.IPv4Address(ip)
+    if address not in subnet:
+        raise InputError(f"{ip} is not in {subnet} of network '{network['name']}'", "ip", "Use an address of it.")
+    if address in (subnet.network_address, subnet.broadcast_address):
+        raise InputError(f"{ip} is the network or broadcast address of {subnet}", "ip", "Use another address.")
+    if ip in _reserved(network):
+        raise InputError(
+            f"{ip} is the gateway or the host on network '{network['name']}'", "ip", "Use another address."
+        )
+    return ip
+
+
+def choose_ip(
+    store: Store,
+    network: Record,
+    seed: str,
+    wanted: str | None = None,
+    taken: t.Container[str] = (),
+    vm_id: str | None = None,
+) -> str:
+    """A free address: *wanted*, or the first free one from a place that *seed* decides.
+
+    Looks at one file an attempt, so that its cost does not grow with the number of leases.
+
+    :param seed: the VM's name and NIC, say; the same seed on an empty network gives the same address.
+    :param taken: addresses that are promised already, in a batch whose leases are not written yet.
+    :param vm_id: the VM it is for, if it has an id already: what it has leased itself is free for it.
+    :raises InputError: *wanted* can never be had on this network.
+    :raises ConflictError: *wanted* is leased or promised.
+    :raises ResourceError: no address is free.
+    """
+    leases = directory(store, network["id"], "leases")
+    if wanted is not None:
+        ip = check_wanted(network, wanted)
+        if ip in taken:
+            raise ConflictError(f"{ip} is given twice", "ip", "Use another address.")
+        holder = lease_holder(store, network["id"], ip)
+        if holder not in (None, vm_id):
+            raise _leased(store, network, ip, holder)
+        return ip
+    if not network.get("subnet"):
+        raise InputError(f"network '{network['name']}' has no subnet", "network", "Give it one with cocoon_network.")
+    first, last = _bounds(network)
+    reserved, size = _reserved(network), last - first + 1
+    start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
+    for attempt in range(size):
+        ip = str(ipaddress.IPv4Address(first + (start + attempt) % size))
+        if ip not in reserved and ip not in taken and not os.path.lexists(os.path.join(leases, ip)):
+            return ip
+    raise ResourceError(
+        f"network '{network['name']}' has no free address in {network['subnet']}",
+        "network",
+        "Remove VMs, widen range_start and range_end, or use another network.",
+    )
+
+
+def lease_holder(store: Store, network_id: str, ip: str) -> str | None:
+    """The id of the VM that has *ip*, or ``None``."""
+    document = read_json(os.path.join(directory(store, network_id, "leases"), ip))
+    return None if document is None else t.cast(str, document["vm_id"])
+
+
+def _leased(store: Store, network: Record, ip: str, holder: str) -> ConflictError:
+    return ConflictError(
+        f"{ip} on network '{network['name']}' belongs to VM '{vm_name(store, holder)}'", "ip", "Use another address."
+    )
+
+
+def lease(store: Store, network: Record, ip: str, vm_id: str) -> None:
+    """Take *ip* for the VM; again for the same VM is fine.
+
+    :raises ConflictError: another VM has it, or the network's subnet has changed meanwhile.
+    :raises NotFoundError: the network is gone.
+    """
+    record = read_record(store, network["id"])
+    if record is None:
+        raise _gone(network["name"])
+    if not record.get("subnet") or ipaddress.IPv4Address(ip) not in ipaddress.IPv4Network(record["subnet"]):
+        raise ConflictError(f"{ip} is not in {record.get('subnet')} of network '{record['name']}'", "ip", "Try again.")
+    path = os.path.join(directory(store, network["id"], "leases"), ip)
+    try:
+        if create_json(path, {"ip": ip, "vm_id": vm_id}):
+            return
+    except FileNotFoundError:
+        raise _gone(network["name"]) from None
+    holder = lease_holder(store, network["id"], ip)
+    if holder != vm_id:
+        raise _leased(store, network, ip, holder or "?")
+
+
+def allocate(store: Store, network: Record, vm_id: str, seed: str, wanted: str | None = None) -> str:
+    """Choose and lease in one go, for any number of processes at once."""
+    while True:
+        ip = choose_ip(store, network, seed, wanted, vm_id=vm_id)
+        try:
+            lease(store, network, ip, vm_id)
+        except ConflictError:
+            if wanted is not None or lease_holder(store, network["id"], ip) is None:
+                raise
+            continue
+        return ip
+
+
+def release(store: Store, network_id: str, ip: str, vm_id: str) -> None:
+    """Give *ip* back if the VM has it."""
+    if lease_holder(store, network_id, ip) == vm_id:
+        remove_file(os.path.join(directory(store, network_id, "leases"), ip))
+
+
+def purge(store: Store, vm_id: str) -> bool:
+    """Take everything from a VM on every network: for records whose writer died. Looks at all leases.
+
+    :return: whether published ports were among it (:func:`sync` is due then).
+    """
+    ported = False
+    for _name, network_id in store.index("network").entries():
+        for kind in ("ports", "leases"):
+            for name in names(store, network_id, kind):
+                path = os.path.join(directory(store, network_id, kind), name)
+                if (read_json(path) or {}).get("vm_id") == vm_id:
+                    remove_file(path)
+                    ported = ported or kind == "ports"
+        with contextlib.suppress(FileNotFoundError):
+            detach(store, network_id, vm_id)
+    return ported

@@ -1,0 +1,346 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is to be done with a network: pure functions of definition, record and facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ChangeRefusedError,
+    ConflictError,
+    InputError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_name
+
+# What a user can set, in the order of the documentation; names as in the record.
+FIELDS = (
+    "bridge",
+    "adopted",
+    "subnet",
+    "gateway",
+    "range_start",
+    "range_end",
+    "nat",
+    "mtu",
+    "dns",
+    "owner",
+    "labels",
+)
+BRIDGE_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}$")
+# /proc/sys/net/*/conf has these beside the interfaces.
+RESERVED_BRIDGES = ("all", "default", "lo")
+DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
+MAX_DNS = 2  # as many as the kernel's ip= parameter takes
+MIN_PREFIX, MAX_PREFIX = 8, 30
+MIN_MTU, MAX_MTU = 576, 65521
+UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
+
+Definition = dict[str, t.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What planning needs to know of the store and the host.
+
+    :param record: the network as recorded, ``None`` if there is none; its phase may be unfinished.
+    :param users: names of the VMs that use it.
+    :param leases: how many addresses are leased.
+    :param ports: its published ports, as users write them.
+    :param missing: what the kernel lacks of the recorded network.
+    :param foreign_ports: interfaces on its bridge, where there are no users.
+    :param bare: the name is reserved, or left-overs are there, without a record.
+    """
+
+    record: Record | None = None
+    users: tuple[str, ...] = ()
+    leases: int = 0
+    ports: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    foreign_ports: tuple[str, ...] = ()
+    bare: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """``action`` is ``create``, ``update``, ``repair``, ``remove`` or ``none``."""
+
+    action: str
+    target: Record | None
+    before: Record
+    after: Record
+
+    @property
+    def changed(self) -> bool:
+        return self.action != "none"
+
+
+# -- definition -----------------------------------------------------------------------------------------------------
+
+
+def define(params: t.Mapping[str, t.Any]) -> Definition:
+    """The given options, checked and in canonical form.
+
+    :raises InputError: an option that can never work, alone or with the others given.
+    """
+    check_name(params["name"])
+    given = {key: value for key, value in params.items() if value is not None}
+    found: Definition = {key: given[key] for key in ("nat", "owner", "force") if key in given}
+    found["name"] = params["name"]
+    if "adopt" in given:
+        found["adopted"] = given["adopt"]
+    if "bridge" in given:
+        found["bridge"] = _check_bridge(given["bridge"])
+    if "subnet" in given:
+        found["subnet"] = check_subnet(given["subnet"])
+    for key in ("gateway", "range_start", "range_end"):
+        if key in given:
+            found[key] = check_ip(given[key], key)
+    if "mtu" in given:
+        found["mtu"] = _check_mtu(given["mtu"])
+    if "dns" in given:
+        found["dns"] = _check_dns(given["dns"])
+    if "labels" in given:
+        found["labels"] = {str(key): str(value) for key, value in given["labels"].items()}
+    return found
+
+
+def _check_bridge(name: str) -> str:
+    if not BRIDGE_RE.match(name) or name in RESERVED_BRIDGES:
+        raise InputError(
+            f"'{name}' is not a name for a bridge",
+            "bridge",
+            "Use at most 15 letters, digits, dots, underscores and hyphens, beginning with a letter or digit.",
+        )
+    return name
+
+
+def check_subnet(text: str) -> str:
+    """A canonical IPv4 subnet that guests can live in."""
+    try:
+        subnet = ipaddress.IPv4Network(text.strip(), strict=False)
+    except ValueError:
+        raise InputError(f"'{text}' is not an IPv4 subnet", "subnet", "Write it as 10.0.0.0/24.") from None
+    if "/" not in text or not MIN_PREFIX <= subnet.prefixlen <= MAX_PREFIX:
+        raise InputError(f"'{text}' has no usable prefix", "subnet", "Use a prefix from /8 to /30, as in 10.0.0.0/24.")
+    if str(subnet.network_address) != text.strip().partition("/")[0]:
+        raise InputError(f"'{text}' has host bits set", "subnet", f"Did you mean {subnet}?")
+    if any(subnet.overlaps(other) for other in UNUSABLE):
+        raise InputError(f"'{text}' is not for guests", "subnet", "Use a private range, such as 10.0.0.0/24.")
+    return str(subnet)
+
+
+def _check_mtu(mtu: int) -> int:
+    if not MIN_MTU <= mtu <= MAX_MTU:
+        raise InputError(f"{mtu} is not a usable MTU", "mtu", f"Use a value from {MIN_MTU} to {MAX_MTU}.")
+    return mtu
+
+
+def _check_dns(servers: t.Sequence[str]) -> list[str]:
+    found = [check_ip(server, "dns") for server in servers]
+    if len(found) > MAX_DNS:
+        raise InputError(f"{len(found)} servers are given", "dns", f"A guest takes at most {MAX_DNS}.")
+    return found
+
+
+def default_bridge(name: str, network_id: str | None, taken: bool) -> str | None:
+    """``cm-<name>`` where that is a possible and free interface name, else ``cmb-<8 of the id>``."""
+    plain = f"cm-{name}"
+    if not taken and BRIDGE_RE.match(plain):
+        return plain
+    return f"cmb-{network_id[:8]}" if network_id else None
+
+
+# -- target ---------------------------------------------------------------------------------------------------------
+
+
+def target(definition: Definition, record: Record | None, store_id: str | None) -> Record:
+    """The record as it should be, but for id, bridge of a new network, phase and times.
+
+    :raises InputError: the options do not fit each other or the record.
+    """
+    wanted = {key: definition[key] for key in FIELDS if key in definition}
+    if record is None:
+        made = _defaults(wanted, store_id)
+    else:
+        made = {key: record.get(key) for key in FIELDS}
+        if "subnet" in wanted and wanted["subnet"] != record["subnet"]:
+            made.update(gateway=None, range_start=None, range_end=None)
+        made.update(wanted)
+        if made["subnet"] and not made["gateway"] and not made["adopted"]:
+            made["gateway"] = _first(made["subnet"])
+    made["name"] = definition["name"]
+    made["backend"] = (record or {}).get("backend", "bridge")
+    _check_target(made)
+    return made
+
+
+def _first(subnet: str) -> str:
+    return str(ipaddress.IPv4Network(subnet).network_address + 1)
+
+
+def _defaults(wanted: Definition, store_id: str | None) -> Record:
+    """What applies at creation to options that are not given."""
+    adopted, subnet = wanted.get("adopted", False), wanted.get("subnet")
+    nat = wanted.get("nat", bool(subnet) and not adopted)
+    made: Record = {
+        "bridge": None,
+        "adopted": adopted,
+        "subnet": subnet,
+        "gateway": _first(subnet) if subnet and not adopted else None,
+        "range_start": None,
+        "range_end": None,
+        "nat": nat,
+        "mtu": None,
+        "dns": list(DEFAULT_DNS) if nat or (adopted and wanted.get("gateway")) else [],
+        "owner": store_id,
+        "labels": {},
+    }
+    return {**made, **wanted}
+
+
+def _check_target(made: Record) -> None:
+    if made["adopted"]:
+        if not made["bridge"]:
+            raise InputError("is needed with adopt: true", "bridge", "Name the bridge that is to be used.")
+        if made["nat"]:
+            raise InputError(
+                "an adopted bridge is not ours to translate for", "nat", "Use nat: false, or a network of its own."
+            )
+    elif made["nat"] and not made["subnet"]:
+        raise InputError("NAT needs a subnet", "nat", "Give the network a subnet.")
+    if not made["subnet"]:
+        for key in ("gateway", "range_start", "range_end"):
+            if made[key]:
+                raise InputError("needs a subnet", key, "Give the network a subnet.")
+        return
+    subnet = ipaddress.IPv4Network(made["subnet"])
+    for key in ("gateway", "range_start", "range_end"):
+        if made[key]:
+            address = ipaddress.IPv4Address(made[key])
+            if address not in subnet or address in (subnet.network_address, subnet.broadcast_address):
+                raise InputError(f"{address} is no host address of {subnet}", key, "Use one of the subnet's addresses.")
+    if made["range_start"] and made["range_end"]:
+        if ipaddress.IPv4Address(made["range_start"]) > ipaddress.IPv4Address(made["range_end"]):
+            raise InputError(f"{made['range_end']} comes before range_start", "range_end", "Swap the two.")
+
+
+# -- decisions ------------------------------------------------------------------------------------------------------
+
+
+def public(record: Record | None) -> Record:
+    """What a diff shows of a network."""
+    if record is None:
+        return {}
+    return {key: record[key] for key in ("name", *FIELDS) if record.get(key) is not None}
+
+
+def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> Plan:
+    """What makes the network be as defined.
+
+    :raises InputError: the definition cannot work.
+    :raises ChangeRefusedError: a change that its users would not survive.
+    :raises ConflictError: it belongs to another owner.
+    """
+    record = facts.record
+    if record is None:
+        made = target(definition, None, store_id)
+        return Plan("create", made, {}, public(made))
+    made = target(definition, record, store_id)
+    changes = [key for key in FIELDS if made[key] != record.get(key)]
+    _check_changes(definition, made, facts, changes)
+    before, after = public(record), public({**record, **made})
+    if facts.missing or record.get("phase"):
+        before["host"] = dict.fromkeys(facts.missing, "missing") or "unfinished"
+        after["host"] = dict.fromkeys(facts.missing, "present") or "complete"
+    if changes:
+        return Plan("update", made, before, after)
+    return Plan("repair" if "host" in before else "none", made, before, after)
+
+
+def _check_changes(definition: Definition, made: Record, facts: Facts, changes: list[str]) -> None:
+    record = t.cast(Record, facts.record)
+    check_owner(definition, record)
+    for key, option in (("adopted", "adopt"), ("bridge", "bridge")):
+        if key in changes:
+            raise ChangeRefusedError(
+                f"network '{record['name']}' has {record[key]!r}, and this is never changed",
+                option,
+                "Remove the network and create it anew.",
+            )
+    for key in ("subnet", "gateway"):
+        if key in changes and (facts.users or facts.leases):
+            raise ChangeRefusedError(
+                f"cannot change from {record[key]} to {made[key]} while network '{record['name']}' has {_users(facts)}",
+                key,
+                "Remove those VMs first, or make another network.",
+            )
+    if "nat" in changes and not made["nat"] and facts.ports:
+        raise ChangeRefusedError(
+            f"cannot be switched off while ports are published on network '{record['name']}': "
+            + ", ".join(facts.ports[:10]),
+            "nat",
+            "Remove ports from its VMs first.",
+        )
+
+
+def _users(facts: Facts) -> str:
+    if not facts.users:
+        return f"{facts.leases} leased addresses"
+    shown = ", ".join(facts.users[:10])
+    more = f" and {len(facts.users) - 10} more" if len(facts.users) > 10 else ""
+    return f"VMs: {shown}{more}"
+
+
+def check_owner(definition: Definition, record: Record) -> None:
+    """:raises ConflictError: the task names an owner, and the network belongs to another."""
+    owner = definition.get("owner")
+    if owner is not None and owner != record["owner"] and not definition.get("force"):
+        raise ConflictError(
+            f"network '{record['name']}' belongs to '{record['owner']}'", "owner", "Use force: true to take it over."
+        )
+
+
+def plan_absent(definition: Definition, facts: Facts) -> Plan:
+    """What makes the network be gone.
+
+    :raises ChangeRefusedError: VMs use it, or (without ``force``) other interfaces are on its bridge.
+    :raises ConflictError: it belongs to another owner.
+    """
+    record = facts.record
+    if record is None:
+        leftover: Record = {"name": definition["name"], "host": "unfinished"}
+        return Plan("remove", None, leftover, {}) if facts.bare else Plan("none", None, {}, {})
+    check_owner(definition, record)
+    if facts.users:
+        raise ChangeRefusedError(
+            f"network '{record['name']}' has {_users(facts)}",
+            "state",
+            "Remove those VMs, or give them another network.",
+        )
+    if facts.foreign_ports and not definition.get("force"):
+        raise ChangeRefusedError(
+            f"bridge {record['bridge']} of network '{record['name']}' has interfaces that are not ours: "
+            + ", ".join(facts.foreign_ports),
+            "state",
+            "Take them off the bridge, or use force: true.",
+        )
+    return Plan("remove", None, public(record), {})
+
+
+def check_overlap(name: str, subnet: str, used: t.Iterable[tuple[str, str]]) -> None:
+    """That *subnet* of network *name* is free.
+
+    :param used: pairs of a subnet and what has it, in words.
+    :raises ConflictError: naming the first that overlaps.
+    """
+    mine = ipaddress.IPv4Network(subnet)
+    for other, holder in used:
+        if mine.overlaps(ipaddress.IPv4Network(other)):
+            raise ConflictError(
+                f"{subnet} of network '{name}' overlaps {other}, which is {holder}", "subnet", "Use another subnet."
+            )

@@ -1,0 +1,152 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""TAPs for guests: not persistent, so that they vanish with the hypervisor that holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    CocoonError,
+    ConflictError,
+    NotFoundError,
+    ResourceError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig
+
+TUNSETIFF = 0x400454CA
+IFF_TAP = 0x0002
+IFF_MULTI_QUEUE = 0x0100
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+IFF_TUN_EXCL = 0x8000
+MAX_PAIRS = 256
+# Bursts to a guest wait here rather than being dropped; the Go engine's value.
+QUEUE_LENGTH = 10000
+NETLINK_ROUTE = 0
+RTM_NEWQDISC = 36
+TCA_KIND = 1
+TC_H_ROOT = 0xFFFFFFFF
+NLM_F_CREATE_OR_REPLACE_WITH_ACK = 0x1 | 0x4 | 0x100 | 0x400
+
+
+def open_tap(config: NetworkConfig, pairs: int) -> list[int]:
+    """Make the TAP ``config["tap"]``, put it on the bridge ``config["bridge_dev"]`` and bring it up.
+
+    :param pairs: queue pairs; more than one makes a multi-queue TAP.
+    :return: one close-on-exec descriptor a queue pair. The TAP is gone when the last one is closed.
+    :raises ConflictError: an interface of that name is there already.
+    :raises NotFoundError: no such bridge, or no /dev/net/tun.
+    """
+    name = config["tap"]
+    pairs = max(1, min(pairs, MAX_PAIRS))
+    fds: list[int] = []
+    try:
+        for queue in range(pairs):
+            fds.append(_open_queue(name, multi=pairs > 1, first=queue == 0))
+        _configure(config)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds
+
+
+def _open_queue(name: str, multi: bool, first: bool) -> int:
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as exc:
+        raise NotFoundError(
+            f"cannot open /dev/net/tun: {exc.strerror}", remedy="Load the kernel module tun (modprobe tun)."
+        ) from exc
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+    if multi:
+        flags |= IFF_MULTI_QUEUE
+    if first:
+        # Without this, a multi-queue TAP that another process holds would take us in as one more queue.
+        flags |= IFF_TUN_EXCL
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    except OSError as exc:
+        os.close(fd)
+        if exc.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL) and links.index_of(name) is not None:
+            raise ConflictError(
+                f"the interface {name} is there already",
+                remedy="A hypervisor that still runs may hold it; end it, or remove the interface.",
+            ) from exc
+        raise ResourceError(f"cannot make the TAP {name}: {exc.strerror}") from exc
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _tap_mac(guest_mac: str | None) -> str | None:
+    """A MAC for the host's side. High, so that a bridge that takes the lowest MAC of its ports keeps its own."""
+    if not guest_mac:
+        return None
+    first = "fe" if not guest_mac.lower().startswith("fe") else "fa"
+    return first + guest_mac[2:]
+
+
+def _configure(config: NetworkConfig) -> None:
+    name, bridge = config["tap"], config.get("bridge_dev")
+    with links.Control() as control:
+        try:
+            # The host talks to the bridge, never to the TAP: no IPv6 address of the host's on a guest's wire.
+            links.set_sysctl("ipv6", name, "disable_ipv6", "1")
+            mac = _tap_mac(config.get("mac"))
+            if mac:
+                control.set_mac(name, mac)
+            # A port with another MTU would change that of a bridge that follows its ports.
+            mtu = _bridge_mtu(control, bridge) if bridge else config.get("mtu")
+            if mtu:
+                control.set_mtu(name, mtu)
+            if _set_noqueue(links.index_of(name) or 0):
+                control.set_queue_length(name, QUEUE_LENGTH)
+            if bridge:
+                _attach(control, name, bridge)
+            control.set_up(name)
+        except OSError as exc:
+            raise CocoonError(f"cannot set up the TAP {name}: {exc.strerror}") from exc
+
+
+def _set_noqueue(index: int) -> bool:
+    """Do without a queueing discipline, before the TAP is up; whether the kernel agreed.
+
+    A multi-queue TAP has 256 transmit queues, whatever is asked for, and the default discipline gives
+    each of them rings of the queue length: 61 MB and 0.26 s a TAP. The TAP's own ring is all that counts.
+    """
+    name = b"noqueue\0"
+    attribute = struct.pack("=HH", 4 + len(name), TCA_KIND) + name
+    body = struct.pack("=BxxxiIII", socket.AF_UNSPEC, index, 0, TC_H_ROOT, 0) + attribute
+    header = struct.pack("=IHHII", 16 + len(body), RTM_NEWQDISC, NLM_F_CREATE_OR_REPLACE_WITH_ACK, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE) as channel:
+        channel.settimeout(10)
+        channel.bind((0, 0))
+        channel.send(header + body)
+        reply = channel.recv(65536)
+    return len(reply) >= 20 and struct.unpack_from("=i", reply, 16)[0] == 0
+
+
+def _bridge_mtu(control: links.Control, bridge: str) -> int:
+    with contextlib.suppress(OSError):
+        return control.mtu(bridge)
+    raise NotFoundError(f"the bridge {bridge} is not there", "network", "Run cocoon_network for this network.")
+
+
+def _attach(control: links.Control, name: str, bridge: str) -> None:
+    index = links.index_of(name)
+    try:
+        control.add_port(bridge, index or 0)
+    except OSError as exc:
+        if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise ConflictError(f"{bridge} is not a bridge", "bridge", "Name a Linux bridge.") from exc
+        raise

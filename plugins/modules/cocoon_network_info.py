@@ -1,0 +1,107 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: cocoon_network_info
+short_description: List networks of microVMs
+version_added: 0.1.0
+author: The cocoon.microvm authors (@cocoonstack)
+description:
+  - Returns the networks of a store with their VMs, leased addresses and published ports.
+options:
+  name:
+    description:
+      - Only this network. A name that does not exist gives an empty list.
+    type: str
+extends_documentation_fragment:
+  - cocoon.microvm.store
+  - cocoon.microvm.attributes.info
+seealso:
+  - module: cocoon.microvm.cocoon_network
+"""
+
+EXAMPLES = r"""
+---
+- name: Look at all networks
+  cocoon.microvm.cocoon_network_info:
+  register: found
+
+- name: Show who has which address
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ item.leases | items2dict(key_name='ip', value_name='vm') }}"
+  loop: "{{ found.networks }}"
+  loop_control:
+    label: "{{ item.name }}"
+"""
+
+RETURN = r"""
+networks:
+  description:
+    - The networks, by name. Each is what RV(cocoon.microvm.cocoon_network#module:network) says, with what is
+      listed here.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    users:
+      description: The VMs that use the network.
+      type: list
+      elements: dict
+      returned: success
+      sample:
+        - {id: 6p2hq7w3ovx4n5m6k7j2r3s4t5, name: web1}
+    leases:
+      description: The addresses that VMs have, in order.
+      type: list
+      elements: dict
+      returned: success
+      sample:
+        - {ip: 10.89.0.17, vm_id: 6p2hq7w3ovx4n5m6k7j2r3s4t5, vm: web1}
+    ports:
+      description: The published ports. C(host_ip) is V(null) for every address of the host.
+      type: list
+      elements: dict
+      returned: success
+      sample:
+        - guest_port: 80
+          host_ip: null
+          host_port: 8080
+          ip: 10.89.0.17
+          port: "8080:80"
+          protocol: tcp
+          vm: web1
+          vm_id: 6p2hq7w3ovx4n5m6k7j2r3s4t5
+    missing:
+      description:
+        - What the kernel lacks of the network, such as C(bridge), C(address), C(rules) or C(uplink). The next run of
+          M(cocoon.microvm.cocoon_network) repairs it.
+      type: list
+      elements: str
+      returned: success
+      sample: []
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
+from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.engine import describe
+
+
+def body(module: AnsibleModule) -> dict[str, t.Any]:
+    return {"changed": False, "networks": describe(module.params)}
+
+
+def main() -> None:
+    spec = {"name": {"type": "str"}, **store_options()}
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,572 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Networks without a kernel: definitions, plans, rules as text, addresses and ports as files."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ChangeRefusedError,
+    CocoonError,
+    ConflictError,
+    InputError,
+    NotFoundError,
+    ResourceError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    firewall,
+    forwarding,
+    leases,
+    manager,
+    plan,
+    ports,
+    ruleset,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
+
+OLD: dict[str, Any] = {
+    "id": "abcdefghijklmnopqrstuvwxyz",
+    "name": "lab",
+    "backend": "bridge",
+    "bridge": "cm-lab",
+    "adopted": False,
+    "subnet": "10.1.0.0/24",
+    "gateway": "10.1.0.1",
+    "range_start": None,
+    "range_end": None,
+    "nat": True,
+    "mtu": None,
+    "dns": ["8.8.8.8", "1.1.1.1"],
+    "owner": "me",
+    "labels": {},
+}
+
+
+def network(**changes: Any) -> dict[str, Any]:
+    return {**OLD, **changes}
+
+
+@pytest.fixture()
+def store(tmp_path: Path) -> Store:
+    """A store with the network lab."""
+    made = Store.open(Paths(*(str(tmp_path / name) for name in ("root", "run", "log"))))
+    add(made, network())
+    return made
+
+
+def add(store: Store, record: dict[str, Any]) -> None:
+    for folder in ("leases", "ports", "users"):
+        os.makedirs(leases.directory(store, record["id"], folder))
+    store.index("network").reserve(record["name"], record["id"])
+    write_json(os.path.join(leases.directory(store, record["id"]), "network.json"), record)
+
+
+# -- definitions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"name": "-x"}, "name"),
+        ({"subnet": "10.0.0.0"}, "subnet"),
+        ({"subnet": "10.0.0.0/33"}, "subnet"),
+        ({"subnet": "10.0.0.0/31"}, "subnet"),
+        ({"subnet": "0.0.0.0/0"}, "subnet"),
+        ({"subnet": "10.0.0.5/24"}, "subnet"),
+        ({"subnet": "127.0.0.0/24"}, "subnet"),
+        ({"subnet": "224.0.0.0/24"}, "subnet"),
+        ({"subnet": "fd00::/64"}, "subnet"),
+        ({"subnet": "lab"}, "subnet"),
+        ({"subnet": "10.0.0.0/24", "gateway": "10.0.1.1"}, "gateway"),
+        ({"subnet": "10.0.0.0/24", "gateway": "10.0.0.0"}, "gateway"),
+        ({"subnet": "10.0.0.0/24", "gateway": "10.0.0.255"}, "gateway"),
+        ({"subnet": "10.0.0.0/24", "gateway": "gw"}, "gateway"),
+        ({"gateway": "10.0.0.1"}, "gateway"),
+        ({"range_start": "10.0.0.9"}, "range_start"),
+        ({"subnet": "10.0.0.0/24", "range_end": "10.1.0.9"}, "range_end"),
+        ({"subnet": "10.0.0.0/24", "range_start": "10.0.0.9", "range_end": "10.0.0.8"}, "range_end"),
+        ({"bridge": "a" * 16}, "bridge"),
+        ({"bridge": "all"}, "bridge"),
+        ({"bridge": "default"}, "bridge"),
+        ({"bridge": "a/b"}, "bridge"),
+        ({"bridge": 'a"b'}, "bridge"),
+        ({"adopt": True}, "bridge"),
+        ({"adopt": True, "bridge": "br0", "nat": True}, "nat"),
+        ({"nat": True}, "nat"),
+        ({"mtu": 100}, "mtu"),
+        ({"mtu": 70000}, "mtu"),
+        ({"dns": ["one"]}, "dns"),
+        ({"dns": ["1.1.1.1", "1.0.0.1", "8.8.8.8"]}, "dns"),
+    ],
+)
+def test_definitions_that_cannot_work(options: dict[str, Any], option: str) -> None:
+    with pytest.raises(InputError) as caught:
+        plan.target(plan.define({"name": "lab", **options}), None, "store")
+    assert caught.value.option == option
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, {"subnet": None, "gateway": None, "nat": False, "dns": []}),
+        ({"subnet": "10.0.0.0/24"}, {"gateway": "10.0.0.1", "nat": True, "dns": ["8.8.8.8", "1.1.1.1"]}),
+        ({"subnet": "10.0.0.0/24", "nat": False}, {"gateway": "10.0.0.1", "nat": False, "dns": []}),
+        ({"subnet": "10.0.0.0/24", "gateway": "10.0.0.254"}, {"gateway": "10.0.0.254"}),
+        (
+            {"adopt": True, "bridge": "br0", "subnet": "10.0.0.0/24"},
+            {"adopted": True, "bridge": "br0", "gateway": None, "nat": False, "dns": []},
+        ),
+        ({"labels": {"a": 1}, "owner": "you"}, {"labels": {"a": "1"}, "owner": "you"}),
+        ({}, {"owner": "store", "mtu": None, "labels": {}, "adopted": False, "backend": "bridge"}),
+    ],
+)
+def test_defaults_at_creation(options: dict[str, Any], wanted: dict[str, Any]) -> None:
+    made = plan.target(plan.define({"name": "lab", **options}), None, "store")
+    assert {key: made[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "bridge"),
+    [
+        ("lab", False, "cm-lab"),
+        ("lab", True, "cmb-abcdefgh"),
+        ("twelve-chars", False, "cm-twelve-chars"),
+        ("thirteen-char", False, "cmb-abcdefgh"),
+    ],
+)
+def test_bridge_names(name: str, taken: bool, bridge: str) -> None:
+    assert plan.default_bridge(name, OLD["id"], taken) == bridge
+
+
+# -- plans ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "facts", "action", "changes"),
+    [
+        ({}, {}, "none", {}),
+        ({"subnet": "10.1.0.0/24", "nat": True, "dns": ["8.8.8.8", "1.1.1.1"], "labels": {}}, {}, "none", {}),
+        ({"adopt": False, "bridge": "cm-lab", "gateway": "10.1.0.1", "owner": "me"}, {}, "none", {}),
+        ({"mtu": 1400}, {"users": ("a",)}, "update", {"mtu": 1400}),
+        ({"dns": []}, {"users": ("a",)}, "update", {"dns": []}),
+        ({"nat": False}, {"users": ("a",)}, "update", {"nat": False}),
+        ({"labels": {"a": "b"}}, {"users": ("a",)}, "update", {"labels": {"a": "b"}}),
+        ({"range_start": "10.1.0.9"}, {"users": ("a",)}, "update", {"range_start": "10.1.0.9"}),
+        ({"subnet": "10.2.0.0/24"}, {}, "update", {"subnet": "10.2.0.0/24", "gateway": "10.2.0.1"}),
+        ({"owner": "you", "force": True}, {}, "update", {"owner": "you"}),
+        ({}, {"missing": ("rules",)}, "repair", {}),
+        ({"mtu": 1400}, {"missing": ("bridge",)}, "update", {"mtu": 1400}),
+    ],
+)
+def test_plans(options: dict[str, Any], facts: dict[str, Any], action: str, changes: dict[str, Any]) -> None:
+    decision = plan.plan_present(
+        plan.define({"name": "lab", **options}), plan.Facts(record=network(), **facts), "store"
+    )
+    assert decision.action == action
+    assert decision.changed is (action != "none")
+    before, after = dict(decision.before), dict(decision.after)
+    host = (before.pop("host", None), after.pop("host", None))
+    assert {key: after[key] for key in after if after[key] != before.get(key)} == changes
+    assert (host != (None, None)) is bool(facts.get("missing"))
+
+
+def test_an_unfinished_network_is_finished() -> None:
+    facts = plan.Facts(record=network(phase="creating"))
+    assert plan.plan_present(plan.define({"name": "lab"}), facts, "store").action == "repair"
+
+
+@pytest.mark.parametrize(
+    ("options", "facts", "error", "message"),
+    [
+        ({"subnet": "10.2.0.0/24"}, {"users": ("web1", "web2")}, ChangeRefusedError, "VMs: web1, web2"),
+        ({"subnet": "10.2.0.0/24"}, {"leases": 3}, ChangeRefusedError, "3 leased addresses"),
+        ({"gateway": "10.1.0.9"}, {"users": ("web1",)}, ChangeRefusedError, "^gateway: "),
+        ({"bridge": "br7"}, {}, ChangeRefusedError, "^bridge: .*never changed"),
+        ({"adopt": True}, {}, ChangeRefusedError, "^adopt: |^nat: "),
+        ({"nat": False}, {"ports": ("8080:80",)}, ChangeRefusedError, "^nat: .*8080:80"),
+        ({"owner": "you"}, {}, ConflictError, "^owner: .*'me'"),
+        ({"range_start": "10.2.0.1"}, {}, InputError, "^range_start: "),
+    ],
+)
+def test_changes_that_are_refused(
+    options: dict[str, Any], facts: dict[str, Any], error: type[CocoonError], message: str
+) -> None:
+    options = {"nat": False, **options} if "adopt" in options else options
+    with pytest.raises(error, match=message):
+        plan.plan_present(plan.define({"name": "lab", **options}), plan.Facts(record=network(), **facts), "store")
+
+
+@pytest.mark.parametrize(
+    ("options", "facts", "result"),
+    [
+        ({}, {"record": None}, "none"),
+        ({}, {"record": None, "bare": True}, "remove"),
+        ({}, {}, "remove"),
+        ({"force": True}, {"foreign_ports": ("veth9",)}, "remove"),
+        ({}, {"foreign_ports": ("veth9",)}, "veth9"),
+        ({}, {"users": ("web1",)}, "web1"),
+        ({"force": True}, {"users": ("web1",)}, "web1"),
+        ({"owner": "you"}, {}, "'me'"),
+        ({"owner": "you", "force": True}, {}, "remove"),
+    ],
+)
+def test_removals(options: dict[str, Any], facts: dict[str, Any], result: str) -> None:
+    definition = plan.define({"name": "lab", **options})
+    found = plan.Facts(**{"record": network(), **facts})
+    if result in ("none", "remove"):
+        decision = plan.plan_absent(definition, found)
+        assert (decision.action, decision.after) == (result, {})
+        assert bool(decision.before) is (result == "remove")
+    else:
+        with pytest.raises((ChangeRefusedError, ConflictError), match=result):
+            plan.plan_absent(definition, found)
+
+
+@pytest.mark.parametrize(
+    ("subnet", "free"),
+    [
+        ("10.1.0.0/24", False),
+        ("10.1.0.128/25", False),
+        ("10.0.0.0/8", False),
+        ("10.1.1.0/24", True),
+        ("192.168.0.0/16", True),
+    ],
+)
+def test_overlap(subnet: str, free: bool) -> None:
+    used = [("10.1.0.0/24", "network 'lab'")]
+    if free:
+        plan.check_overlap("new", subnet, used)
+    else:
+        with pytest.raises(ConflictError, match="overlaps 10.1.0.0/24, which is network 'lab'"):
+            plan.check_overlap("new", subnet, used)
+
+
+# -- rules ----------------------------------------------------------------------------------------------------------
+
+PORTS = (
+    {"protocol": "tcp", "host_ip": None, "host_port": 8080, "ip": "10.1.0.5", "guest_port": 80, "vm_id": "a"},
+    {"protocol": "tcp", "host_ip": "192.0.2.1", "host_port": 443, "ip": "10.1.0.5", "guest_port": 443, "vm_id": "a"},
+    {"protocol": "udp", "host_ip": None, "host_port": 53, "ip": "10.1.0.6", "guest_port": 5353, "vm_id": "b"},
+)
+
+
+def rendered(*networks: dict[str, Any], **named: Any) -> ruleset.Ruleset:
+    values: dict[str, Any] = {"ports": (), "uplinks": ("eth0",), "guarded": (), **named}
+    found = ruleset.render("cocoon_x", ruleset.Inputs(networks=networks, **values))
+    assert found
+    return found
+
+
+def test_no_network_no_rules() -> None:
+    assert ruleset.render("cocoon_x", ruleset.Inputs((), (), ("eth0",), ())) is None
+    assert ruleset.table_name("abcdefghijkl") == "cocoon_abcdefgh"
+
+
+def test_the_whole_text() -> None:
+    found = rendered(network(), guarded=("eth0",), ports=PORTS)
+    assert found.text.replace(found.digest, "DIGEST").splitlines() == [
+        "add table inet cocoon_x",
+        "delete table inet cocoon_x",
+        "table inet cocoon_x {",
+        "  chain from_guest {",
+        '    iifname "cm-lab" oifname "cm-lab" accept',
+        '    oifname { "cm-lab" } drop',
+        "    meta nfproto != ipv4 drop",
+        "    ct state invalid drop",
+        '    iifname "cm-lab" ip saddr != 10.1.0.0/24 drop',
+        '    iifname { "cm-lab" } oifname { "eth0" } accept',
+        '    iifname { "cm-lab" } ct state established,related accept',
+        "    drop",
+        "  }",
+        "  chain to_guest {",
+        '    oifname { "cm-lab" } ct state established,related accept',
+        '    oifname { "cm-lab" } ct status dnat accept',
+        "    drop",
+        "  }",
+        "  chain guest_to_host {",
+        "    ct state established,related accept",
+        '    iifname "cm-lab" ip saddr 10.1.0.0/24 ip daddr 10.1.0.1 icmp type echo-request accept',
+        "    drop",
+        "  }",
+        "  chain forward {",
+        "    type filter hook forward priority 0; policy accept;",
+        '    iifname { "cm-lab" } goto from_guest comment "DIGEST"',
+        '    oifname { "cm-lab" } goto to_guest',
+        '    meta nfproto ipv4 iifname { "eth0" } ct state new ct status & dnat == 0 drop',
+        "  }",
+        "  chain input {",
+        "    type filter hook input priority 0; policy accept;",
+        '    iifname { "cm-lab" } goto guest_to_host',
+        "  }",
+        "  chain postrouting {",
+        "    type nat hook postrouting priority 100; policy accept;",
+        '    ip saddr 10.1.0.0/24 oifname != "cm-lab" masquerade',
+        "  }",
+        "  chain published {",
+        "    dnat ip to ip daddr . tcp dport map { 192.0.2.1 . 443 : 10.1.0.5 . 443 }",
+        "    dnat ip to tcp dport map { 8080 : 10.1.0.5 . 80 }",
+        "    dnat ip to udp dport map { 53 : 10.1.0.6 . 5353 }",
+        "  }",
+        "  chain prerouting {",
+        "    type nat hook prerouting priority -100; policy accept;",
+        '    iifname { "cm-lab" } accept',
+        "    fib daddr type local goto published",
+        "  }",
+        "  chain output {",
+        "    type nat hook output priority -100; policy accept;",
+        "    ip daddr != 127.0.0.0/8 fib daddr type local goto published",
+        "  }",
+        "}",
+    ]
+    assert found.rules == 25
+
+
+@pytest.mark.parametrize(
+    ("networks", "named", "absent"),
+    [
+        ([network(nat=False)], {}, ["masquerade", "eth0", "to_guest {\n    oif", "dnat"]),
+        ([network(nat=False, subnet=None, gateway=None)], {}, ["saddr", "echo-request", "None"]),
+        ([network()], {"uplinks": ()}, ["eth0", "{  }"]),
+        ([network()], {}, ["published", "prerouting", "status & dnat"]),
+    ],
+)
+def test_what_is_not_asked_for_is_not_there(
+    networks: list[dict[str, Any]], named: dict[str, Any], absent: list[str]
+) -> None:
+    text = rendered(*networks, **named).text
+    assert [word for word in absent if word in text] == []
+    assert '"cm-lab" } goto guest_to_host' in text
+
+
+def test_every_difference_is_in_the_digest() -> None:
+    other = network(name="other", bridge="cm-other", subnet="10.2.0.0/24", gateway="10.2.0.1")
+    found = [
+        rendered(network()),
+        rendered(network(), uplinks=("eth1",)),
+        rendered(network(), guarded=("eth0",)),
+        rendered(network(nat=False)),
+        rendered(network(), other),
+        rendered(network(), ports=PORTS),
+        rendered(network(), ports=PORTS[:2]),
+        rendered(network(subnet="10.1.0.0/25")),
+    ]
+    assert len({item.digest for item in found}) == len(found)
+    assert rendered(network()) == rendered(network())
+
+
+# -- addresses ------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_address(store: Store) -> None:
+    seeds = [f"web{number}/0" for number in range(20)]
+    first = [manager.choose_ip(store, network(), seed) for seed in seeds]
+    assert first == [manager.choose_ip(store, network(), seed) for seed in seeds]
+    assert len(set(first)) > 10
+    assert all(ip.startswith("10.1.0.") and ip not in ("10.1.0.0", "10.1.0.1", "10.1.0.255") for ip in first)
+
+
+def test_every_address_is_given_once_and_then_none(store: Store) -> None:
+    net = network(range_start="10.1.0.250")
+    given = [manager.allocate(store, net, f"vm{number}", "seed") for number in range(5)]
+    assert sorted(given) == [f"10.1.0.{number}" for number in range(250, 255)]
+    with pytest.raises(ResourceError, match="no free address"):
+        manager.allocate(store, net, "vm9", "seed")
+    manager.release(store, net["id"], given[2], "another")
+    with pytest.raises(ResourceError):
+        manager.choose_ip(store, net, "seed")
+    manager.release(store, net["id"], given[2], "vm2")
+    assert manager.allocate(store, net, "vm9", "seed") == given[2]
+    assert manager.allocate(store, net, "vm10", "seed", wanted="10.1.0.7") == "10.1.0.7"
+
+
+def test_addresses_promised_in_a_batch(store: Store) -> None:
+    taken: set[str] = set()
+    for number in range(200):
+        taken.add(manager.choose_ip(store, network(), f"web{number}", taken=taken))
+    assert len(taken) == 200
+    with pytest.raises(ConflictError, match="given twice"):
+        manager.choose_ip(store, network(), "x", wanted=min(taken), taken=taken)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "message"),
+    [
+        ("10.1.0.1", InputError, "gateway"),
+        ("10.1.0.0", InputError, "network or broadcast"),
+        ("10.1.0.255", InputError, "network or broadcast"),
+        ("10.2.0.5", InputError, "not in 10.1.0.0/24"),
+        ("ten", InputError, "not an IPv4 address"),
+        ("10.1.0.9", ConflictError, "belongs to VM 'vm1'"),
+    ],
+)
+def test_addresses_that_cannot_be_had(store: Store, wanted: str, error: type[CocoonError], message: str) -> None:
+    manager.lease(store, network(), "10.1.0.9", "vm1")
+    manager.lease(store, network(), "10.1.0.9", "vm1")
+    with pytest.raises(error, match=message) as caught:
+        manager.choose_ip(store, network(), "seed", wanted)
+    assert caught.value.option == "ip"
+    assert manager.choose_ip(store, network(), "seed", "10.1.0.9", vm_id="vm1") == "10.1.0.9"
+
+
+def test_a_lease_needs_the_network_as_it_is_now(store: Store) -> None:
+    write_json(os.path.join(leases.directory(store, OLD["id"]), "network.json"), network(subnet="10.9.0.0/24"))
+    with pytest.raises(ConflictError, match="not in 10.9.0.0/24"):
+        manager.lease(store, network(), "10.1.0.9", "vm1")
+    with pytest.raises(NotFoundError):
+        manager.lease(store, network(id="gone"), "10.1.0.9", "vm1")
+
+
+# -- users ----------------------------------------------------------------------------------------------------------
+
+
+def test_users(store: Store) -> None:
+    for vm_id in ("vm1", "vm2"):
+        os.makedirs(store.paths.vm_dir(vm_id))
+        manager.attach(store, OLD["id"], vm_id)
+        manager.attach(store, OLD["id"], vm_id)
+    manager.attach(store, OLD["id"], "gone")
+    assert manager.users(store, OLD["id"]) == ["vm1", "vm2"]
+    manager.detach(store, OLD["id"], "vm1")
+    manager.detach(store, OLD["id"], "vm1")
+    assert manager.users(store, OLD["id"]) == ["vm2"]
+
+
+def test_a_network_that_goes_takes_no_users(store: Store) -> None:
+    write_json(os.path.join(leases.directory(store, OLD["id"]), "network.json"), network(phase="removing"))
+    with pytest.raises(NotFoundError):
+        manager.attach(store, OLD["id"], "vm1")
+    assert leases.names(store, OLD["id"], "users") == []
+    assert manager.load(store, "lab") is None
+    with pytest.raises(NotFoundError):
+        manager.attach(store, "nothing", "vm1")
+
+
+def test_purge(store: Store) -> None:
+    add(store, network(id="second", name="second", bridge="cm-second"))
+    for network_id in (OLD["id"], "second"):
+        manager.attach(store, network_id, "vm1")
+        manager.lease(store, network(id=network_id), "10.1.0.9", "vm1")
+    manager.lease(store, network(), "10.1.0.10", "vm2")
+    assert manager.purge(store, "vm1") is False
+    assert [leases.names(store, network_id, "leases") for network_id in (OLD["id"], "second")] == [["10.1.0.10"], []]
+    assert leases.names(store, OLD["id"], "users") == []
+
+
+# -- ports ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "shown"),
+    [
+        ("8080:80", ("tcp", None, 8080, 80), "8080:80"),
+        ("8080:80/tcp", ("tcp", None, 8080, 80), "8080:80"),
+        (" 53:5353/UDP ", ("udp", None, 53, 5353), "53:5353/udp"),
+        ("192.0.2.1:443:443", ("tcp", "192.0.2.1", 443, 443), "192.0.2.1:443:443"),
+        ("0.0.0.0:443:443", ("tcp", None, 443, 443), "443:443"),
+    ],
+)
+def test_ports(text: str, port: tuple[Any, ...], shown: str) -> None:
+    parsed = ports.parse_port(text)
+    assert parsed == ports.Port(*port)
+    assert str(parsed) == shown
+    assert ports.parse_port(shown) == parsed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["80"], "quotes"),
+        (["133342"], "quotes"),
+        (["0:80"], "0 is not a port"),
+        (["80:65536"], "65536 is not a port"),
+        (["80:80/sctp"], "Write it as"),
+        (["a:b"], "Write it as"),
+        (["300.0.0.1:80:80"], "not an IPv4 address"),
+        (["127.0.0.1:80:80"], "cannot be published"),
+        (["80:80", "80:81"], "given twice"),
+        (["80:80", "0.0.0.0:80:81/tcp"], "given twice"),
+    ],
+)
+def test_ports_that_are_none(given: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        manager.check_ports(given)
+    assert caught.value.option == "ports"
+
+
+def free_port() -> int:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_publish_and_unpublish(store: Store) -> None:
+    number = free_port()
+    texts = [f"{number}:80", f"{number}:80/udp"]
+    manager.publish(store, network(), "vm1", "10.1.0.9", texts)
+    manager.publish(store, network(), "vm1", "10.1.0.10", texts)
+    assert {item["ip"] for item in ports.published(store, OLD["id"])} == {"10.1.0.10"}
+    with pytest.raises(ConflictError, match="published by VM 'vm1' on network 'lab'"):
+        manager.publish(store, network(), "vm2", "10.1.0.11", texts)
+    assert not manager.unpublish(store, OLD["id"], "vm2", texts)
+    assert manager.unpublish(store, OLD["id"], "vm1", texts[:1])
+    assert [item["protocol"] for item in ports.published(store, OLD["id"])] == ["udp"]
+    assert manager.unpublish(store, OLD["id"], "vm1")
+    assert ports.published(store, OLD["id"]) == []
+
+
+def test_a_port_of_the_host_is_not_taken_away(store: Store) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        number = server.getsockname()[1]
+        with pytest.raises(ConflictError, match="in use by a process of the host"):
+            manager.publish(store, network(), "vm1", "10.1.0.9", [f"{number}:22"])
+    assert ports.published(store, OLD["id"]) == []
+    with pytest.raises(ChangeRefusedError, match="no NAT"):
+        manager.publish(store, network(nat=False), "vm1", "10.1.0.9", [f"{number}:22"])
+
+
+def test_one_port_on_two_networks_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both write their file before either looks again: nobody keeps what the other has."""
+    add(store, network(id="second", name="second", bridge="cm-second"))
+    number, write = free_port(), ports._publish
+
+    def both(*words: Any) -> bool:
+        write(store, network(id="second", name="second"), "vm2", "10.2.0.9", words[-1])
+        return write(*words)
+
+    monkeypatch.setattr(ports, "_publish", both)
+    with pytest.raises(ConflictError, match="VM 'vm2' on network 'second'"):
+        manager.publish(store, network(), "vm1", "10.1.0.9", [f"{number}:80"])
+    assert ports.published(store, OLD["id"]) == []
+
+
+# -- the host -------------------------------------------------------------------------------------------------------
+
+
+def test_networks_that_have_rules(store: Store) -> None:
+    add(store, network(id="second", name="second", adopted=True, bridge="br0"))
+    add(store, network(id="third", name="third", phase="removing"))
+    store.index("network").reserve("bare", "fourth")
+    assert [item["name"] for item in firewall.networks(store)] == ["lab"]
+
+
+def test_uplinks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    table = tmp_path / "route"
+    table.write_text(
+        "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
+        "eth0\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
+        "eth1\t00000000\t010300C0\t0003\t0\t0\t200\t00000000\t0\t0\t0\n"
+        "tun0\t00000000\t00000000\t0001\t0\t0\t0\t00000080\t0\t0\t0\n"
+        "eth2\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF\t0\t0\t0\n"
+        "*\t00000000\t00000000\t0200\t0\t0\t0\t00000000\t0\t0\t0\n"
+        "eth3\t00000000\t00000000\t0201\t0\t0\t0\t00000000\t0\t0\t0\n"
+    )
+    monkeypatch.setattr(forwarding, "ROUTES", str(table))
+    assert forwarding.uplinks() == ("eth0", "eth1", "tun0")

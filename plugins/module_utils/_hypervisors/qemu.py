@@ -1,0 +1,300 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The QEMU driver."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    BusyError,
+    CocoonError,
+    GuestTimeoutError,
+    HypervisorError,
+    ResourceError,
+    UnsupportedError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import probe, qemu_command, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    Capabilities,
+    Disk,
+    Launch,
+    Probe,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp import Qmp, QmpClosedError, QmpError
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+
+TURN = 10.0
+# A guest that is still booting overlooks a request to let go of a device.
+UNPLUG_REPEAT = 3.0
+
+
+class QemuDriver:
+    """QEMU with a q35 machine, under KVM or TCG.
+
+    :param binary: instead of the one that is found.
+    """
+
+    name = "qemu"
+    capabilities = Capabilities(
+        bios=True,
+        qcow2=True,
+        hotplug_disks=True,
+        virtio_serials=True,
+        balloon=True,
+        watchdog=True,
+        live_disk_resize=True,
+        fw_cfg=True,
+    )
+
+    def __init__(self, paths: Paths, binary: str | None = None) -> None:
+        self.paths = paths
+        self._binary = binary
+
+    def binary(self) -> str:
+        """:raises UnsupportedError: QEMU is not installed."""
+        path = self._binary or probe.find_binary()
+        if path is None:
+            raise UnsupportedError(
+                "QEMU is not installed",
+                "hypervisor",
+                "Install qemu-system-x86 (Debian, Ubuntu) or qemu-kvm (RHEL), or run the role cocoon.microvm.host.",
+            )
+        return path
+
+    def _facts(self) -> dict[str, t.Any]:
+        binary = self.binary()
+        return probe.cached(self.paths, f"qemu {probe.binary_key(binary)}", lambda: probe.inspect(binary))
+
+    def probe(self) -> Probe:
+        try:
+            binary = self.binary()
+            facts = self._facts()
+        except (CocoonError, OSError) as exc:
+            return Probe(self.name, self._binary or probe.find_binary(), reason=str(exc))
+        reason = probe.too_old(facts["version"])
+        kvm = reason is None and probe.kvm_problem(self.paths) is None and "cpu_model" in self._model(facts, "kvm")
+        return Probe(self.name, binary, facts["version"], reason is None, reason, ("kvm", "tcg") if kvm else ("tcg",))
+
+    def _model(self, facts: dict[str, t.Any], accel: str) -> dict[str, t.Any]:
+        """``cpu_model``, or the ``problem`` that there is with *accel*."""
+        binary = self.binary()
+        return probe.cached(
+            self.paths,
+            f"model {accel} {probe.binary_key(binary)}",
+            lambda: probe.choose_model(binary, facts["machine"], accel),
+        )
+
+    def pin(self, accel: str) -> dict[str, str]:
+        problem = probe.kvm_problem(self.paths) if accel == "kvm" else None
+        if problem:
+            raise UnsupportedError(problem, "accel", "Use tcg or auto.")
+        facts = self._facts()
+        model = self._model(facts, accel)
+        if "problem" in model:
+            raise UnsupportedError(f"QEMU does not start with {accel}: {model['problem']}", "accel")
+        return {
+            "machine": facts["machine"],
+            "cpu_model": model["cpu_model"],
+            "hypervisor_version": facts["version"],
+        }
+
+    def command(self, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
+        return qemu_command.build(self.binary(), launch, fds)
+
+    def start(self, launch: Launch, timeout: float = 60.0) -> Process:
+        deadline = time.monotonic() + timeout
+        try:
+            process = self._spawn(launch)
+        except BaseException:
+            launcher.clean(launch.run_dir, launch.ram_path)
+            raise
+        try:
+            # systemd works while QEMU starts up.
+            unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
+            self._run(launch, process, deadline)
+            if unit:
+                scope.wait_adopted(process.pid, unit)
+        except BaseException as exc:
+            # One that hung up is on its way out: its last words and its status are what the user needs.
+            status = launcher.kill(process, 2.0 if isinstance(exc, QmpClosedError) else 0.0)
+            process.close()
+            launcher.clean(launch.run_dir, launch.ram_path)
+            if isinstance(exc, HypervisorError):
+                raise _start_error(launch, exc, status) from exc
+            if isinstance(exc, BusyError):
+                raise HypervisorError(
+                    f"QEMU of '{launch.name}' did not come up within {timeout:g} s{_log_words(launch)}"
+                ) from exc
+            raise
+        return process
+
+    def _spawn(self, launch: Launch) -> Process:
+        with contextlib.ExitStack() as stack:
+            fds = {}
+            for name in launcher.SOCKETS:
+                sock = launcher.listen(os.path.join(launch.run_dir, name))
+                stack.callback(sock.close)
+                fds[name.partition(".")[0]] = sock.fileno()
+            argv = self.command(launch, fds)
+            launcher.create_ram(launch.ram_path, launch.memory, launch.uid, launch.gid)
+            os.close(launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE))
+            log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
+            stack.callback(os.close, log)
+            groups = launch.groups + (probe.kvm_group() if launch.accel == "kvm" else ())
+            passed = [*fds.values(), *(fd for nic in launch.nics for fd in nic.fds)]
+            return launcher.spawn(argv, launch.uid, launch.gid, groups, passed, log)
+
+    @staticmethod
+    def _run(launch: Launch, process: Process, deadline: float) -> None:
+        """Greet QEMU and let the guest go."""
+        path = os.path.join(launch.run_dir, launcher.QMP_SOCKET)
+        with Qmp.connect(path, deadline - time.monotonic(), process.pidfd) as qmp:
+            if launch.balloon:
+                qmp.execute("balloon", {"value": launch.memory - launch.balloon}, deadline - time.monotonic())
+            qmp.execute("cont", timeout=max(1.0, deadline - time.monotonic()))
+            status = qmp.execute("query-status", timeout=max(1.0, deadline - time.monotonic()))
+            if not isinstance(status, dict) or status.get("status") != "running":
+                raise HypervisorError(f"the guest of '{launch.name}' does not run after its start")
+
+    # What can be asked of a running VM.
+
+    @staticmethod
+    def connect(run_dir: str, timeout: float = TURN) -> Qmp:
+        """A QMP connection to the VM of *run_dir*.
+
+        :raises BusyError: another task held it for *timeout* seconds.
+        :raises HypervisorError: it does not run.
+        """
+        return Qmp.connect(os.path.join(run_dir, launcher.QMP_SOCKET), timeout)
+
+    def status(self, run_dir: str) -> str:
+        with self.connect(run_dir) as qmp:
+            answer = qmp.execute("query-status")
+        status = answer.get("status") if isinstance(answer, dict) else None
+        if not isinstance(status, str) or not status.replace("-", "").isalpha() or len(status) > 32:
+            raise HypervisorError("the hypervisor sent no sensible status")
+        return status
+
+    def powerdown(self, run_dir: str) -> None:
+        self._simple(run_dir, "system_powerdown")
+
+    def reset(self, run_dir: str) -> None:
+        self._simple(run_dir, "system_reset")
+
+    def pause(self, run_dir: str) -> None:
+        self._simple(run_dir, "stop")
+
+    def resume(self, run_dir: str) -> None:
+        self._simple(run_dir, "cont")
+
+    def _simple(self, run_dir: str, command: str) -> None:
+        with self.connect(run_dir) as qmp:
+            qmp.execute(command)
+
+    def attach_disk(self, run_dir: str, disk: Disk) -> None:
+        qemu_command.check_disk(disk)
+        with self.connect(run_dir) as qmp:
+            ports = _root_ports(qmp)
+            if qemu_command.device_id(disk.serial) in ports.values():
+                return
+            free = next((port for port in sorted(ports, key=_port_number) if ports[port] is None), None)
+            if free is None:
+                raise ResourceError(
+                    "the VM has no free slot for another disk", "data_disks", "Restart it (allow_restart) for more."
+                )
+            # A node without a device is what an attach that was cut short leaves.
+            _remove_node(qmp, disk.serial)
+            qmp.execute("blockdev-add", qemu_command.disk_node(disk))
+            try:
+                qmp.execute("device_add", qemu_command.disk_device(disk, {"bus": free}))
+            except BaseException:
+                with contextlib.suppress(QmpClosedError):
+                    _remove_node(qmp, disk.serial)
+                raise
+
+    def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        device = qemu_command.device_id(serial)
+        with self.connect(run_dir) as qmp:
+            while device in _root_ports(qmp).values():
+                if time.monotonic() >= deadline:
+                    raise GuestTimeoutError(
+                        f"the guest did not let go of the disk '{serial}' within {timeout:g} s",
+                        "data_disks",
+                        "Unmount it in the guest first, or restart the VM (allow_restart).",
+                    )
+                # Refused while an earlier request is pending: then its end is what we wait for.
+                with contextlib.suppress(QmpError):
+                    qmp.execute("device_del", {"id": device})
+                left = deadline - time.monotonic()
+                qmp.wait_event("DEVICE_DELETED", min(UNPLUG_REPEAT, left), device=device)
+            _remove_node(qmp, serial)
+
+    def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
+        with self.connect(run_dir) as qmp:
+            qmp.execute("block_resize", {"node-name": qemu_command.node_name(serial), "size": size}, timeout=60.0)
+
+    def set_balloon(self, run_dir: str, taken: int) -> None:
+        with self.connect(run_dir) as qmp:
+            summary = qmp.execute("query-memory-size-summary")
+            memory = summary.get("base-memory") if isinstance(summary, dict) else None
+            if not isinstance(memory, int) or not 0 <= taken < memory:
+                raise HypervisorError(f"a balloon cannot take {taken} bytes of this VM")
+            qmp.execute("balloon", {"value": memory - taken})
+
+
+def _start_error(launch: Launch, exc: HypervisorError, status: int | None) -> HypervisorError:
+    """*exc* with what QEMU said before it ended."""
+    remedy = exc.remedy
+    words = _log_words(launch)
+    if "O_DIRECT" in words:
+        remedy = "The file system knows no direct I/O: set no_direct_io: true."
+    cause = f": {exc.message}"
+    if isinstance(exc, QmpClosedError) and status is not None:
+        cause = f" (exit status {status})"
+    return HypervisorError(f"QEMU of '{launch.name}' did not start{cause}{words}", exc.option, remedy)
+
+
+def _log_words(launch: Launch) -> str:
+    words = launcher.log_tail(launch.hypervisor_log)
+    return f"; the last lines of {launch.hypervisor_log}: {words}" if words else ""
+
+
+def _port_number(port: str) -> int:
+    return int(port[len("port") :])
+
+
+def _root_ports(qmp: Qmp) -> dict[str, str | None]:
+    """Each of our root ports, and the id of the device in it."""
+    ports: dict[str, str | None] = {}
+    for device in _devices(qmp.execute("query-pci")):
+        name = str(device.get("qdev_id"))
+        if name.startswith("port") and name[4:].isdecimal():
+            bridge = device.get("pci_bridge")
+            behind = [str(child.get("qdev_id")) for child in _devices([bridge])]
+            ports[name] = behind[0] if behind else None
+    return ports
+
+
+def _devices(buses: t.Any) -> list[dict[str, t.Any]]:
+    found = []
+    for bus in buses if isinstance(buses, list) else []:
+        devices = bus.get("devices") if isinstance(bus, dict) else None
+        found += [device for device in devices or [] if isinstance(device, dict)]
+    return found
+
+
+def _remove_node(qmp: Qmp, serial: str) -> None:
+    """Drop the block node of a disk that no device uses; fine if there is none."""
+    try:
+        qmp.execute("blockdev-del", {"node-name": qemu_command.node_name(serial)})
+    except QmpError as exc:
+        if "find node" not in exc.description:
+            raise

@@ -1,0 +1,332 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The QEMU command line: a pure function of a launch and the numbers of the descriptors passed on.
+
+Every PCI address is given, so that a guest, and a snapshot of it, sees the same machine at each start:
+
+===========  =======================================================
+slot         what
+===========  =======================================================
+0x01         rng, virtio-serial, balloon, watchdog (functions 0 to 3)
+0x02, 0x03   root ports, eight to a slot: removable disks, then spares
+0x04 - 0x0f  fixed disks, eight to a slot
+0x10 - 0x1d  NICs, one to a slot, in the order of their names
+===========  =======================================================
+"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+import uuid
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
+
+SERIAL_LENGTH = 20
+QUEUE_SIZES = tuple(1 << bits for bits in range(1, 11))
+NIC_QUEUE_SIZES = (256, 512, 1024)
+# All that QEMU has for a TAP: older releases cut a larger value down, newer ones refuse it.
+TAP_TX_QUEUE_SIZE = 256
+# More hits QEMU's interrupt remapping limit on q35.
+MAX_CPUS = 240
+
+SYSTEM_SLOT = 0x01
+PORT_SLOT = 0x02
+DISK_SLOT = 0x04
+NIC_SLOT = 0x10
+LAST_NIC_SLOT = 0x1D
+FUNCTIONS = 8
+SPARE_PORTS = 4
+MAX_PORTS = 2 * FUNCTIONS
+MAX_FIXED_DISKS = (NIC_SLOT - DISK_SLOT) * FUNCTIONS
+MAX_NICS = LAST_NIC_SLOT - NIC_SLOT + 1
+
+# What the VM's uid may still ask of the kernel is what QEMU needs to run, no more.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# The default takes up to 1 GiB of translated code per VM, which no admission check would see.
+TCG_CACHE_MIB = 128
+UUID_SPACE = uuid.UUID("6f0a9a1c-52c5-4a2f-9b1d-0b8d5a3ee0c4")
+
+Options = dict[str, t.Any]
+
+
+def keyval(options: t.Mapping[str, t.Any]) -> str:
+    """``driver=x,id=y`` with QEMU's escape for commas; ``None`` is left out."""
+    words = []
+    for key, value in options.items():
+        if value is None:
+            continue
+        text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        words.append(f"{key}={text.replace(',', ',,')}")
+    return ",".join(words)
+
+
+def guest_uuid(vm_id: str) -> str:
+    """The SMBIOS UUID of a VM."""
+    return str(uuid.uuid5(UUID_SPACE, vm_id))
+
+
+def device_id(serial: str) -> str:
+    return f"disk-{serial}"
+
+
+def node_name(serial: str) -> str:
+    return f"node-{serial}"
+
+
+def port_id(number: int) -> str:
+    return f"port{number}"
+
+
+def function_address(slot: int, number: int) -> Options:
+    """The place of function *number* (counted on over slots) from *slot* on."""
+    return {"addr": f"{slot + number // FUNCTIONS:#04x}.{number % FUNCTIONS:x}", "multifunction": True}
+
+
+def port_count(removable: int) -> int:
+    """Root ports for *removable* disks and at least four spares; whole slots."""
+    return FUNCTIONS if removable + SPARE_PORTS <= FUNCTIONS else MAX_PORTS
+
+
+def check(launch: Launch) -> None:
+    """Refuse what QEMU cannot take.
+
+    :raises InputError: naming the option.
+    """
+    if not 1 <= launch.cpu <= MAX_CPUS:
+        raise InputError(f"{launch.cpu} vCPUs", "cpu", f"QEMU takes 1 to {MAX_CPUS}.")
+    if launch.memory <= 0 or launch.memory % MIB:
+        raise InputError(f"{launch.memory} bytes", "memory", "Give a whole number of MiB.")
+    if launch.balloon is not None and not 0 <= launch.balloon < launch.memory:
+        raise InputError("the balloon takes all of the memory", "balloon", "Give less than memory.")
+    if not launch.boot.get("kernel_path") and not launch.disks:
+        raise InputError("nothing to boot from", "image", "Give an image with a kernel or a disk.")
+    if launch.boot.get("firmware_path"):
+        raise UnsupportedError("the driver qemu boots by BIOS or kernel, not by UEFI yet", "image")
+    if len(launch.nics) > MAX_NICS:
+        raise InputError(f"{len(launch.nics)} NICs", "nics", f"QEMU takes {MAX_NICS}.")
+    for nic in launch.nics:
+        if nic.queue_size not in NIC_QUEUE_SIZES:
+            raise InputError(f"{nic.queue_size} is not a NIC queue size of QEMU", "queue_size", "Use 256, 512 or 1024.")
+    for disk in launch.disks:
+        check_disk(disk)
+    fixed = sum(not disk.removable for disk in launch.disks)
+    if fixed > MAX_FIXED_DISKS:
+        raise InputError(f"{fixed} image layers and disks", "image", f"QEMU takes {MAX_FIXED_DISKS}.")
+    if len(launch.disks) - fixed > MAX_PORTS:
+        raise InputError(f"{len(launch.disks) - fixed} data disks", "data_disks", f"QEMU takes {MAX_PORTS}.")
+
+
+def check_disk(disk: Disk) -> None:
+    if disk.queue_size not in QUEUE_SIZES:
+        raise InputError(
+            f"{disk.queue_size} is not a disk queue size", "disk_queue_size", "Use a power of two from 2 to 1024."
+        )
+    if not disk.serial or len(disk.serial.encode()) > SERIAL_LENGTH:
+        raise InputError(f"'{disk.serial}' is not a disk serial", "data_disks", "Use 1 to 20 characters.")
+
+
+def _file(path: str, read_only: bool, direct: bool) -> Options:
+    return {
+        "driver": "file",
+        "filename": path,
+        "read-only": read_only,
+        # A second QEMU on the same disk is refused by the kernel, whatever our records say.
+        "locking": "on",
+        "aio": "native" if direct else "threads",
+        "discard": "ignore" if read_only else "unmap",
+        "cache": {"direct": direct, "no-flush": False},
+    }
+
+
+def disk_node(disk: Disk) -> Options:
+    """The block node of *disk*, as ``-blockdev`` and ``blockdev-add`` take it."""
+    direct = disk.direct and not disk.read_only
+    node: Options = {
+        "driver": disk.format,
+        "node-name": node_name(disk.serial),
+        "read-only": disk.read_only,
+        "discard": "ignore" if disk.read_only else "unmap",
+        "cache": {"direct": direct, "no-flush": False},
+        "file": _file(disk.path, disk.read_only, direct),
+    }
+    if disk.format == "qcow2":
+        # Named here, or named not to be: what the header says is the guest's word after an escape.
+        node["backing"] = _backing(disk)
+    return node
+
+
+def _backing(disk: Disk) -> Options | None:
+    if disk.backing is None:
+        return None
+    node: Options = {
+        "driver": disk.backing_format,
+        "read-only": True,
+        "file": _file(disk.backing, True, False),
+    }
+    if disk.backing_format == "qcow2":
+        node["backing"] = None
+    return node
+
+
+def disk_device(disk: Disk, place: Options) -> Options:
+    """The virtio device of *disk*, as ``-device`` (by :func:`keyval`) and ``device_add`` take it."""
+    return {
+        "driver": "virtio-blk-pci",
+        "id": device_id(disk.serial),
+        "drive": node_name(disk.serial),
+        "serial": disk.serial,
+        "queue-size": disk.queue_size,
+        "disable-legacy": "on",
+        **place,
+    }
+
+
+def _disks(launch: Launch) -> list[str]:
+    words = []
+    ports = fixed = 0
+    for index, disk in enumerate(launch.disks):
+        if disk.removable:
+            place: Options = {"bus": port_id(ports)}
+            ports += 1
+        else:
+            place = {"bus": "pcie.0", **function_address(DISK_SLOT, fixed)}
+            fixed += 1
+        device = disk_device(disk, place)
+        if index == 0 and not launch.boot.get("kernel_path"):
+            device["bootindex"] = 0
+        words += ["-blockdev", json.dumps(disk_node(disk)), "-device", keyval(device)]
+    return words
+
+
+def _ports(launch: Launch) -> list[str]:
+    words = []
+    for number in range(port_count(sum(disk.removable for disk in launch.disks))):
+        port: Options = {
+            "driver": "pcie-root-port",
+            "id": port_id(number),
+            "bus": "pcie.0",
+            **function_address(PORT_SLOT, number),
+            "chassis": number + 1,
+            "slot": number + 1,
+            # Nothing here uses I/O ports, and sixteen windows of them do not fit.
+            "io-reserve": 0,
+        }
+        words += ["-device", keyval(port)]
+    return words
+
+
+def _nic(number: int, nic: Nic) -> list[str]:
+    pairs = len(nic.fds)
+    netdev = keyval({"id": f"net{number}", "fds": ":".join(map(str, nic.fds)), "vhost": False})
+    device: Options = {
+        "driver": "virtio-net-pci",
+        "id": f"nic{number}",
+        "netdev": f"net{number}",
+        "mac": nic.mac,
+        "bus": "pcie.0",
+        "addr": f"{NIC_SLOT + number:#04x}",
+        "mq": True if pairs > 1 else None,
+        "vectors": 2 * pairs + 2 if pairs > 1 else None,
+        "rx_queue_size": nic.queue_size,
+        "tx_queue_size": TAP_TX_QUEUE_SIZE,
+        "host_mtu": nic.mtu,
+        "disable-legacy": "on",
+        "romfile": "",
+    }
+    return ["-netdev", f"tap,{netdev}", "-device", keyval(device)]
+
+
+def _system_devices(launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
+    def place(function: int) -> Options:
+        return {"bus": "pcie.0", **function_address(SYSTEM_SLOT, function)}
+
+    virtio: Options = {"disable-legacy": "on"}
+    words = [
+        "-object",
+        keyval({"qom-type": "rng-random", "id": "rng", "filename": "/dev/urandom"}),
+        "-device",
+        keyval({"driver": "virtio-rng-pci", "rng": "rng", **place(0), **virtio}),
+        "-device",
+        keyval({"driver": "virtio-serial-pci", "id": "serial", **place(1), **virtio}),
+        "-chardev",
+        listening("agent", fds),
+        "-device",
+        keyval({"driver": "virtserialport", "bus": "serial.0", "chardev": "agent", "name": "org.qemu.guest_agent.0"}),
+    ]
+    if launch.balloon is not None:
+        # Free page reporting stays off: it punches holes in memory that a snapshot may share.
+        balloon = {"driver": "virtio-balloon-pci", "id": "balloon", "deflate-on-oom": True}
+        words += ["-device", keyval({**balloon, **place(2), **virtio})]
+    if launch.watchdog:
+        words += ["-device", keyval({"driver": "i6300esb", "id": "watchdog", **place(3)})]
+        words += ["-action", "watchdog=reset"]
+    return words
+
+
+def listening(name: str, fds: t.Mapping[str, int], **more: t.Any) -> str:
+    """A character device on a socket that the launcher has bound."""
+    return "socket," + keyval({"id": name, "fd": fds[name], "server": True, "wait": False, **more})
+
+
+def _boot(launch: Launch) -> list[str]:
+    kernel = launch.boot.get("kernel_path")
+    if not kernel:
+        return ["-boot", "strict=on"]
+    words = ["-kernel", kernel, "-append", launch.boot.get("cmdline") or ""]
+    initrd = launch.boot.get("initrd_path")
+    return [*words, "-initrd", initrd] if initrd else words
+
+
+def _machine(launch: Launch) -> list[str]:
+    machine = {"type": launch.machine, "memory-backend": "ram", "usb": False, "vmport": "off"}
+    # Not there, not probed by the guest's kernel: each costs boot time.
+    machine.update({"smbus": False, "sata": False, "i8042": False})
+    ram = {"id": "ram", "mem-path": launch.ram_path, "size": launch.memory, "share": True, "dump": False}
+    accel = {"accel": launch.accel, "tb-size": TCG_CACHE_MIB if launch.accel == "tcg" else None}
+    return [
+        *("-machine", keyval(machine)),
+        *("-accel", keyval(accel)),
+        *("-cpu", f"{launch.cpu_model},enforce=on"),
+        *("-smp", keyval({"cpus": launch.cpu, "sockets": 1, "cores": launch.cpu, "threads": 1})),
+        *("-m", f"size={launch.memory}B"),
+        *("-object", "memory-backend-file," + keyval(ram)),
+    ]
+
+
+def build(binary: str, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
+    """The argument vector.
+
+    The VM's id stands in it (SMBIOS serial number), which is what proves a process ours.
+
+    :param fds: numbers of the listening sockets ``qmp``, ``console`` and ``agent``.
+    :raises InputError: a value that QEMU cannot take, naming the option.
+    """
+    check(launch)
+    words = [
+        binary,
+        *("-name", keyval({"guest": launch.name, "debug-threads": True})),
+        *("-uuid", guest_uuid(launch.vm_id)),
+        *("-smbios", keyval({"type": 1, "manufacturer": "Cocoon", "product": "microVM", "serial": launch.vm_id})),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
+        *("-sandbox", SANDBOX),
+        *("-msg", "timestamp=on"),
+        *_machine(launch),
+        *("-rtc", "base=utc"),
+        *("-chardev", listening("qmp", fds)),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", listening("console", fds, logfile=launch.console_log, logappend=True)),
+        *("-serial", "chardev:console"),
+        *_boot(launch),
+        *_system_devices(launch, fds),
+        *_ports(launch),
+        *_disks(launch),
+    ]
+    for number, nic in enumerate(launch.nics):
+        words += _nic(number, nic)
+    for name in sorted(launch.fw_cfg):
+        words += ["-fw_cfg", keyval({"name": name, "file": launch.fw_cfg[name]})]
+    return words

@@ -1,0 +1,244 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a file is, and what is remembered of it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import pathlib
+import struct
+import tarfile
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, source, streams
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+
+
+def tar(*names: str) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as target:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            target.addfile(info)
+    return sink.getvalue()
+
+
+def qcow2(
+    version: int = 3,
+    backing: int = 0,
+    size: int = 1 << 30,
+    crypt: int = 0,
+    features: int = 0,
+    extension: bytes = b"",
+    bits: int = 16,
+) -> bytes:
+    head = b"QFI\xfb" + struct.pack(">IQIIQI", version, backing, 10 if backing else 0, bits, size, crypt)
+    head = head.ljust(72, b"\0")
+    if version == 3:
+        head += struct.pack(">QQQII", features, 0, 0, 4, 104)
+    return (head + extension).ljust(65536, b"\0")
+
+
+def kind(tmp_path: pathlib.Path, data: bytes) -> str:
+    path = tmp_path / "looks-like.txt"
+    path.write_bytes(data)
+    with path.open("rb") as stream:
+        return detect.detect(stream.fileno(), str(path))
+
+
+MBR = bytes(510) + b"\x55\xaa" + bytes(512)
+OCI = ("blobs", "blobs/sha256", "blobs/sha256/" + "0" * 64, "index.json", "oci-layout")
+
+KINDS = {
+    "tar": (tar("./", "./etc", "./etc/passwd"), "tar"),
+    "tar.gz": (gzip.compress(tar("etc", "etc/passwd")), "tar"),
+    "oci": (tar(*OCI), "oci-archive"),
+    "oci.gz": (gzip.compress(tar(*OCI)), "oci-archive"),
+    "oci of docker save": (tar(*OCI, "manifest.json", "repositories"), "oci-archive"),
+    "raw": (MBR, "raw"),
+    "qcow2": (qcow2(), "qcow2"),
+    "old qcow2": (qcow2(version=2), "qcow2"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds(name: str, tmp_path: pathlib.Path) -> None:
+    data, expected = KINDS[name]
+    assert kind(tmp_path, data) == expected
+
+
+DATA_FILE = struct.pack(">II", 0x44415441, 8) + b"/etc/sec"
+OTHER_EXTENSION = struct.pack(">II", 0x6803F857, 8) + bytes(8)
+
+REFUSED = {
+    "empty": (b"", "is empty"),
+    "text": (b"hello world\n" * 1000, "no kind that is known"),
+    "zeros": (bytes(1 << 20), "needs a boot sector"),
+    "page": (b"<!DOCTYPE html><html>404</html>", "a web page"),
+    "vmdk": (b"KDMV" + bytes(1000), "a VMDK disk. Convert it"),
+    "vhdx": (b"vhdxfile" + bytes(1000), "a VHDX disk"),
+    "compressed disk": (gzip.compress(MBR), "compressed with gzip, and what is in it is not a tar"),
+    "odd size": (MBR + b"x", "no kind that is known"),
+    "docker save": (tar("0" * 64 + ".json", "0" * 64 + "/layer.tar"), "skopeo copy"),
+    "half a layout": (tar("index.json"), "neither a root file system nor an OCI archive"),
+    "no tar in it": (gzip.compress(b""), "not a tar"),
+    "backing file": (qcow2(backing=512), "has a backing file"),
+    "data file": (qcow2(features=4), "keeps its data in another file"),
+    "data file name": (qcow2(extension=OTHER_EXTENSION + DATA_FILE), "keeps its data in another file"),
+    "data file name, old": (qcow2(version=2, extension=DATA_FILE), "keeps its data in another file"),
+    "encrypted": (qcow2(crypt=1), "is encrypted"),
+    "corrupt": (qcow2(features=2), "marked corrupt"),
+    "from the future": (qcow2(features=1 << 40), "needs a newer qemu-img"),
+    "version 1": (qcow2(version=1), "damaged qcow2 header"),
+    "size 0": (qcow2(size=0), "damaged qcow2 header"),
+    "huge": (qcow2(size=1 << 60), "damaged qcow2 header"),
+    "clusters": (qcow2(bits=60), "damaged qcow2 header"),
+    "short": (b"QFI\xfb\0\0\0\3", "cut short"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str, tmp_path: pathlib.Path) -> None:
+    data, message = REFUSED[name]
+    with pytest.raises(CocoonError, match=message) as caught:
+        kind(tmp_path, data)
+    assert caught.value.option == "source"
+    assert caught.value.remedy
+
+
+def test_harmless_extensions_are_fine(tmp_path: pathlib.Path) -> None:
+    assert kind(tmp_path, qcow2(extension=OTHER_EXTENSION)) == "qcow2"
+
+
+@pytest.fixture(name="paths")
+def fixture_paths(tmp_path: pathlib.Path) -> Paths:
+    paths = Paths(str(tmp_path / "root"), str(tmp_path / "run"), str(tmp_path / "log"))
+    images.make_directories(Store.open(paths).paths)
+    return paths
+
+
+def settled(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the file had been there for a second."""
+    later = path.stat().st_ctime_ns + 1_000_000_000
+    monkeypatch.setattr(source.time, "time_ns", lambda: later)
+
+
+def examine(paths: Paths, path: pathlib.Path, **options: object) -> source.Sources:
+    arguments = {"kernel": None, "initrd": None, "checksum": None, "tag": None, "remember": True, **options}
+    return source.examine(paths, str(path), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_source_is_read_once(paths: Paths, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(tar("etc"))
+    settled(path, monkeypatch)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert examine(paths, path).image_id == f"sha256:{digest}"
+    reads = []
+    real = streams.file_digest
+    monkeypatch.setattr(streams, "file_digest", lambda fd: reads.append(fd) or real(fd))
+    assert examine(paths, path).main == source.Identity(str(path), "tar", digest, digest, None)
+    assert not reads
+    examine(paths, path, force=True)
+    assert len(reads) == 1
+    path.write_bytes(tar("usr"))
+    assert examine(paths, path).image_id != f"sha256:{digest}"
+    assert len(reads) == 2
+
+
+def test_same_size_and_time_but_another_file(
+    paths: Paths, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(tar("etc"))
+    settled(path, monkeypatch)
+    first = examine(paths, path)
+    times = path.stat()
+    other.write_bytes(tar("usr"))
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(path)
+    assert examine(paths, path).image_id != first.image_id
+
+
+def test_a_file_just_written_is_not_trusted(
+    paths: Paths, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(tar("etc"))
+    monkeypatch.setattr(source.time, "time_ns", lambda: path.stat().st_ctime_ns + 1000)
+    examine(paths, path)
+    assert os.listdir(images.directory(paths, "sources")) == []
+
+
+def test_check_mode_remembers_nothing(paths: Paths, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(tar("etc"))
+    settled(path, monkeypatch)
+    examine(paths, path, remember=False)
+    assert os.listdir(images.directory(paths, "sources")) == []
+
+
+def test_kernel_and_initrd_make_another_image(paths: Paths, tmp_path: pathlib.Path) -> None:
+    path, kernel, initrd = tmp_path / "a", tmp_path / "k", tmp_path / "i"
+    path.write_bytes(tar("etc"))
+    kernel.write_bytes(b"kernel")
+    initrd.write_bytes(b"initrd")
+    plain = examine(paths, path)
+    both = examine(paths, path, kernel=str(kernel), initrd=str(initrd))
+    swapped = examine(paths, path, kernel=str(initrd), initrd=str(kernel))
+    assert len({plain.image_id, both.image_id, swapped.image_id}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": "k"}, "initrd: kernel and initrd belong together"),
+        ({"initrd": "k"}, "kernel: kernel and initrd belong together"),
+        ({"kernel": "missing", "initrd": "k"}, "kernel: .*missing does not exist"),
+        ({"kernel": "k", "initrd": "empty"}, "initrd: .*empty is empty"),
+        ({"kernel": "folder", "initrd": "k"}, "kernel: .*folder is not a regular file"),
+        ({"checksum": "md5:1234"}, "checksum: 'md5:1234' is not a checksum"),
+        ({"checksum": "sha256:" + "0" * 64}, "checksum: .* has sha256:"),
+    ],
+)
+def test_bad_options(paths: Paths, tmp_path: pathlib.Path, options: dict[str, str], message: str) -> None:
+    (tmp_path / "a").write_bytes(tar("etc"))
+    (tmp_path / "k").write_bytes(b"kernel")
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    absolute = {key: str(tmp_path / value) if key != "checksum" else value for key, value in options.items()}
+    with pytest.raises(CocoonError, match=message):
+        examine(paths, tmp_path / "a", **absolute)
+
+
+def test_a_checksum_that_fits(paths: Paths, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").write_bytes(tar("etc"))
+    digest = hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+    assert examine(paths, tmp_path / "a", checksum=f"SHA256:{digest.upper()}").main.digest == digest
+
+
+def test_a_disk_takes_no_kernel(paths: Paths, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").write_bytes(MBR)
+    (tmp_path / "k").write_bytes(b"kernel")
+    with pytest.raises(CocoonError, match="kernel: a disk image boots from its own disk"):
+        examine(paths, tmp_path / "a", kernel=str(tmp_path / "k"), initrd=str(tmp_path / "k"))
+
+
+def test_missing_and_odd_sources(paths: Paths, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(CocoonError, match="source: .*nothing does not exist"):
+        examine(paths, tmp_path / "nothing")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CocoonError, match="not an OCI layout"):
+        examine(paths, tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CocoonError, match="not a regular file"):
+        examine(paths, tmp_path / "pipe")

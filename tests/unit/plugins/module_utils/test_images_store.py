@@ -1,0 +1,163 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Records, users and plans of images."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Identity, Sources
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
+
+A, B = "a" * 64, "b" * 64
+
+
+@pytest.fixture(name="store")
+def fixture_store(tmp_path: pathlib.Path) -> Store:
+    store = Store.open(Paths(str(tmp_path / "root"), str(tmp_path / "run"), str(tmp_path / "log")))
+    images.make_directories(store.paths)
+    return store
+
+
+def put(store: Store, image: str = A, names: tuple[str, ...] = ("web",), **fields: Any) -> dict[str, Any]:
+    record = {"id": f"sha256:{image}", "name": names[0] if names else "", "names": list(names), "layers": [image]}
+    record.update({"type": "oci", "owner": "me", "labels": {}, "boot": None, "disk": None, **fields})
+    write_json(images.record_path(store.paths, record["id"]), record)
+    for name in names:
+        write_json(store.index("image").path(name), {"name": name, "id": record["id"]})
+    pathlib.Path(images.blob_path(store, image)).touch()
+    return record
+
+
+def test_by_name_and_by_digest(store: Store) -> None:
+    record = put(store)
+    assert images.resolve(store, "web") == record
+    assert images.resolve(store, record["id"]) == record
+    assert images.resolve(store, "other") is None
+    assert images.resolve(store, f"sha256:{B}") is None
+
+
+@pytest.mark.parametrize("name", ["web", "ubuntu:24.04", "docker.io/library/nginx:1.27", "r.example:5000/a@b"])
+def test_names(name: str) -> None:
+    assert images.check_image_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "/etc", "a b", f"sha256:{A}", "a" * 256, "a\nb"])
+def test_bad_names(name: str) -> None:
+    with pytest.raises(InputError, match="not a valid image name"):
+        images.check_image_name(name)
+
+
+def test_groups_lie_beside_the_uids_of_vms(store: Store) -> None:
+    half = store.uid_start + store.uid_count // 2
+    for blob in (A, B, "0" * 64, "f" * 64):
+        assert half <= images.blob_gid(store, blob) < store.uid_start + store.uid_count
+    boot = {"kernel_path": f"/x/boot/{B}/vmlinuz", "initrd_path": f"/x/boot/{B}/initrd.img"}
+    record = put(store, boot=boot)
+    assert images.blobs(record) == [(A, "erofs"), (B, "boot")]
+    assert images.gids(store, record) == sorted({images.blob_gid(store, A), images.blob_gid(store, B)})
+
+
+def test_users(store: Store) -> None:
+    record = put(store)
+    assert images.users(store, record["id"]) == []
+    images.pin(store, record["id"], "vm1")
+    images.pin(store, record["id"], "vm1")
+    images.pin(store, record["id"], "vm2")
+    assert images.users(store, record["id"]) == ["vm1", "vm2"]
+    images.unpin(store, record["id"], "vm1")
+    images.unpin(store, record["id"], "vm1")
+    assert images.users(store, record["id"]) == ["vm2"]
+    with pytest.raises(NotFoundError):
+        images.pin(store, f"sha256:{B}", "vm1")
+    with pytest.raises(InputError):
+        images.pin(store, record["id"], "../../x")
+
+
+def test_users_have_names(store: Store) -> None:
+    os.makedirs(store.paths.vm_dir("vm1"))
+    write_json(os.path.join(store.paths.vm_dir("vm1"), "vm.json"), {"id": "vm1", "config": {"name": "web1"}})
+    assert images.describe_user(store, "vm1") == "vm web1"
+    assert images.describe_user(store, "vm2") == "vm2"
+
+
+def sources(image: str) -> Sources:
+    return Sources(Identity("/x", "tar", image, image), None, None)
+
+
+PLANS: list[tuple[str, dict[str, Any], str | None, tuple[str, ...]]] = [
+    ("nothing to do", {}, A, ()),
+    ("without a source", {}, None, ()),
+    ("another image", {}, B, ("import", "tag")),
+    ("a new name for the same", {"name": "web2"}, A, ("tag",)),
+    ("labels", {"labels": {"a": "b"}}, A, ("update",)),
+    ("same labels", {"labels": {}}, None, ()),
+    ("same owner", {"owner": "me"}, A, ()),
+    ("a new name on another's image", {"name": "web2", "owner": "you"}, A, ("tag",)),
+    ("another's image, nothing to do", {"owner": "you"}, A, ()),
+    ("taken over", {"owner": "you", "force": True}, A, ("update",)),
+    ("absent", {"state": "absent"}, None, ("remove",)),
+    ("absent by digest", {"state": "absent", "name": f"sha256:{A}"}, None, ("remove",)),
+    ("absent already", {"state": "absent", "name": "other"}, None, ()),
+]
+
+
+@pytest.mark.parametrize(("what", "options", "image", "steps"), PLANS, ids=[plan[0] for plan in PLANS])
+def test_plans(store: Store, what: str, options: dict[str, Any], image: str | None, steps: tuple[str, ...]) -> None:
+    put(store)
+    wanted = manager.Wanted(**{"name": "web", **options})
+    plan = manager.make_plan(store, wanted, sources(image) if image else None)
+    assert plan.steps == steps
+    if steps in ((), ("remove",)):
+        assert (plan.before == plan.after) is (not steps)
+
+
+def test_one_name_of_two_is_only_taken_away(store: Store) -> None:
+    put(store, names=("web", "web2"))
+    assert manager.make_plan(store, manager.Wanted("web2", state="absent"), None).steps == ("untag",)
+
+
+def test_missing_files_are_imported_again(store: Store) -> None:
+    put(store)
+    os.unlink(images.blob_path(store, A))
+    assert manager.make_plan(store, manager.Wanted("web"), sources(A)).steps == ("import",)
+    with pytest.raises(CocoonError, match="source: files of image 'web' are missing"):
+        manager.make_plan(store, manager.Wanted("web"), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "image"),
+    [({"labels": {"a": "b"}}, A), ({}, B), ({"state": "absent"}, None)],
+)
+def test_another_owners_image_is_left_alone(store: Store, options: dict[str, Any], image: str | None) -> None:
+    put(store)
+    with pytest.raises(CocoonError, match="owner: image 'web' belongs to 'me'"):
+        manager.make_plan(store, manager.Wanted("web", owner="you", **options), sources(image) if image else None)
+    forced = manager.Wanted("web", owner="you", force=True, **options)
+    assert manager.make_plan(store, forced, sources(image) if image else None).steps
+
+
+def test_an_image_that_was_never_there() -> None:
+    with pytest.raises(NotFoundError, match="source: image 'web' is not in the store"):
+        manager.make_plan(None, manager.Wanted("web"), None)
+
+
+def test_the_index_decides_about_names(store: Store) -> None:
+    record = put(store, names=("web", "gone"))
+    os.unlink(store.index("image").path("gone"))
+    assert images.current_names(store, record) == ["web"]
+    assert manager.public(store, {**record, "name": "gone"})["name"] == "web"
+
+
+def test_looking_makes_nothing(tmp_path: pathlib.Path) -> None:
+    assert manager.info(Paths(str(tmp_path / "none"))) == []
+    assert not (tmp_path / "none").exists()

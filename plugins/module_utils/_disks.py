@@ -1,0 +1,253 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Disks of VMs: made from cached templates, copied sparsely, grown offline.
+
+Every file is written under a temporary name of its own (``<path>.tmp``; the caller holds the VM's lock), made
+durable and renamed, so what bears its final name is whole. Files that a guest has written are opened without
+following links, and external tools touch them only as that VM's uid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ChangeRefusedError,
+    InputError,
+    ResourceError,
+    StateError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, fsync_dir, locked, remove_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+
+MKFS_EXT4 = ("mkfs.ext4", "-F", "-m", "0", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,discard")
+FICLONE = 0x40049409
+CHUNK = 1 << 20
+BLOCK = 4096
+TEMPLATE_TIMEOUT = 60.0
+# A tool that works on a hostile file may use this much address space and processor time.
+TOOL_LIMITS = ("prlimit", f"--as={2 << 30}", "--cpu=600", "--")
+NO_CLONE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ETXTBSY)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def create_cow(store: Store, path: str, size: int, uid: int) -> None:
+    """The writable disk of a VM that boots from layers: a sparse raw file of *size* bytes holding an empty ext4.
+
+    :raises ResourceError: no space left.
+    """
+    template = _template(store, f"cow-{size}.raw", lambda temporary: _format_template(temporary, size))
+    copy_sparse(template, path, uid)
+
+
+def create_overlay(store: Store, path: str, image: Record, size: int | None, uid: int) -> int:
+    """The writable disk of a VM that boots from a disk image: a qcow2 file with the image's blob behind it.
+
+    :param size: virtual size in bytes, or ``None`` for that of the image.
+    :returns: the virtual size.
+    :raises InputError: *size* is below the image's.
+    """
+    disk = image["disk"]
+    wanted = disk["virtual_size"] if size is None else size
+    if wanted < disk["virtual_size"]:
+        raise InputError(
+            f"{format_size(wanted)} is less than the image's disk",
+            "storage",
+            f"Give at least {format_size(disk['virtual_size'])}.",
+        )
+    blob = images.blob_path(store, disk["hex"], disk["format"])
+    # -u: the blob was examined when it was imported; nothing but the new file is opened here.
+    command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", disk["format"], "-b", blob]
+
+    def make(temporary: str) -> None:
+        run_tool([*command, temporary, str(wanted)], package="qemu-utils")
+
+    template = _template(store, f"overlay-{disk['hex']}-{wanted}.qcow2", make)
+    copy_sparse(template, path, uid)
+    return t.cast(int, wanted)
+
+
+def create_data(path: str, size: int, fstype: str, uid: int) -> None:
+    """A data disk: a sparse raw file of *size* bytes with an ext4 of its own UUID, or nothing (``none``)."""
+    with _new_file(path, uid) as (fd, temporary):
+        os.ftruncate(fd, size)
+        if fstype == "ext4":
+            run_tool([*MKFS_EXT4, temporary], package="e2fsprogs")
+
+
+def grow(path: str, size: int, fstype: str, uid: int, disk_format: str = "raw", gid: int | None = None) -> None:
+    """Make the disk of a VM that does not run larger, and the ext4 on it; doing it again is fine.
+
+    :param disk_format: ``raw`` or ``qcow2``.
+    :param gid: for qcow2, the group that may read the blob behind it.
+    :raises ChangeRefusedError: the file is larger than *size* already.
+    """
+    if disk_format == "qcow2":
+        _guest_tool(["qemu-img", "resize", "-q", "-f", "qcow2", path, str(size)], uid, gid, "qemu-utils")
+        return
+    fd = open_disk(path, uid)
+    try:
+        present = os.fstat(fd).st_size
+        if present > size:
+            raise ChangeRefusedError(
+                f"{path} has {format_size(present)}, it cannot shrink to {format_size(size)}",
+                remedy="Disks only grow; make a new one.",
+            )
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if fstype == "ext4":
+        _guest_tool(["e2fsck", "-fp", path], uid, gid, "e2fsprogs", ok=(0, 1))
+        _guest_tool(["resize2fs", path], uid, gid, "e2fsprogs")
+
+
+def open_disk(path: str, uid: int, flags: int = os.O_RDWR) -> int:
+    """A descriptor of a VM's disk, proven to be a regular file of that VM.
+
+    :raises StateError: it is something else.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as exc:
+        raise StateError(f"cannot open the disk {path}: {exc.strerror}") from exc
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == uid:
+        return fd
+    os.close(fd)
+    raise StateError(f"{path} is not a regular file of uid {uid}")
+
+
+def copy_sparse(source: str, target: str, uid: int | None = None, mode: int = 0o600) -> None:
+    """Copy a file: by reflink where the file system can, else only its data, keeping the holes.
+
+    :param uid: owner and group of the copy; root if not given.
+    """
+    source_fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(source_fd).st_mode):
+            raise StateError(f"{source} is not a regular file")
+        with _new_file(target, uid, mode) as (target_fd, _temporary):
+            copy_data(source_fd, target_fd)
+    finally:
+        os.close(source_fd)
+
+
+def copy_data(source_fd: int, target_fd: int) -> None:
+    """The contents of *source_fd* into the empty file *target_fd*, holes kept."""
+    try:
+        fcntl.ioctl(target_fd, FICLONE, source_fd)
+        return
+    except OSError as exc:
+        if exc.errno not in NO_CLONE:
+            raise
+    size = os.fstat(source_fd).st_size
+    os.ftruncate(target_fd, size)
+    for start, end in segments(source_fd, size):
+        _copy_range(source_fd, target_fd, start, end)
+
+
+def segments(fd: int, size: int) -> t.Iterator[tuple[int, int]]:
+    """(start, end) of each stretch of data in a file."""
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return
+            raise
+        position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        yield start, position
+
+
+def _copy_range(source_fd: int, target_fd: int, start: int, end: int) -> None:
+    by_kernel = True
+    while start < end:
+        if by_kernel:
+            try:
+                done = os.copy_file_range(source_fd, target_fd, end - start, start, start)
+            except OSError as exc:
+                if exc.errno not in NO_CLONE:
+                    raise
+                by_kernel = False
+                continue
+        else:  # other file systems on either side: the page cache copies
+            os.lseek(target_fd, start, os.SEEK_SET)
+            done = os.sendfile(target_fd, source_fd, start, end - start)
+        if done == 0:
+            raise StateError("a disk became shorter while it was copied")
+        start += done
+
+
+@contextlib.contextmanager
+def _new_file(path: str, uid: int | None, mode: int = 0o600) -> t.Iterator[tuple[int, str]]:
+    """(descriptor, temporary name) of a file that becomes *path* when the block ends well."""
+    temporary = f"{path}.tmp"
+    remove_file(temporary)  # of a run that was killed
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd, temporary
+        os.fchown(fd, uid or 0, uid or 0)
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException as exc:
+        remove_file(temporary)
+        if isinstance(exc, OSError) and exc.errno in NO_SPACE:
+            raise ResourceError(
+                f"no space left for {path}", "root_dir", "Free some, or put root_dir on a larger file system."
+            ) from exc
+        raise
+    finally:
+        os.close(fd)
+    fsync_dir(os.path.dirname(path))
+
+
+def _template(store: Store, name: str, make: t.Callable[[str], None]) -> str:
+    """The path of a template, made by *make* at its first use."""
+    directory = images.directory(store.paths, "templates")
+    path = os.path.join(directory, name)
+    if os.path.exists(path):
+        return path
+    images.make_directories(store.paths)
+    with locked(store.paths, [f"image:#template/{name}"], TEMPLATE_TIMEOUT):
+        if os.path.exists(path):
+            return path
+        with _new_file(path, None, 0o400) as (fd, temporary):
+            make(temporary)
+            _dig_holes(fd)
+    return path
+
+
+def _format_template(path: str, size: int) -> None:
+    os.truncate(path, size)
+    run_tool([*MKFS_EXT4, path], package="e2fsprogs")
+
+
+def _dig_holes(fd: int) -> None:
+    """Turn written zeros into holes: a template is copied often, and mkfs writes zeros by the megabyte."""
+    size = os.fstat(fd).st_size
+    keep = []
+    for start, end in list(segments(fd, size)):
+        for position in range(start, end, BLOCK):
+            block = os.pread(fd, min(BLOCK, end - position), position)
+            if block.count(0) != len(block):
+                keep.append((position, block))
+    os.ftruncate(fd, 0)
+    os.ftruncate(fd, size)
+    for position, block in keep:
+        os.pwrite(fd, block, position)
+
+
+def _guest_tool(argv: list[str], uid: int, gid: int | None, package: str, ok: t.Container[int] = (0,)) -> None:
+    """Run a tool on a file that a guest may have written: as the VM's uid, with little memory and time."""
+    run_tool([*TOOL_LIMITS, *argv], uid=uid, gid=gid, timeout=660.0, package=package, ok=ok)

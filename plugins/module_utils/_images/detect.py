@@ -1,0 +1,180 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which kind of image a file is: by its first bytes, never by its name."""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import os
+import re
+import struct
+import tarfile
+import typing as t
+import zlib
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import source, streams, tarball
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.oci import ArchiveLayout
+
+HEAD = 4096
+KNOWN = "Give a tar of a root file system, an OCI layout or archive, or a qcow2 or raw disk."
+CONVERT = "Convert it with 'qemu-img convert -O qcow2'."
+OTHER_DISKS = {
+    b"KDMV": "a VMDK disk",
+    b"COWD": "a VMDK disk",
+    b"<<< ": "a VDI disk",
+    b"vhdxfile": "a VHDX disk",
+    b"conectix": "a VHD disk",
+    b"QED\0": "a QED disk",
+    b"LUKS\xba\xbe": "an encrypted disk",
+}
+QCOW2_MAGIC = b"QFI\xfb"
+OCI_TOP = ("oci-layout", "index.json", "blobs", "manifest.json", "repositories")
+DOCKER_RE = re.compile(r"^[0-9a-f]{64}(/|\.json$|\.tar$|$)")
+# Incompatible features of qcow2: what they are, and the one that names another file.
+QCOW2_CORRUPT, QCOW2_DATA_FILE = 1 << 1, 1 << 2
+QCOW2_KNOWN_FEATURES = 0b11111
+QCOW2_DATA_FILE_EXTENSION = 0x44415441
+MAX_VIRTUAL_SIZE = 64 << 40
+
+
+def detect(fd: int, path: str) -> str:
+    """``tar``, ``oci-archive``, ``qcow2`` or ``raw``.
+
+    :raises InputError: none of them.
+    """
+    head = os.pread(fd, HEAD, 0)
+    if not head:
+        raise InputError(f"{path} is empty", "source", KNOWN)
+    if head.startswith(QCOW2_MAGIC):
+        check_qcow2(head, path)
+        return source.QCOW2
+    for magic, name in OTHER_DISKS.items():
+        if head.startswith(magic):
+            raise UnsupportedError(f"{path} is {name}", "source", CONVERT)
+    kind = streams.compression(head)
+    if kind is None and not looks_like_tar(head):
+        return _raw(fd, head, path)
+    with plain(fd, kind, path) as stream:
+        first = _exactly(stream, tarball.BLOCK)
+        if not looks_like_tar(first):
+            raise InputError(
+                f"{path} is compressed with {kind}, and what is in it is not a tar",
+                "source",
+                "Unpack a compressed disk first. " + KNOWN,
+            )
+        return _tar_kind(streams.Pushback(first, stream), path)
+
+
+def _exactly(stream: streams.Reader, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = stream.read(size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def looks_like_tar(block: bytes) -> bool:
+    """Whether a block is a tar header with a sum that is right."""
+    try:
+        tarfile.TarInfo.frombuf(block[: tarball.BLOCK], "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def plain(fd: int, kind: str | None, path: str) -> t.Iterator[streams.Reader]:
+    """The file *fd* from its beginning, decompressed; faults of the compressed data become errors that say so."""
+    with decompression_errors(path), open(os.dup(fd), "rb") as stream:
+        stream.seek(0)
+        with streams.inflate(t.cast(streams.Reader, stream), kind) as reader:
+            yield reader
+
+
+@contextlib.contextmanager
+def decompression_errors(name: str) -> t.Iterator[None]:
+    try:
+        yield
+    except (zlib.error, lzma.LZMAError, EOFError) as exc:
+        raise tarball.BadArchive(f"{name} is damaged: {exc}", "Get it again, and give its checksum.") from exc
+    except OSError as exc:
+        if exc.errno is None:  # bzip2
+            raise tarball.BadArchive(f"{name} is damaged: {exc}", "Get it again.") from exc
+        raise
+
+
+def _tar_kind(stream: streams.Reader, path: str) -> str:
+    """A root file system shows itself by its first member that no OCI layout has."""
+    names = set()
+    for member in tarball.members(tarball.TarInput(stream, tarball.DEFAULT_LIMITS)):
+        top = member.path.partition("/")[0]
+        if DOCKER_RE.match(member.path):
+            raise UnsupportedError(
+                f"{path} is an archive of 'docker save' without an OCI layout",
+                "source",
+                "Convert it with 'skopeo copy docker-archive:FILE oci-archive:OTHER'.",
+            )
+        if top and top not in OCI_TOP:
+            return source.TAR
+        names.add(member.path)
+    if {"oci-layout", "index.json"} <= names:
+        return source.OCI_ARCHIVE
+    raise InputError(f"{path} is neither a root file system nor an OCI archive", "source", KNOWN)
+
+
+def archive_layout(fd: int) -> ArchiveLayout:
+    """The documents of an OCI archive."""
+    kind = streams.compression(os.pread(fd, 8, 0))
+    with plain(fd, kind, "the archive") as stream:
+        return ArchiveLayout(stream, None)
+
+
+def _raw(fd: int, head: bytes, path: str) -> str:
+    """A raw disk is taken for one only if a BIOS would."""
+    size = os.fstat(fd).st_size
+    if head[510:512] == b"\x55\xaa" and size % 512 == 0:
+        return source.RAW
+    text = head.lstrip()[:15].lower()
+    what = "a web page" if text.startswith((b"<!doctype", b"<html")) else "of no kind that is known here"
+    raise InputError(f"{path} is {what}", "source", KNOWN + " A raw disk needs a boot sector.")
+
+
+def check_qcow2(head: bytes, path: str) -> int:
+    """The virtual size of a qcow2 file whose first bytes are *head*.
+
+    :raises InputError: it refers to another file, is encrypted, damaged, or of an unknown version.
+    """
+    if len(head) < 72:
+        raise InputError(f"{path} is cut short", "source", "Get it again.")
+    version, backing, _length, bits, size, crypt = struct.unpack(">IQIIQI", head[4:36])
+    if version not in (2, 3) or not 9 <= bits <= 21 or not 0 < size <= MAX_VIRTUAL_SIZE:
+        raise InputError(f"{path} has a damaged qcow2 header", "source", "Get it again.")
+    flatten = "Make it whole with 'qemu-img convert -O qcow2'."
+    if backing:
+        raise InputError(f"{path} has a backing file, which could be any file of this host", "source", flatten)
+    if crypt:
+        raise InputError(f"{path} is encrypted", "source", "Decrypt it with 'qemu-img convert'.")
+    features = struct.unpack(">Q", head[72:80])[0] if version == 3 else 0
+    length = struct.unpack(">I", head[100:104])[0] if version == 3 else 72
+    if features & QCOW2_DATA_FILE or _has_data_file(head, length):
+        raise InputError(f"{path} keeps its data in another file of the host", "source", flatten)
+    if features & QCOW2_CORRUPT or features & ~QCOW2_KNOWN_FEATURES:
+        raise InputError(f"{path} is marked corrupt, or needs a newer qemu-img", "source", "Get it again.")
+    return t.cast(int, size)
+
+
+def _has_data_file(head: bytes, position: int) -> bool:
+    """Whether a header extension names an external data file."""
+    while position + 8 <= len(head):
+        kind, length = struct.unpack(">II", head[position : position + 8])
+        if kind == 0:
+            return False
+        if kind == QCOW2_DATA_FILE_EXTENSION:
+            return True
+        position += 8 + (length + 7) // 8 * 8
+    return False

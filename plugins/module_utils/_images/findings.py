@@ -1,0 +1,208 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a layer says about booting: kernels, initrds, the marker file, and what it hides of the layers below."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import posixpath
+import re
+import tempfile
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import tarball
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import BadArchive, Member
+
+MARKER = "usr/lib/cocoon-microvm/image.json"
+FEATURES = ("user", "password", "ssh_keys")
+MAX_MARKER = 64 << 10
+MAX_BOOT_FILE = 1 << 30
+KERNEL_RE = re.compile(r"^(?:boot/)?vmlinuz[^/]*$")
+INITRD_RE = re.compile(r"^(?:boot/)?initrd\.img[^/]*$")
+# Kernels that a link in /boot may lead to.
+MODULES_RE = re.compile(r"^(?:usr/)?lib/modules/[^/]+/(?:vmlinuz|initrd)[^/]*$")
+MODULES_FOLDER_RE = re.compile(r"^(?:usr/)?lib/modules/[^/]+$")
+FOLDERS = ("", "boot", "lib", "lib/modules", "usr", "usr/lib", "usr/lib/modules", "usr/lib/cocoon-microvm")
+WHITEOUT = ".wh."
+OPAQUE = ".wh..wh..opq"
+OPAQUE_XATTR = "trusted.overlay.opaque"
+
+Entries = dict[str, dict[str, str]]
+
+
+@dataclasses.dataclass
+class Findings:
+    """What a layer says about booting.
+
+    ``entries``: path -> ``{"type": "file", "digest": hex}`` or ``{"type": "link", "target": …}``;
+    ``hidden``: paths of lower layers that it hides; ``marker``: features, or ``None`` where it has no marker.
+    """
+
+    entries: Entries = dataclasses.field(default_factory=dict)
+    hidden: list[str] = dataclasses.field(default_factory=list)
+    marker: list[str] | None = None
+
+    def document(self) -> dict[str, t.Any]:
+        return dataclasses.asdict(self)
+
+
+def interesting(path: str) -> bool:
+    """Whether *path* may be a kernel or an initrd, or what a link to one leads to."""
+    if path.endswith(".old"):
+        return False
+    return bool(KERNEL_RE.match(path) or INITRD_RE.match(path) or MODULES_RE.match(path))
+
+
+class Inspector:
+    """Collects the findings of a layer while its members pass by; keeps boot files in *keep* if that is given."""
+
+    def __init__(self, keep: str | None = None) -> None:
+        self.findings = Findings()
+        self._keep = keep
+
+    def look(self, member: Member) -> Member:
+        """Note what matters about *member*; the member comes back with its data still to be read."""
+        name = posixpath.basename(member.path)
+        if name.startswith(WHITEOUT):
+            self._whiteout(posixpath.dirname(member.path), name)
+        elif member.kind == tarball.CHAR and member.device == (0, 0):
+            self._hide(member.path)
+        elif member.kind == tarball.DIRECTORY and member.xattrs.get(OPAQUE_XATTR) == b"y":
+            self._hide(member.path + "/")
+        elif member.path == MARKER and member.kind == tarball.FILE:
+            return self._marker(member)
+        elif interesting(member.path):
+            return self._entry(member)
+        return member
+
+    def _whiteout(self, folder: str, name: str) -> None:
+        if name == OPAQUE:
+            self._hide(folder + "/")
+        elif not name.startswith(".wh..wh."):
+            self._hide(posixpath.join(folder, name[len(WHITEOUT) :]))
+
+    def _hide(self, path: str) -> None:
+        """Note a hidden path, if it can matter for booting."""
+        bare = path.rstrip("/")
+        if bare in FOLDERS or bare == MARKER or interesting(bare) or MODULES_FOLDER_RE.match(bare):
+            self.findings.hidden.append(path)
+
+    def _marker(self, member: Member) -> Member:
+        if member.size > MAX_MARKER:
+            raise BadArchive(f"{MARKER} is too large")
+        data = b"".join(member.data)
+        self.findings.marker = read_marker(data)
+        return dataclasses.replace(member, data=iter((data,)))
+
+    def _entry(self, member: Member) -> Member:
+        if member.kind == tarball.SYMLINK:
+            self.findings.entries[member.path] = {"type": "link", "target": member.link}
+        elif member.kind == tarball.HARDLINK:
+            self.findings.entries[member.path] = {"type": "link", "target": "/" + member.link}
+        elif member.kind == tarball.FILE:
+            if member.size > MAX_BOOT_FILE:
+                raise BadArchive(f"'{member.path}' is too large for a boot file")
+            self.findings.entries[member.path] = entry = {"type": "file", "digest": ""}
+            return dataclasses.replace(member, data=self._copy(member, entry))
+        return member
+
+    def _copy(self, member: Member, entry: dict[str, str]) -> t.Iterator[bytes]:
+        """The data of a boot file, kept on its way and hashed."""
+        digest = hashlib.sha256()
+        with contextlib.ExitStack() as stack:
+            sink = None
+            if self._keep is not None:
+                sink = stack.enter_context(tempfile.NamedTemporaryFile(dir=self._keep, delete=False))
+            for data in member.data:
+                digest.update(data)
+                if sink:
+                    sink.write(data)
+                yield data
+            entry["digest"] = digest.hexdigest()
+            if sink:
+                os.rename(sink.name, os.path.join(t.cast(str, self._keep), entry["digest"]))
+
+
+def read_marker(data: bytes) -> list[str]:
+    """The features that an image's marker file claims, those we know.
+
+    :raises BadArchive: it is not ``{"version": 1, "features": […]}``.
+    """
+    try:
+        document = json.loads(data)
+        if document["version"] != 1 or not isinstance(document["features"], list):
+            raise ValueError("not version 1")
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise BadArchive(f"{MARKER} in the image is damaged: {exc}", "Build the image again.") from exc
+    return [feature for feature in FEATURES if feature in document["features"]]
+
+
+class Merged(t.NamedTuple):
+    """What the guest sees of all layers together."""
+
+    entries: Entries
+    features: list[str]
+
+
+def merge(layers: t.Iterable[t.Mapping[str, t.Any]]) -> Merged:
+    """Findings of all layers, bottom first, as one view."""
+    entries: Entries = {}
+    marker: list[str] | None = None
+    for layer in layers:
+        for hidden in layer["hidden"]:
+            if _covers(hidden, MARKER):
+                marker = None
+            for path in [path for path in entries if _covers(hidden, path)]:
+                del entries[path]
+        entries.update(layer["entries"])
+        marker = layer["marker"] if layer["marker"] is not None else marker
+    return Merged(entries, marker or [])
+
+
+def _covers(hidden: str, path: str) -> bool:
+    """``a/b`` hides a/b and what is beneath; ``a/b/`` only what is beneath; ``/`` everything."""
+    return hidden == "/" or path == hidden or path.startswith(hidden if hidden.endswith("/") else hidden + "/")
+
+
+def choose_boot(entries: Entries) -> tuple[str, str] | None:
+    """Hex digests of the kernel and the initrd to boot, or ``None`` if there is no pair.
+
+    ``vmlinuz`` and ``initrd.img`` without a version (links, mostly) go first; else the highest version with both.
+    """
+    pairs = []
+    for path in entries:
+        name = posixpath.basename(path)
+        if not KERNEL_RE.match(path):
+            continue
+        version = name[len("vmlinuz") :]
+        for folder in (posixpath.dirname(path), "boot", ""):
+            initrd = posixpath.join(folder, f"initrd.img{version}")
+            kernel_file, initrd_file = tarball.resolve(entries, path), tarball.resolve(entries, initrd)
+            if kernel_file and initrd_file:
+                rank = (not version, path.startswith("boot/"), _natural(version))
+                pairs.append((rank, entries[kernel_file]["digest"], entries[initrd_file]["digest"]))
+                break
+    if pairs:
+        return max(pairs)[1:]
+    return _only_pair(entries)
+
+
+def _only_pair(entries: Entries) -> tuple[str, str] | None:
+    """One kernel and one initrd belong together, whatever they are called."""
+    found: list[set[str]] = [set(), set()]
+    for path in entries:
+        file = tarball.resolve(entries, path)
+        for number, pattern in enumerate((KERNEL_RE, INITRD_RE)):
+            if file and pattern.match(path):
+                found[number].add(entries[file]["digest"])
+    kernels, initrds = found
+    return (kernels.pop(), initrds.pop()) if len(kernels) == len(initrds) == 1 else None
+
+
+def _natural(version: str) -> list[tuple[int, int, str]]:
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", version)]

@@ -1,0 +1,414 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Brings an image into the store: blobs first, the record last."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import errno
+import json
+import os
+import shutil
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    CocoonError,
+    InputError,
+    ResourceError,
+    ToolError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
+    detect,
+    erofs,
+    findings,
+    oci,
+    references,
+    streams,
+    tarball,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.retar import Retar
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import (
+    DISKS,
+    OCI_ARCHIVE,
+    OCI_LAYOUT,
+    QCOW2,
+    Identity,
+    Sources,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import publish, staging
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.unpack import Tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
+    Store,
+    hashed,
+    read_json,
+    remove_tree,
+    write_json,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now
+
+WORKERS = 4
+SPARSE_BLOCK = 64 << 10
+# qemu-img on a file from elsewhere: little memory, little time.
+INFO_LIMITS = ("prlimit", f"--as={1 << 30}", "--cpu=30", "--")
+NO_BOOT = "Give kernel and initrd, or a root file system with vmlinuz* and initrd.img* in /boot."
+
+OpenLayer = t.Callable[[], t.ContextManager[streams.Reader]]
+
+
+class Layer(t.NamedTuple):
+    """A layer to be read: its hex digest, and how to open its (compressed) bytes."""
+
+    digest: str
+    open: OpenLayer
+
+
+def import_image(store: Store, sources: Sources, timeout: float) -> Record:
+    """Make all files of an image; a record that is not written yet.
+
+    Under the image's lock, with a note of it pending: what is left after a failure goes with the note.
+
+    :raises CocoonError: the source is hostile, damaged or not bootable, or there is no space.
+    """
+    try:
+        with staging(store, timeout) as workspace:
+            if sources.main.kind in DISKS:
+                return _import_disk(store, sources.main, workspace, timeout)
+            return _import_layers(store, sources, workspace, timeout)
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise no_space(store) from exc
+        raise InputError(f"cannot import {sources.main.path}: {exc.strerror or exc}", "source") from exc
+    except ToolError as exc:
+        if "No space left" in exc.message:
+            raise no_space(store) from exc
+        raise
+
+
+def no_space(store: Store) -> CocoonError:
+    """The error that says so."""
+    return ResourceError(
+        f"no space left in {store.paths.images}", "root_dir", "Free some, or put root_dir on a larger file system."
+    )
+
+
+def _import_layers(store: Store, sources: Sources, workspace: str, timeout: float) -> Record:
+    image_id = sources.image_id
+    keep = os.path.join(workspace, "boot")
+    os.mkdir(keep, 0o700)
+    with open_layers(sources.main, workspace) as (layers, manifest):
+        references.note(store, image_id, [(layer.digest, "erofs") for layer in layers])
+        unique = list({layer.digest: layer for layer in layers}.values())
+        with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1, len(unique))) as pool:
+            jobs = [pool.submit(_ensure_layer, store, layer, image_id, workspace, keep, timeout) for layer in unique]
+            try:
+                known = dict(job.result() for job in jobs)
+            finally:
+                for job in jobs:
+                    job.cancel()
+        merged = findings.merge([known[layer.digest] for layer in layers])
+        pair = _boot_pair(sources, merged)
+        boot = _ensure_boot(store, sources, pair, layers, known, keep, timeout)
+    record = _record(store, sources, "oci")
+    record["layers"] = [layer.digest for layer in layers]
+    record["boot"] = boot
+    record["features"] = merged.features
+    if manifest:
+        record["platform"], record["created"] = manifest.platform, manifest.created
+    return _with_size(store, record)
+
+
+def _record(store: Store, sources: Sources, kind: str) -> Record:
+    machine = os.uname().machine
+    return {
+        "id": sources.image_id,
+        "digest": sources.image_id,
+        "name": "",
+        "names": [],
+        "type": kind,
+        "created_at": now(),
+        "updated_at": now(),
+        "platform": f"linux/{oci.MACHINES.get(machine, machine)}",
+        "layers": [],
+        "boot": None,
+        "disk": None,
+        "features": [],
+        "owner": store.store_id,
+        "labels": {},
+        "source": {"path": sources.main.path, "kind": sources.main.kind, "digest": f"sha256:{sources.main.digest}"},
+    }
+
+
+def _with_size(store: Store, record: Record) -> Record:
+    record["size"] = sum(images.size_of(store, blob, suffix) for blob, suffix in dict.fromkeys(images.blobs(record)))
+    return record
+
+
+@contextlib.contextmanager
+def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[Layer], oci.Manifest | None]]:
+    """The layers of a source, bottom first; without *workspace* (check mode) nothing is written."""
+    if main.kind not in (OCI_LAYOUT, OCI_ARCHIVE):
+        yield [Layer(main.digest, lambda: _open_file(main.path))], None
+        return
+    layout: oci.Layout
+    if main.kind == OCI_LAYOUT:
+        layout = oci.DirectoryLayout(main.path)
+    else:
+        layout = _archive_layout(main, workspace)
+    manifest = oci.select(layout, main.tag)
+    if manifest.digest != main.digest:
+        raise InputError(f"{main.path} changed while it was read", "source", "Wait until it is complete.")
+
+    def opener(digest: str) -> OpenLayer:
+        return lambda: layout.blob(f"sha256:{digest}")
+
+    yield [Layer(digest, opener(digest)) for digest, _size in manifest.layers], manifest
+
+
+@contextlib.contextmanager
+def _open_file(path: str) -> t.Iterator[streams.Reader]:
+    with open(streams.open_source(path), "rb") as stream:
+        yield t.cast(streams.Reader, stream)
+
+
+def _archive_layout(main: Identity, workspace: str | None) -> oci.Layout:
+    """An archive is read in place; a compressed one is unpacked to a plain file first."""
+    with open(streams.open_source(main.path), "rb") as file:
+        kind = streams.compression(os.pread(file.fileno(), 8, 0))
+        with detect.plain(file.fileno(), kind, main.path) as stream:
+            if kind is None or workspace is None:
+                return oci.ArchiveLayout(stream, main.path if kind is None else None)
+            path = os.path.join(workspace, "archive.tar")
+            limit = tarball.DEFAULT_LIMITS.unpacked
+            with open(path, "xb") as target:
+                while data := stream.read(streams.CHUNK):
+                    limit -= target.write(data)
+                    if limit < 0:
+                        raise tarball.BadArchive(f"{main.path} unpacks to too much")
+    with open(path, "rb") as plain:
+        return oci.ArchiveLayout(t.cast(streams.Reader, plain), path)
+
+
+def read_layer(
+    layer: Layer,
+    inspector: findings.Inspector,
+    add: t.Callable[[tarball.Member], None] | None = None,
+) -> None:
+    """Read a layer once: every member checked, looked at, and given to *add*.
+
+    :raises BadArchive: hostile or damaged, or not of the digest it should have.
+    """
+    with layer.open() as raw:
+        hashing = streams.HashingReader(raw)
+        head = hashing.read(8)
+        rest = streams.Pushback(head, hashing)
+        name = f"sha256:{layer.digest}"
+        with detect.decompression_errors(name), streams.inflate(rest, streams.compression(head)) as plain:
+            for member in tarball.members(tarball.TarInput(plain, tarball.DEFAULT_LIMITS)):
+                looked_at = inspector.look(member)
+                if add:
+                    add(looked_at)
+                for _rest in looked_at.data:
+                    pass
+        hashing.drain()
+    if hashing.hexdigest() != layer.digest:
+        raise tarball.BadArchive(f"{name} does not have that digest", "It is damaged or changed; get it again.")
+
+
+def _ensure_layer(
+    store: Store, layer: Layer, image_id: str, workspace: str, keep: str, timeout: float
+) -> tuple[str, Record]:
+    """The blob of a layer, made if it is not there: (digest, findings)."""
+    with references.blob_lock(store, layer.digest, timeout):
+        references.refer(store, layer.digest, image_id)
+        target = images.blob_path(store, layer.digest, "erofs")
+        about = images.blob_path(store, layer.digest, "json")
+        known = read_json(about)
+        if known and os.path.isfile(target):
+            return layer.digest, known
+        found = _convert(store, layer, workspace, keep, target, about)
+        return layer.digest, found.document()
+
+
+def _convert(store: Store, layer: Layer, workspace: str, keep: str, target: str, about: str) -> findings.Findings:
+    place = os.path.join(workspace, layer.digest)
+    os.mkdir(place, 0o711)
+    inspector = findings.Inspector(keep)
+    output = os.path.join(place, "erofs")
+    gid = images.blob_gid(store, layer.digest)
+    if erofs.takes_tar(erofs.MKFS):
+        scratch = os.path.join(place, "scratch")
+        os.mkdir(scratch, 0o700)
+        for path in (output, scratch):
+            if path == output:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            os.chown(path, gid, gid)  # a uid nobody else has: VMs are in the other half of the range
+        with erofs.convert_stream(output, scratch, layer.digest, gid) as feed:
+            plain = Retar(feed)
+            read_layer(layer, inspector, add=plain.add)
+            plain.close()
+    else:
+        tree = os.path.join(place, "tree")
+        os.mkdir(tree, 0o700)
+        with Tree(tree) as unpacked:
+            os.chmod(tree, 0o755)  # the root of an archive that does not mention it; its parent keeps others out
+            read_layer(layer, inspector, add=unpacked.add)
+        erofs.convert_tree(tree, output, layer.digest)
+    write_json(about, inspector.findings.document())
+    publish(output, target, gid)
+    remove_tree(place)
+    return inspector.findings
+
+
+def _boot_pair(sources: Sources, merged: findings.Merged) -> tuple[str, str]:
+    """Hex digests of the kernel and initrd that the image boots with."""
+    if sources.kernel and sources.initrd:
+        return sources.kernel.digest, sources.initrd.digest
+    pair = findings.choose_boot(merged.entries)
+    if pair is None:
+        what = "no kernel" if not any(findings.KERNEL_RE.match(path) for path in merged.entries) else "no initrd"
+        raise InputError(f"{sources.main.path} has {what} that it could boot with", "kernel", NO_BOOT)
+    return pair
+
+
+def _ensure_boot(
+    store: Store,
+    sources: Sources,
+    pair: tuple[str, str],
+    layers: list[Layer],
+    known: t.Mapping[str, Record],
+    keep: str,
+    timeout: float,
+) -> Record:
+    """The boot directory of a kernel and an initrd, shared by all images that boot with the same two."""
+    boot = hashed("\0".join(pair))
+    references.note(store, sources.image_id, [(boot, "boot")])
+    with references.blob_lock(store, boot, timeout):
+        references.refer(store, boot, sources.image_id)
+        target = images.boot_path(store, boot)
+        paths = {"kernel_path": os.path.join(target, "vmlinuz"), "initrd_path": os.path.join(target, "initrd.img")}
+        if all(os.path.isfile(path) for path in paths.values()):
+            return paths
+        if sources.kernel and sources.initrd:
+            for identity in (sources.kernel, sources.initrd):
+                _take_file(identity, keep)
+        else:
+            _take_from_layers(pair, layers, known, keep)
+        gid = images.blob_gid(store, boot)
+        os.makedirs(target, 0o711, exist_ok=True)
+        os.chmod(target, 0o711)
+        for digest, path in zip(pair, paths.values()):
+            copy = os.path.join(keep, "copy")  # one file may be both, in a test at least
+            shutil.copyfile(os.path.join(keep, digest), copy)
+            publish(copy, path, gid)
+    return paths
+
+
+def _take_file(identity: Identity, keep: str) -> None:
+    """A boot file given by the user, as it was when it was looked at."""
+    with _open_file(identity.path) as raw, open(os.path.join(keep, identity.digest), "wb") as target:
+        hashing = streams.HashingReader(raw)
+        shutil.copyfileobj(t.cast(t.Any, hashing), target, streams.CHUNK)
+    if hashing.hexdigest() != identity.digest:
+        raise InputError(f"{identity.path} changed while it was read", "kernel", "Wait until it is complete.")
+
+
+def _take_from_layers(pair: tuple[str, str], layers: list[Layer], known: t.Mapping[str, Record], keep: str) -> None:
+    """Read again those layers that were in the store already, for the boot files they hold."""
+    for layer in layers:
+        held = {entry.get("digest") for entry in known[layer.digest]["entries"].values()} & set(pair)
+        if not all(os.path.isfile(os.path.join(keep, str(digest))) for digest in held):
+            read_layer(layer, findings.Inspector(keep))
+
+
+def _import_disk(store: Store, main: Identity, workspace: str, timeout: float) -> Record:
+    image_id = f"sha256:{main.digest}"
+    references.note(store, image_id, [(main.digest, main.kind)])
+    with references.blob_lock(store, main.digest, timeout):
+        references.refer(store, main.digest, image_id)
+        target = images.blob_path(store, main.digest, main.kind)
+        about = images.blob_path(store, main.digest, "json")
+        known = read_json(about)
+        if not known or not os.path.isfile(target):
+            known = _take_disk(store, main, workspace, target, about)
+    record = _record(store, Sources(main, None, None), "cloudimg")
+    record["disk"] = {"hex": main.digest, "format": main.kind, "virtual_size": known["virtual_size"]}
+    return _with_size(store, record)
+
+
+def _take_disk(store: Store, main: Identity, workspace: str, target: str, about: str) -> Record:
+    """Copy a disk, holes kept, and look at the copy: the original may change under our eyes."""
+    copy = os.path.join(workspace, "disk")
+    with _open_file(main.path) as raw:
+        hashing = streams.HashingReader(raw)
+        fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "r+b", buffering=0) as stream:
+            while data := hashing.read(SPARSE_BLOCK):
+                if data.count(0) == len(data):
+                    stream.seek(len(data), os.SEEK_CUR)
+                else:
+                    stream.write(data)
+            stream.truncate(hashing.count)
+            head = os.pread(fd, detect.HEAD, 0)
+    if hashing.hexdigest() != main.digest:
+        raise InputError(f"{main.path} changed while it was read", "source", "Wait until it is complete.")
+    gid = images.blob_gid(store, main.digest)
+    virtual_size = (hashing.count + 511) // 512 * 512
+    if main.kind == QCOW2:
+        virtual_size = detect.check_qcow2(head, main.path)
+        os.chown(copy, 0, gid)
+        os.chmod(copy, 0o440)
+        _ask_qemu(copy, gid, main.path)
+    found = {"virtual_size": virtual_size}
+    write_json(about, found)
+    publish(copy, target, gid)
+    return found
+
+
+def _ask_qemu(copy: str, uid: int, name: str) -> None:
+    """A second opinion on a qcow2 file, of an unprivileged qemu-img.
+
+    :raises InputError: it finds another file behind this one, or cannot read it.
+    """
+    command = [*INFO_LIMITS, "qemu-img", "info", "-f", "qcow2", "--output=json", copy]
+    try:
+        answer = json.loads(run_tool(command, uid=uid, gid=uid, timeout=60.0, package="qemu-utils"))
+    except ToolError as exc:
+        if "is not installed" in exc.message or "No such file" in exc.message:
+            raise
+        raise InputError(f"qemu-img cannot read {name}: {exc.message}", "source", "Get it again.") from exc
+    data_file = ((answer.get("format-specific") or {}).get("data") or {}).get("data-file")
+    if answer.get("format") != "qcow2" or answer.get("backing-filename") or data_file or answer.get("encrypted"):
+        raise InputError(
+            f"{name} refers to other files or is encrypted", "source", "Make it whole with 'qemu-img convert -O qcow2'."
+        )
+
+
+def rehearse(sources: Sources) -> None:
+    """All checks of an import without writing anything: check mode fails where the real run would.
+
+    :raises CocoonError: as :func:`import_image`.
+    """
+    if sources.main.kind in DISKS:
+        return  # the header was checked when the source was looked at
+    erofs.takes_tar(erofs.MKFS)
+    with open_layers(sources.main, None) as (layers, _manifest):
+        found = []
+        for layer in layers:
+            if sources.main.kind == OCI_ARCHIVE and not _readable(layer):
+                return  # a compressed archive: its layers cannot be read without unpacking it somewhere
+            inspector = findings.Inspector()
+            read_layer(layer, inspector)
+            found.append(inspector.findings.document())
+        _boot_pair(sources, findings.merge(found))
+
+
+def _readable(layer: Layer) -> bool:
+    try:
+        with layer.open():
+            return True
+    except tarball.BadArchive:
+        return False

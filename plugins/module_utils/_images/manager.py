@@ -1,0 +1,348 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ``cocoon_image`` and ``cocoon_image_info`` do: compare, then act.
+
+The comparison reads small files only; what it finds gives ``changed``, the diff and the steps alike, so check mode
+and a real run cannot differ. Locks are always taken in the order name, image, blob.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, InputError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """The options of one image; ``None`` is not compared."""
+
+    name: str
+    state: str = "present"
+    source: str | None = None
+    kernel: str | None = None
+    initrd: str | None = None
+    checksum: str | None = None
+    tag: str | None = None
+    owner: str | None = None
+    labels: dict[str, str] | None = None
+    force: bool = False
+    lock_timeout: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is there, what will be, and the steps between: ``import``, ``tag``, ``update``, ``untag``, ``remove``."""
+
+    steps: tuple[str, ...]
+    before: Record
+    after: Record
+    current: Record | None
+    image_id: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The result of a module run; ``image`` is ``None`` where there is (or in check mode would be) none yet."""
+
+    changed: bool
+    actions: list[str]
+    image: Record | None
+    diff: dict[str, Record]
+
+
+def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
+    """Make it so, or in check mode say what would be done.
+
+    :raises CocoonError: nothing half-made is left then.
+    """
+    _validate(wanted)
+    if check_mode or wanted.state == "absent":
+        store = Store.load(paths)
+    else:
+        store = Store.open(paths)
+        images.make_directories(paths)
+    sources = _examine(paths, wanted, remember=not check_mode)
+    plan = make_plan(store, wanted, sources)
+    if check_mode or store is None:
+        if "import" in plan.steps and sources:
+            from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
+
+            importer.rehearse(sources)
+        _refuse_removal(store, wanted, plan)
+        image = plan.current if store and plan.current and plan.current["id"] == plan.image_id else None
+        return _outcome(store, plan, image if wanted.state == "present" else None)
+    _housekeeping(store, plan.image_id if plan.steps else None, wanted.lock_timeout)
+    if plan.steps:
+        plan = _execute(store, wanted, sources)
+    return _outcome(store, plan, images.resolve(store, wanted.name) if wanted.state == "present" else None)
+
+
+def _validate(wanted: Wanted) -> None:
+    if wanted.state == "present" or not images.DIGEST_RE.match(wanted.name):
+        images.check_image_name(wanted.name)
+    if wanted.source is None:
+        for option in ("kernel", "initrd", "checksum", "tag"):
+            if getattr(wanted, option) is not None:
+                raise InputError("means nothing without a source", option, "Give source too, or leave it out.")
+
+
+def _examine(paths: Paths, wanted: Wanted, remember: bool) -> source.Sources | None:
+    if wanted.state != "present" or wanted.source is None:
+        return None
+    return source.examine(
+        paths,
+        wanted.source,
+        wanted.kernel,
+        wanted.initrd,
+        wanted.checksum,
+        wanted.tag,
+        remember=remember,
+        force=wanted.force,
+    )
+
+
+def make_plan(store: Store | None, wanted: Wanted, sources: source.Sources | None) -> Plan:
+    """Compare what is in the store with what is wanted. Reads records; writes nothing."""
+    current = images.resolve(store, wanted.name) if store else None
+    before = _view(wanted, current)
+    if wanted.state == "absent":
+        if current is None or store is None:
+            return Plan((), {}, {}, None, None)
+        by_digest = images.DIGEST_RE.match(wanted.name)
+        others = [] if by_digest else [name for name in images.current_names(store, current) if name != wanted.name]
+        _check_owner(wanted, current)
+        return Plan(("untag",) if others else ("remove",), before, {}, current, current["id"])
+    if sources is None and current is None:
+        raise NotFoundError(f"image '{wanted.name}' is not in the store", "source", "Give the file to import.")
+    image_id = sources.image_id if sources else t.cast(Record, current)["id"]
+    target = images.load_record(store, image_id) if store else None
+    steps = []
+    if target is None or (store and images.missing_files(store, target)):
+        if sources is None:
+            raise NotFoundError(f"files of image '{wanted.name}' are missing", "source", "Give the file to import.")
+        steps.append("import")
+    if current is None or current["id"] != image_id:
+        steps.append("tag")
+    elif wanted.name not in current.get("names", []):
+        steps.append("tag")
+    after = _view(wanted, target, image_id, sources.type if sources else None)
+    if target and any(after[key] != target.get(key) for key in ("owner", "labels") if key in after):
+        steps.append("update")
+    if steps and steps != ["tag"] or current and current["id"] != image_id:
+        _check_owner(wanted, current)
+    return Plan(tuple(steps), before, after, target, image_id)
+
+
+def _view(wanted: Wanted, record: Record | None, image_id: str | None = None, image_type: str | None = None) -> Record:
+    """The part of an image that a diff shows: *record* as it is, or with *image_id* as it will be."""
+    if image_id is None and record is None:
+        return {}
+    present = record or {}
+    view = {"name": wanted.name, "id": image_id or present.get("id"), "type": image_type or present.get("type")}
+    if wanted.labels is not None:
+        view["labels"] = wanted.labels if image_id else present.get("labels")
+    if wanted.owner is not None:
+        takes_over = image_id and (wanted.force or record is None)
+        view["owner"] = wanted.owner if takes_over else present.get("owner")
+    return view
+
+
+def _check_owner(wanted: Wanted, record: Record | None) -> None:
+    """With an owner given, another owner's image is changed only by force.
+
+    :raises ConflictError: it is another's.
+    """
+    if record and wanted.owner is not None and record.get("owner") != wanted.owner and not wanted.force:
+        raise ConflictError(
+            f"image '{wanted.name}' belongs to '{record.get('owner')}'", "owner", "Set force to change it all the same."
+        )
+
+
+def _outcome(store: Store | None, plan: Plan, image: Record | None) -> Outcome:
+    shown = public(store, image) if store and image else None
+    return Outcome(bool(plan.steps), list(plan.steps), shown, {"before": plan.before, "after": plan.after})
+
+
+def public(store: Store, record: Record) -> Record:
+    """A record as users see it: with the names that lead to it now."""
+    names = images.current_names(store, record)
+    name = record.get("name")
+    return {**record, "names": names, "name": name if name in names else (names[0] if names else "")}
+
+
+def _housekeeping(store: Store, image_id: str | None, timeout: float) -> None:
+    """Clean up after runs that were killed; *image_id* itself is about to be seen to, and may go on from there."""
+    for name in ("staging", "pending"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.listdir(images.directory(store.paths, name)):
+                break
+    else:
+        return
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import references, staging
+
+    staging.sweep(store, timeout)
+    references.sweep(store, image_id)
+
+
+def _execute(store: Store, wanted: Wanted, sources: source.Sources | None) -> Plan:
+    """Lock, compare again, act."""
+    if wanted.state == "absent":
+        return _remove(store, wanted)
+    with locked(store.paths, [f"image:{wanted.name}"], wanted.lock_timeout):
+        old = store.index("image").lookup(wanted.name)
+        plan = make_plan(store, wanted, sources)
+        if plan.image_id and plan.steps:
+            with locked(store.paths, [images.lock_name(plan.image_id)], wanted.lock_timeout):
+                plan = make_plan(store, wanted, sources)
+                _make_present(store, wanted, sources, plan, old)
+        if old and old != plan.image_id:
+            _supersede(store, wanted, old)
+    return plan
+
+
+def _make_present(store: Store, wanted: Wanted, sources: source.Sources | None, plan: Plan, old: str | None) -> None:
+    """Carry out a plan for ``present``. Under the locks of the name and the image.
+
+    The record goes before the name, and the note of what is pending around both: killed anywhere, the next run finds
+    either a whole image or a note.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer, references
+
+    image_id = t.cast(str, plan.image_id)
+    try:
+        record = plan.current
+        references.note(store, image_id, [])
+        if "import" in plan.steps and sources:
+            record = _imported(store, sources, record or {}, wanted.lock_timeout)
+        if record is None:
+            raise NotFoundError(f"image '{wanted.name}' was removed meanwhile", "name", "Run the task again.")
+        record.update({key: plan.after[key] for key in ("owner", "labels") if key in plan.after}, updated_at=now())
+        record["name"] = record["name"] or wanted.name
+        record["names"] = sorted({*record["names"], wanted.name})
+        write_json(images.record_path(store.paths, image_id), record)
+        if old != image_id:
+            if old:
+                references.note(store, old, [])
+            write_json(store.index("image").path(wanted.name), {"name": wanted.name, "id": image_id})
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise importer.no_space(store) from exc
+        raise
+    finally:
+        references.settle(store, image_id, wanted.lock_timeout)
+
+
+def _imported(store: Store, sources: source.Sources, earlier: Record, timeout: float) -> Record:
+    """A new record; of an image that is only repaired, with what users gave it."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
+
+    record = importer.import_image(store, sources, timeout)
+    kept = ("name", "names", "created_at", "owner", "labels")
+    record.update({key: earlier[key] for key in kept if key in earlier})
+    return record
+
+
+def _supersede(store: Store, wanted: Wanted, old: str) -> None:
+    """The name has moved away from image *old*: without another name or a user it goes."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import references
+
+    with locked(store.paths, [images.lock_name(old)], wanted.lock_timeout):
+        _forget_name(store, old, wanted.name)
+        references.settle(store, old, wanted.lock_timeout)
+
+
+def _forget_name(store: Store, image_id: str, name: str) -> None:
+    record = images.load_record(store, image_id)
+    if record and name in record["names"]:
+        record["names"] = [other for other in record["names"] if other != name]
+        if record["name"] == name:
+            record["name"] = record["names"][0] if record["names"] else ""
+        record["updated_at"] = now()
+        write_json(images.record_path(store.paths, image_id), record)
+
+
+def _remove(store: Store, wanted: Wanted) -> Plan:
+    """Take a name away, and the image with its last one."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import references
+
+    first = make_plan(store, wanted, None)
+    names = {wanted.name}
+    if first.current and images.DIGEST_RE.match(wanted.name):
+        names = set(images.current_names(store, first.current))
+    with locked(store.paths, [f"image:{name}" for name in names], wanted.lock_timeout):
+        plan = make_plan(store, wanted, None)
+        if plan.current is None or plan.image_id is None:
+            return plan
+        with locked(store.paths, [images.lock_name(plan.image_id)], wanted.lock_timeout):
+            plan = make_plan(store, wanted, None)
+            if plan.current is None or plan.image_id is None:
+                return plan
+            _refuse_removal(store, wanted, plan)
+            if "remove" in plan.steps and set(images.current_names(store, plan.current)) - names:
+                raise ConflictError(f"image {plan.image_id} got another name meanwhile", "name", "Run the task again.")
+            references.note(store, plan.image_id, images.blobs(plan.current))
+            for name in names:
+                store.index("image").release(name, plan.image_id)
+            if "remove" in plan.steps:
+                references.drop(store, plan.image_id, wanted.lock_timeout)
+            else:
+                _forget_name(store, plan.image_id, wanted.name)
+                references.settle(store, plan.image_id, wanted.lock_timeout)
+    return plan
+
+
+def _refuse_removal(store: Store | None, wanted: Wanted, plan: Plan) -> None:
+    """An image that is used stays.
+
+    :raises ConflictError: naming who uses it.
+    """
+    if store is None or "remove" not in plan.steps or plan.image_id is None:
+        return
+    users = [images.describe_user(store, user) for user in images.users(store, plan.image_id)]
+    if users:
+        raise ConflictError(f"image '{wanted.name}' is used by {', '.join(users)}", "name", "Remove them first.")
+
+
+def info(paths: Paths, name: str | None = None) -> list[Record]:
+    """One image by name or digest, or all of them: records with ``users`` and ``shared_size`` added."""
+    store = Store.load(paths)
+    if store is None:
+        return []
+    if name is not None:
+        record = images.resolve(store, name)
+        return [_detail(store, record)] if record else []
+    try:
+        files = sorted(os.listdir(images.directory(paths, "records")))
+    except FileNotFoundError:
+        return []
+    found = [images.load_record(store, f"sha256:{file[:-5]}") for file in files if file.endswith(".json")]
+    shown = [_detail(store, record) for record in found if record]
+    return sorted(shown, key=lambda record: (record["name"] == "", record["name"], record["id"]))
+
+
+def _detail(store: Store, record: Record) -> Record:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import references
+
+    parts = dict.fromkeys(images.blobs(record))
+    shared = [part for part in parts if len(references.holders(store, part[0])) > 1]
+    users = images.users(store, record["id"])
+    return {
+        **public(store, record),
+        "users": [{"id": user, "description": images.describe_user(store, user)} for user in users],
+        "shared_size": sum(images.size_of(store, *part) for part in shared),
+        "blobs": [
+            {"digest": f"sha256:{blob}", "kind": kind, "size": images.size_of(store, blob, kind)}
+            for blob, kind in parts
+        ],
+    }

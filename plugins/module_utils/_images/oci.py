@@ -1,0 +1,347 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""OCI layouts: a directory, or a tar archive of one. Every document in them is untrusted.
+
+A document is used only after its digest, its size and its JSON Schema agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import Reader, open_source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import (
+    DEFAULT_LIMITS,
+    FILE,
+    BadArchive,
+    TarInput,
+    members,
+)
+
+MAX_DOCUMENT = 4 << 20
+MAX_DOCUMENTS = 64 << 20
+MAX_LAYERS = 127
+MAX_NESTING = 3
+REF_NAME = "org.opencontainers.image.ref.name"
+MACHINES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "riscv64": "riscv64",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+    "armv7l": "arm",
+}
+INDEX_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+MANIFEST_TYPES = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+LAYER_TYPES = (
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+)
+
+_DESCRIPTOR: dict[str, t.Any] = {
+    "type": "object",
+    "required": ["digest", "size"],
+    "properties": {
+        "mediaType": {"type": "string", "maxLength": 255},
+        "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+        "size": {"type": "integer", "minimum": 0, "maximum": 1 << 50},
+        "annotations": {"type": "object", "additionalProperties": {"type": "string"}},
+        "platform": {
+            "type": "object",
+            "required": ["architecture", "os"],
+            "properties": {
+                "architecture": {"type": "string", "maxLength": 64},
+                "os": {"type": "string", "maxLength": 64},
+                "variant": {"type": "string", "maxLength": 64},
+            },
+        },
+    },
+}
+SCHEMAS: dict[str, dict[str, t.Any]] = {
+    "index": {
+        "type": "object",
+        "required": ["schemaVersion", "manifests"],
+        "properties": {
+            "schemaVersion": {"const": 2},
+            "manifests": {"type": "array", "items": _DESCRIPTOR, "maxItems": 1000},
+        },
+    },
+    "manifest": {
+        "type": "object",
+        "required": ["schemaVersion", "config", "layers"],
+        "properties": {
+            "schemaVersion": {"const": 2},
+            "config": _DESCRIPTOR,
+            "layers": {"type": "array", "items": _DESCRIPTOR, "minItems": 1, "maxItems": MAX_LAYERS},
+        },
+    },
+    "config": {
+        "type": "object",
+        "required": ["architecture", "os", "rootfs"],
+        "properties": {
+            "architecture": {"type": "string", "maxLength": 64},
+            "os": {"type": "string", "maxLength": 64},
+            "created": {"type": "string", "maxLength": 64},
+            "rootfs": {
+                "type": "object",
+                "required": ["type", "diff_ids"],
+                "properties": {
+                    "type": {"const": "layers"},
+                    "diff_ids": {
+                        "type": "array",
+                        "items": {"type": "string", "pattern": "^[a-z0-9]+:[0-9a-f]+$"},
+                        "maxItems": MAX_LAYERS,
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+class Layout(t.Protocol):
+    """Where documents and layers come from."""
+
+    def index(self) -> bytes: ...
+
+    def document(self, digest: str) -> bytes: ...
+
+    def blob(self, digest: str) -> contextlib.AbstractContextManager[Reader]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The image chosen from a layout: digests in hex, layers bottom first with their sizes."""
+
+    digest: str
+    layers: list[tuple[str, int]]
+    platform: str
+    created: str | None
+
+
+def select(layout: Layout, tag: str | None, machine: str | None = None) -> Manifest:
+    """The image of *layout* for this host.
+
+    :param tag: which one, by its ref name, if there are several.
+    :raises InputError: none, several, damaged, or for other machines only.
+    """
+    architecture = MACHINES.get(machine or os.uname().machine, machine or os.uname().machine)
+    index = _parse(layout.index(), "index", "index.json")
+    descriptors = index["manifests"]
+    if tag is not None:
+        descriptors = [item for item in descriptors if (item.get("annotations") or {}).get(REF_NAME) == tag]
+        if not descriptors:
+            raise InputError(f"the layout has no image '{tag}'", "tag", f"It has: {_tags(index)}.")
+    found: dict[str, Manifest] = {}
+    seen: set[str] = set()
+    for descriptor in descriptors:
+        _collect(layout, descriptor, found, seen, MAX_NESTING)
+    fitting = {digest: manifest for digest, manifest in found.items() if manifest.platform == f"linux/{architecture}"}
+    if not fitting:
+        have = ", ".join(sorted({manifest.platform for manifest in found.values()} | seen)) or "nothing"
+        raise UnsupportedError(
+            f"the layout has no image for linux/{architecture}", "source", f"It has: {have}. Get one for this host."
+        )
+    if len(fitting) > 1 and tag is None and len(descriptors) > 1:
+        raise InputError("the layout has several images", "tag", f"Choose one of: {_tags(index)}.")
+    return next(iter(fitting.values()))
+
+
+def _tags(index: t.Mapping[str, t.Any]) -> str:
+    names = {(item.get("annotations") or {}).get(REF_NAME) for item in index["manifests"]}
+    return ", ".join(sorted(name for name in names if name)) or "no names"
+
+
+def _collect(
+    layout: Layout, descriptor: t.Mapping[str, t.Any], found: dict[str, Manifest], seen: set[str], depth: int
+) -> None:
+    """Add the images that *descriptor* leads to."""
+    platform = descriptor.get("platform")
+    if platform and (platform["os"] == "unknown" or not _could_fit(platform)):
+        seen.add(f"{platform['os']}/{platform['architecture']}")  # attestations, and other machines' images
+        return
+    document = read_document(layout, descriptor)
+    if descriptor.get("mediaType") in INDEX_TYPES or "manifests" in document:
+        if depth == 0:
+            raise BadArchive("the layout's indexes are nested too deep")
+        for item in _check(document, "index", descriptor["digest"])["manifests"]:
+            _collect(layout, item, found, seen, depth - 1)
+        return
+    if descriptor.get("mediaType") in (*MANIFEST_TYPES, None):
+        manifest = _manifest(layout, descriptor["digest"], document)
+        if manifest:
+            found[manifest.digest] = manifest
+
+
+def _could_fit(platform: t.Mapping[str, t.Any]) -> bool:
+    return (platform["os"], platform["architecture"]) == ("linux", MACHINES.get(os.uname().machine))
+
+
+def _manifest(layout: Layout, digest: str, document: t.Any) -> Manifest | None:
+    _check(document, "manifest", digest)
+    for layer in document["layers"]:
+        kind = layer.get("mediaType")
+        if kind not in LAYER_TYPES:
+            raise UnsupportedError(f"a layer of the image is of the unknown type '{kind}'", "source")
+    config = _check(read_document(layout, document["config"]), "config", document["config"]["digest"])
+    if len(config["rootfs"]["diff_ids"]) != len(document["layers"]):
+        raise BadArchive("the image's config and manifest disagree on the number of layers")
+    return Manifest(
+        digest=digest.partition(":")[2],
+        layers=[(layer["digest"].partition(":")[2], layer["size"]) for layer in document["layers"]],
+        platform=f"{config['os']}/{config['architecture']}",
+        created=config.get("created"),
+    )
+
+
+def read_document(layout: Layout, descriptor: t.Mapping[str, t.Any]) -> t.Any:
+    """The JSON document of a descriptor, its digest and size verified."""
+    digest = descriptor["digest"]
+    data = layout.document(digest)
+    if len(data) != descriptor["size"] or hashlib.sha256(data).hexdigest() != digest.partition(":")[2]:
+        raise BadArchive(f"{digest} in the layout does not have that digest", "Get it again.")
+    return _decode(data, digest)
+
+
+def _parse(data: bytes, kind: str, name: str) -> t.Any:
+    return _check(_decode(data, name), kind, name)
+
+
+def _decode(data: bytes, name: str) -> t.Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise BadArchive(f"{name} in the layout is not JSON: {exc}", "Get it again.") from exc
+
+
+def _check(document: t.Any, kind: str, name: str) -> t.Any:
+    """*document* if it follows the schema of its *kind*."""
+    try:
+        import jsonschema
+    except ImportError:
+        raise UnsupportedError(
+            "Python's jsonschema is not installed on the target",
+            "source",
+            "Install python3-jsonschema, or run the role cocoon.microvm.host.",
+        ) from None
+    for error in jsonschema.Draft7Validator(SCHEMAS[kind]).iter_errors(document):
+        where = "/".join(str(part) for part in error.path) or "the whole"
+        raise BadArchive(f"{name} is not a valid OCI {kind}: {where}: {str(error.message)[:200]}", "Get it again.")
+    return document
+
+
+class DirectoryLayout:
+    """A layout as a directory."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def index(self) -> bytes:
+        return self._read("index.json")
+
+    def document(self, digest: str) -> bytes:
+        return self._read(self._name(digest))
+
+    @contextlib.contextmanager
+    def blob(self, digest: str) -> t.Iterator[Reader]:
+        with open(self._open(self._name(digest)), "rb") as stream:
+            yield t.cast(Reader, stream)
+
+    @staticmethod
+    def _name(digest: str) -> str:
+        return os.path.join("blobs", *digest.split(":"))
+
+    def _read(self, name: str) -> bytes:
+        with open(self._open(name), "rb") as stream:
+            data = stream.read(MAX_DOCUMENT + 1)
+        if len(data) > MAX_DOCUMENT:
+            raise BadArchive(f"{name} in the layout is too large")
+        return data
+
+    def _open(self, name: str) -> int:
+        try:
+            fd = os.open(os.path.join(self._path, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as exc:
+            raise BadArchive(f"{name} in the layout cannot be read: {exc.strerror}", "Get it again.") from exc
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise BadArchive(f"{name} in the layout is not a regular file")
+
+
+class ArchiveLayout:
+    """A layout as an archive: documents are kept in memory, layers read from their place in the (plain) file."""
+
+    def __init__(self, stream: Reader, path: str | None) -> None:
+        """Read the whole archive once.
+
+        :param stream: the archive, decompressed.
+        :param path: the same as a plain file, if layers will be asked for.
+        """
+        self._path = path
+        self._documents: dict[str, bytes] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        kept = 0
+        for member in members(TarInput(stream, DEFAULT_LIMITS)):
+            if member.kind != FILE:
+                continue
+            self._places[member.path] = (member.offset, member.size)
+            if member.size <= MAX_DOCUMENT and kept + member.size <= MAX_DOCUMENTS:
+                data = b"".join(member.data)
+                if data[:64].lstrip().startswith(b"{"):  # the rest are small layers
+                    self._documents[member.path] = data
+                    kept += member.size
+
+    def index(self) -> bytes:
+        return self._document("index.json")
+
+    def document(self, digest: str) -> bytes:
+        return self._document("blobs/" + digest.replace(":", "/"))
+
+    def _document(self, name: str) -> bytes:
+        if name not in self._documents:
+            raise BadArchive(f"{name} is not in the archive, or too large", "Get it again.")
+        return self._documents[name]
+
+    @contextlib.contextmanager
+    def blob(self, digest: str) -> t.Iterator[Reader]:
+        name = "blobs/" + digest.replace(":", "/")
+        if name not in self._places or self._path is None:
+            raise BadArchive(f"{name} is not in the archive", "Get it again.")
+        offset, size = self._places[name]
+        with open(open_source(self._path), "rb") as stream:
+            stream.seek(offset)
+            yield _Slice(t.cast(Reader, stream), size)
+
+
+class _Slice:
+    """The next *size* bytes of a stream."""
+
+    def __init__(self, stream: Reader, size: int) -> None:
+        self._stream = stream
+        self._left = size
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data

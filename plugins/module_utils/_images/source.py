@@ -1,0 +1,190 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a source is, by its content, and which image it makes.
+
+Digests of files are remembered by path, size, inode and times, so that a run that changes nothing reads no contents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+TAR, OCI_LAYOUT, OCI_ARCHIVE, QCOW2, RAW, BOOT_FILE = "tar", "oci-layout", "oci-archive", "qcow2", "raw", "boot"
+DISKS = (QCOW2, RAW)
+# A file changed this short a time ago may change again without its times telling.
+SETTLED_NS = 20_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """A source that has been looked at.
+
+    ``digest``: hex of the file, or of the manifest for OCI; ``file_digest``: hex of the file, empty for a directory.
+    """
+
+    path: str
+    kind: str
+    digest: str
+    file_digest: str
+    tag: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """All that an image is made of, and the id it will have."""
+
+    main: Identity
+    kernel: Identity | None
+    initrd: Identity | None
+
+    @property
+    def image_id(self) -> str:
+        if self.kernel is None or self.initrd is None:
+            return f"sha256:{self.main.digest}"
+        parts = {"source": self.main.digest, "kernel": self.kernel.digest, "initrd": self.initrd.digest}
+        return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def type(self) -> str:
+        return "cloudimg" if self.main.kind in DISKS else "oci"
+
+
+def examine(
+    paths: Paths,
+    source: str,
+    kernel: str | None,
+    initrd: str | None,
+    checksum: str | None,
+    tag: str | None,
+    remember: bool,
+    force: bool = False,
+) -> Sources:
+    """Look at the files of an image and say which image they make.
+
+    :param remember: write down what was learnt (not in check mode).
+    :param force: do not trust what is remembered.
+    :raises InputError: a file is missing or of no known kind, or the checksum differs.
+    """
+    if bool(kernel) != bool(initrd):
+        raise InputError(
+            "kernel and initrd belong together", "initrd" if kernel else "kernel", "Give both of them or neither."
+        )
+    main = identify(paths, source, "source", tag, remember, force)
+    _check_checksum(main, checksum)
+    if kernel is None or initrd is None:
+        return Sources(main, None, None)
+    if main.kind in DISKS:
+        raise InputError(
+            "a disk image boots from its own disk", "kernel", "Leave kernel and initrd out, or give a root file system."
+        )
+    return Sources(
+        main,
+        identify(paths, kernel, "kernel", None, remember, force),
+        identify(paths, initrd, "initrd", None, remember, force),
+    )
+
+
+def _check_checksum(main: Identity, checksum: str | None) -> None:
+    if checksum is None:
+        return
+    wanted = checksum.strip().lower()
+    if not images.DIGEST_RE.match(wanted):
+        raise InputError(f"'{checksum}' is not a checksum", "checksum", "Write it as sha256: and 64 hex digits.")
+    have = {f"sha256:{main.digest}", f"sha256:{main.file_digest}"}
+    if wanted not in have:
+        raise InputError(
+            f"{main.path} has sha256:{main.file_digest or main.digest}, not {wanted}",
+            "checksum",
+            "Get the file again, or correct the checksum.",
+        )
+
+
+def identify(paths: Paths, path: str, option: str, tag: str | None, remember: bool, force: bool) -> Identity:
+    """What the file or directory *path* is, from memory if it has not changed."""
+    real = os.path.realpath(path)
+    before = _stamp(real, path, option)
+    cache = images.source_path(paths, f"{real}\0{tag or ''}\0{'boot' if option != 'source' else ''}")
+    known = None if force else _remembered(cache, before)
+    if known:
+        return Identity(real, known["kind"], known["digest"], known["file_digest"], tag)
+    began = time.time_ns()
+    found = _inspect(real, option, tag)
+    if _stamp(real, path, option) != before:
+        raise InputError(f"{path} changed while it was read", option, "Wait until it is complete.")
+    if remember and began - max(before[3:]) > SETTLED_NS:
+        _remember(cache, before, found)
+    return found
+
+
+def _remembered(cache: str, stamp: list[int]) -> Record | None:
+    try:
+        known = read_json(cache)
+    except StateError:  # half-written before a power failure, perhaps: it is only a memory
+        return None
+    return known if known and known.get("stamp") == stamp else None
+
+
+def _remember(cache: str, stamp: list[int], found: Identity) -> None:
+    """Always under the same temporary name, so that a killed run leaves nothing that the next does not replace."""
+    document = {"path": found.path, "stamp": stamp, "kind": found.kind}
+    document.update(digest=found.digest, file_digest=found.file_digest)
+    with contextlib.suppress(OSError):  # no store yet, no space, or another run was quicker with the same
+        fd = os.open(f"{cache}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as stream:
+            json.dump(document, stream)
+        os.rename(f"{cache}.new", cache)
+
+
+def _stamp(real: str, path: str, option: str) -> list[int]:
+    """device, inode, size, mtime, ctime of the file, of index.json for a layout."""
+    try:
+        status = os.stat(real)
+        if os.path.isdir(real) and option == "source":
+            status = os.stat(os.path.join(real, "index.json"))
+    except FileNotFoundError:
+        if os.path.isdir(real):
+            raise InputError(
+                f"{path} is a directory, but not an OCI layout",
+                option,
+                "Give a layout (with index.json and oci-layout), or a tar of the root file system.",
+            ) from None
+        raise InputError(f"{path} does not exist", option, "Give a path on the target host.") from None
+    except OSError as exc:
+        raise InputError(f"cannot read {path}: {exc.strerror}", option) from exc
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _inspect(real: str, option: str, tag: str | None) -> Identity:
+    """Read the contents."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, oci, streams
+
+    if os.path.isdir(real) and option == "source":
+        if not os.path.isfile(os.path.join(real, "oci-layout")):
+            raise InputError(f"{real} is a directory, but not an OCI layout", option, "It has no file oci-layout.")
+        return Identity(real, OCI_LAYOUT, oci.select(oci.DirectoryLayout(real), tag).digest, "", tag)
+    fd = streams.open_source(real, option)
+    try:
+        if option != "source":
+            if os.fstat(fd).st_size == 0:
+                raise InputError(f"{real} is empty", option)
+            digest = streams.file_digest(fd)
+            return Identity(real, BOOT_FILE, digest, digest)
+        kind = detect.detect(fd, real)
+        digest = streams.file_digest(fd)
+        if kind == OCI_ARCHIVE:
+            return Identity(real, kind, oci.select(detect.archive_layout(fd), tag).digest, digest, tag)
+        return Identity(real, kind, digest, digest, tag)
+    finally:
+        os.close(fd)

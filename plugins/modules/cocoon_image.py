@@ -1,0 +1,277 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: cocoon_image
+short_description: Manage images of microVMs
+version_added: 0.1.0
+author: The cocoon.microvm authors (@cocoonstack)
+description:
+  - Takes images into the store of a host, from a tar of a root file system, an OCI layout or archive, or a disk.
+    What a file is, its content says and not its name.
+  - An image is known by a digest. The same image under two names, or the same layer in two images, is kept once.
+  - A root file system boots by the kernel and initrd that it brings in C(/boot), or by those given with
+    O(kernel) and O(initrd). A disk boots by itself, through the BIOS.
+  - A file that has not changed since the last run is not read again; its size, inode and times tell.
+  - Sources are taken for hostile. Archives that reach out of their own tree, disks that refer to other files, and
+    documents with wrong digests are refused, and nothing of them is kept.
+options:
+  name:
+    description:
+      - Name of the image, unique in its store, by which VMs refer to it.
+      - Letters, digits and any of V(._-/:@), at most 255 characters, beginning with a letter or digit.
+      - With O(state=absent), also the digest of an image (C(sha256:) and 64 hex digits), for all of its names.
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) imports the image if it is not in the store, and gives it the name.
+      - If the name leads to another image, it moves. The image that had it stays while it has other names, or VMs or
+        snapshots that use it, and is removed otherwise.
+      - V(absent) takes the name away, and removes the image with its last name. That is refused while a VM or
+        snapshot uses it.
+    type: str
+    choices: [present, absent]
+    default: present
+  source:
+    description:
+      - Path on the target of a tar (plain, or compressed with gzip, zstd, xz or bzip2), a directory with an OCI
+        layout, an archive of one, or a qcow2 or raw disk.
+      - May be omitted for an image that is in the store.
+    type: path
+  kernel:
+    description:
+      - Path on the target of a kernel to boot a root file system with, instead of any that it brings.
+      - Belongs together with O(initrd). The image has a digest made of all three.
+    type: path
+  initrd:
+    description:
+      - Path on the target of the initrd for O(kernel).
+    type: path
+  checksum:
+    description:
+      - C(sha256:) and 64 hex digits that O(source) must have. For an OCI layout that is the digest of the image's
+        manifest; for an archive, either that or the digest of the file.
+    type: str
+  tag:
+    description:
+      - Which image of an OCI layout with several, by its C(org.opencontainers.image.ref.name).
+    type: str
+  owner:
+    description:
+      - Who the image belongs to; the store's ID where omitted at the import.
+      - Where given, another owner's image is changed or removed only with O(force). A further name on it changes
+        nothing of it and is always allowed.
+    type: str
+  labels:
+    description:
+      - Labels of your own. The dictionary is complete.
+    type: dict
+  force:
+    description:
+      - Change or remove an image of another owner.
+      - Read O(source) again, even if its size and times are as they were.
+      - An image that is used is not removed with this either.
+    type: bool
+requirements:
+  - mkfs.erofs (erofs-utils) 1.5 or newer, for root file systems
+  - zstd, for what is compressed with it
+  - qemu-img (qemu-utils), for qcow2
+  - jsonschema (Python), for OCI layouts and archives
+extends_documentation_fragment:
+  - cocoon.microvm.store
+  - cocoon.microvm.attributes
+seealso:
+  - module: cocoon.microvm.cocoon_image_info
+  - module: cocoon.microvm.cocoon_vm
+"""
+
+EXAMPLES = r"""
+---
+- name: An image from a tar with a kernel in /boot
+  cocoon.microvm.cocoon_image:
+    name: debian
+    source: /srv/images/debian.tar.zst
+    checksum: sha256:3c9d8f2b1f0a4f1c2f4ab4c56b1d1bfa0a6c1f4d9b2f7a8d5e6c7b8a9f0e1d2c
+
+- name: An image from a tar without one
+  cocoon.microvm.cocoon_image:
+    name: app
+    source: /srv/images/app.tar
+    kernel: /boot/vmlinuz-6.1.0-13-cloud-amd64
+    initrd: /srv/images/initrd.img
+
+- name: An image out of an OCI layout
+  cocoon.microvm.cocoon_image:
+    name: ubuntu:24.04
+    source: /srv/images/layout
+    tag: "24.04"
+
+- name: A disk
+  cocoon.microvm.cocoon_image:
+    name: appliance
+    source: /srv/images/appliance.qcow2
+    labels:
+      team: edge
+
+- name: Remove it
+  cocoon.microvm.cocoon_image:
+    name: appliance
+    state: absent
+"""
+
+RETURN = r"""
+image:
+  description: The image's record; V(null) if it is absent, or in check mode if it has not been imported yet.
+  returned: success
+  type: dict
+  contains:
+    id:
+      description: Digest by which the image is known.
+      type: str
+      returned: success
+      sample: sha256:3c9d8f2b1f0a4f1c2f4ab4c56b1d1bfa0a6c1f4d9b2f7a8d5e6c7b8a9f0e1d2c
+    digest:
+      description: The same.
+      type: str
+      returned: success
+      sample: sha256:3c9d8f2b1f0a4f1c2f4ab4c56b1d1bfa0a6c1f4d9b2f7a8d5e6c7b8a9f0e1d2c
+    name:
+      description: The name under which it was imported, or another if that is gone.
+      type: str
+      returned: success
+      sample: debian
+    names:
+      description: All of its names.
+      type: list
+      elements: str
+      returned: success
+      sample: [debian]
+    type:
+      description: V(oci) for layers that boot with a kernel, V(cloudimg) for a disk.
+      type: str
+      returned: success
+      sample: oci
+    size:
+      description: Bytes that its files take in the store.
+      type: int
+      returned: success
+      sample: 104857600
+    platform:
+      description: What it runs on.
+      type: str
+      returned: success
+      sample: linux/amd64
+    created:
+      description: When it was built, if an OCI image says so.
+      type: str
+      returned: when known
+      sample: "2026-03-01T09:30:00Z"
+    layers:
+      description: Hex digests of its layers, bottom first.
+      type: list
+      elements: str
+      returned: success
+      sample: [3c9d8f2b1f0a4f1c2f4ab4c56b1d1bfa0a6c1f4d9b2f7a8d5e6c7b8a9f0e1d2c]
+    boot:
+      description: Its kernel and initrd, or V(null) for a disk.
+      type: dict
+      returned: success
+      sample:
+        kernel_path: /var/lib/cocoon-microvm/images/boot/77d0/vmlinuz
+        initrd_path: /var/lib/cocoon-microvm/images/boot/77d0/initrd.img
+    disk:
+      description: Hex digest, format and virtual size in bytes of a disk, else V(null).
+      type: dict
+      returned: success
+      sample: null
+    features:
+      description: Which login options of a VM the image takes.
+      type: list
+      elements: str
+      returned: success
+      sample: [user, password, ssh_keys]
+    source:
+      description: Where it came from at its first import, what kind that was, and its digest.
+      type: dict
+      returned: success
+      sample:
+        path: /srv/images/debian.tar.zst
+        kind: tar
+        digest: sha256:3c9d8f2b1f0a4f1c2f4ab4c56b1d1bfa0a6c1f4d9b2f7a8d5e6c7b8a9f0e1d2c
+    owner:
+      description: Who it belongs to.
+      type: str
+      returned: success
+      sample: demo
+    labels:
+      description: The labels.
+      type: dict
+      returned: success
+      sample: {}
+    created_at:
+      description: When it was imported (RFC 3339).
+      type: str
+      returned: success
+      sample: "2026-03-01T09:30:00.000000Z"
+    updated_at:
+      description: When its record last changed (RFC 3339).
+      type: str
+      returned: success
+      sample: "2026-03-01T09:30:00.000000Z"
+actions:
+  description:
+    - What was done, or would be in check mode; of V(import), V(tag), V(update), V(untag) and V(remove).
+  returned: success
+  type: list
+  elements: str
+  sample: [import, tag]
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.manager import Wanted, converge
+from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
+
+OPTIONS = {
+    "name": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "source": {"type": "path"},
+    "kernel": {"type": "path"},
+    "initrd": {"type": "path"},
+    "checksum": {"type": "str"},
+    "tag": {"type": "str"},
+    "owner": {"type": "str"},
+    "labels": {"type": "dict"},
+    "force": {"type": "bool"},
+}
+
+
+def body(module: AnsibleModule) -> dict[str, t.Any]:
+    params = module.params
+    wanted = Wanted(lock_timeout=params["lock_timeout"], **{key: params[key] for key in OPTIONS})
+    outcome = converge(Paths.from_params(params), wanted, module.check_mode)
+    return {
+        "changed": outcome.changed,
+        "image": outcome.image,
+        "actions": outcome.actions,
+        "diff": outcome.diff,
+    }
+
+
+def main() -> None:
+    spec = {**OPTIONS, **store_options()}
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-down test lint sanity unit integration bench clean
+
+# The tools' own interpreter, by its full name: nothing is looked up through version managers' shims.
+python := $(CURDIR)/.venv/bin/python
+check := $(python) -I tests/tools/check.py
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## install what the demo and the tests need; the only step that downloads
+	@bash tests/tools/setup.sh
+
+demo: setup ## prepare this machine, start three microVMs, show them, and run again without a change
+	@$(python) -I tests/tools/demo.py up
+
+demo-down: setup ## remove everything that the demo made
+	@$(python) -I tests/tools/demo.py down
+
+test: setup ## lint, sanity, unit and integration tests
+	@$(check) lint sanity unit integration
+
+lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint, docs, changelog, build and install
+	@$(check) lint
+
+sanity: setup ## ansible-test sanity, without an ignore file
+	@$(check) sanity
+
+unit: setup ## unit tests (ARGS='-k name' for some)
+	@ARGS="$(ARGS)" $(check) unit
+
+integration: setup ## integration tests with real guests, as root (ARGS='-k name' for some)
+	@ARGS="$(ARGS)" $(check) integration
+
+bench: setup ## measure, against libvirt too; writes .work/bench.json
+	@$(python) -I tests/bench/bench.py $(ARGS)
+
+clean: ## remove virtual environments, caches and built files (not what runs on the machine)
+	rm -rf .venv .work .mypy_cache .ruff_cache .pytest_cache cocoon-microvm-*.tar.gz

@@ -1,0 +1,154 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fixtures of the tests with real guests, and the check that a session gives back all that it took.
+
+netns         a network namespace of the session; make_netns makes more.
+store_dirs    root_dir, run_dir and log_dir of a store that the session shares; make_store makes fresh ones.
+module        runs one module in the session's namespace and store; modules makes runners for others.
+playbook      runs ansible-playbook in the session's namespace.
+tiny_image    the tar of the small guest image, built once by the role image without a network; also debian_image.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.cocoon.microvm.tests.integration.support import images, leaks
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import (
+    PREFIX,
+    TOKEN,
+    Netns,
+    command,
+)
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import (
+    make_netns as add_netns,
+)
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks
+
+HERE = Path(__file__).resolve().parent
+NEEDS_ROOT = "needs root: it makes network namespaces, TAPs and processes of other users"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark this session's processes, so that what they leave can be told apart."""
+    os.environ[TOKEN[0]] = TOKEN[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say plainly why nothing runs for an ordinary user."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if HERE in Path(item.path).parents:
+            item.add_marker(pytest.mark.skip(reason=NEEDS_ROOT))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Compare the machine before the first and after the last test. Made first, so it is the last to end."""
+    if os.geteuid():
+        yield
+        return
+    before = leaks.snapshot()
+    yield
+    found = leaks.left(before, strict=os.environ.get("COCOON_LEAKS") == "strict")
+    leaks.clean()
+    assert not found, "the tests left behind:\n  " + "\n  ".join(found)
+
+
+@pytest.fixture(scope="session")
+def scratch(nothing_left: None) -> Iterator[Path]:
+    """A folder on disk, not in memory, that other users can pass through and that goes with the session."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-", dir="/var/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def make_netns(nothing_left: None) -> Iterator[Callable[[], Netns]]:
+    """Makes network namespaces, which go with the session."""
+    made: list[Netns] = []
+
+    def make() -> Netns:
+        # A few characters: interface and bridge names are derived from it in some tests.
+        made.append(add_netns(PREFIX if not made else f"{PREFIX}-{len(made)}"))
+        return made[-1]
+
+    yield make
+    for netns in made:
+        command("ip", "netns", "del", netns.name, check=False)
+
+
+@pytest.fixture(scope="session")
+def netns(make_netns: Callable[[], Netns]) -> Netns:
+    """The session's own network namespace."""
+    return make_netns()
+
+
+@pytest.fixture(scope="session")
+def make_store(scratch: Path) -> Iterator[Callable[[], dict[str, str]]]:
+    """Makes the three folders of a new store."""
+    made: list[Path] = []
+
+    def make() -> dict[str, str]:
+        # Short: the path of a unix socket ends after 107 characters.
+        folder = Path(tempfile.mkdtemp(prefix="s", dir=scratch))
+        folder.chmod(0o711)
+        made.append(folder)
+        return {f"{name}_dir": str(folder / name) for name in ("root", "run", "log")}
+
+    yield make
+    for folder in made:
+        # The memory of a store's guests is a mount that stays as long as the store. With a guest's file in it, it has
+        # been left behind.
+        ram = folder / "run" / "ram"
+        if ram.is_mount() and not any(ram.iterdir()):
+            command("umount", ram)
+
+
+@pytest.fixture(scope="session")
+def store_dirs(make_store: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """The store that the session shares: root_dir, run_dir and log_dir, ready to be passed to a module."""
+    return make_store()
+
+
+@pytest.fixture(scope="session")
+def modules(scratch: Path) -> Callable[..., Modules]:
+    """Makes module runners: modules(netns, store_dirs)."""
+
+    def make(netns: Netns | None, defaults: dict[str, str]) -> Modules:
+        return Modules(netns, defaults, scratch)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def module(modules: Callable[..., Modules], netns: Netns, store_dirs: dict[str, str]) -> Modules:
+    """Runs one module in the session's namespace and store."""
+    return modules(netns, store_dirs)
+
+
+@pytest.fixture(scope="session")
+def playbook(netns: Netns, scratch: Path, store_dirs: dict[str, str]) -> Playbooks:
+    """Runs ansible-playbook in the session's namespace; the store's folders are the variables cocoon_root_dir, ..."""
+    return Playbooks(netns, scratch, {f"cocoon_{name}": path for name, path in store_dirs.items()})
+
+
+@pytest.fixture(scope="session")
+def tiny_image(scratch: Path) -> Path:
+    """The tar of the tiny guest image. Kept in .work/ under a digest of the role that builds it."""
+    return images.built("tiny", scratch)
+
+
+@pytest.fixture(scope="session")
+def debian_image(scratch: Path) -> Path:
+    """The tar of the Debian guest image: systemd, sshd, Python."""
+    return images.built("debian", scratch)

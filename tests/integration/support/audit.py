@@ -1,0 +1,227 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Holds a store, and the host under it, against its records: what they list is there, and nothing else is.
+
+Read from files, /proc and the kernel, not through the engine, so that an error of the engine's cannot hide itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.cocoon.microvm.tests.integration.support.engine import Engine, data_disk
+from ansible_collections.cocoon.microvm.tests.integration.support.leaks import mounts
+
+Records = dict[str, dict[str, Any]]
+# What a run that came to its end leaves in no record.
+UNFINISHED = ("phase", "restarting", "kept_disks", "planned_nics", "planned_ports", "delete_data_disks", "held_images")
+SETTLED = ("created", "running", "stopped", "error", "removed")
+TAP = re.compile(r"^cm[a-z2-7]{8}-\d+$")
+
+
+def documents(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the content of each JSON file in a folder, but for what a killed writer left."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and not path.name.endswith(".tmp"):
+            yield path.name, json.loads(path.read_text(encoding="utf-8"))
+
+
+def folders(path: Path) -> list[Path]:
+    """The folders in a folder."""
+    return sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+
+
+def records(engine: Engine) -> Records:
+    """Every VM's record by id."""
+    found = {}
+    for folder in folders(Path(engine.paths.root) / "vms"):
+        path = folder / "vm.json"
+        found[folder.name] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def held(engine: Engine) -> set[str]:
+    """All that the store's VMs hold, in words."""
+    return {
+        *_half_written(engine),
+        *_indexed(engine),
+        *_of_networks(engine),
+        *_of_images(engine),
+        *_disks(engine),
+        *_runtime(engine),
+        *(f"process {vm_id}" for _pid, vm_id in processes(engine)),
+        *(f"tap {name}" for name in links(engine) if TAP.match(name)),
+    }
+
+
+def _half_written(engine: Engine) -> Iterator[str]:
+    """Temporary files that nobody will ever write again."""
+    root = Path(engine.paths.root)
+    for folder in (root / "index", root / "networks", root / "images" / "users"):
+        for path in folder.rglob("*.tmp"):
+            if path.name != "disk.json.tmp":
+                yield f"file {path.relative_to(root)}"
+
+
+def _indexed(engine: Engine) -> Iterator[str]:
+    for kind in ("vm", "mac", "uid"):
+        for _name, document in documents(Path(engine.paths.index(kind))):
+            yield f"{kind} {document['name']} {document['id']}"
+
+
+def _of_networks(engine: Engine) -> Iterator[str]:
+    for folder in folders(Path(engine.paths.root) / "networks"):
+        for kind in ("leases", "ports", "users"):
+            for name, document in documents(folder / kind):
+                yield f"{kind} {folder.name} {name if kind != 'users' else ''} {document['vm_id']}"
+
+
+def _of_images(engine: Engine) -> Iterator[str]:
+    for folder in folders(Path(engine.paths.images) / "users"):
+        for path in folder.iterdir():
+            yield f"image {folder.name} {path.name}"
+
+
+def _disks(engine: Engine) -> Iterator[str]:
+    for folder in folders(Path(engine.paths.root) / "vms"):
+        for path in folder.iterdir():
+            if path.name not in ("vm.json", "vm.json.tmp", "login.json"):
+                yield f"file {folder.name}/{path.name} {path.stat().st_size}"
+
+
+def _runtime(engine: Engine) -> Iterator[str]:
+    for folder in folders(Path(engine.paths.run)):
+        if folder.name not in ("cache", "ram"):
+            yield f"run {folder.name}"
+    ram = Path(engine.paths.ram)
+    for path in ram.iterdir() if ram.is_dir() else ():
+        yield f"ram {path.name} {path.stat().st_size}"
+    for folder in folders(Path(engine.paths.log)):
+        yield f"log {folder.name}"
+    for path in mounts():
+        if path.startswith(engine.paths.log + "/"):
+            yield f"log mount {os.path.basename(path)}"
+
+
+def processes(engine: Engine) -> list[tuple[int, str]]:
+    """(pid, VM's id) of all live processes under the store's uids; the id is ? where no record has the uid."""
+    store = engine.store
+    by_uid = {record.get("uid"): vm_id for vm_id, record in records(engine).items()}
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            uid = os.stat(f"/proc/{name}").st_uid
+            state = Path(f"/proc/{name}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if store.uid_start <= uid < store.uid_start + store.uid_count and state not in "ZX":
+            found.append((int(name), by_uid.get(uid, "?")))
+    return found
+
+
+def links(engine: Engine) -> list[str]:
+    """The interfaces of the network namespace."""
+    return [line.split(":")[1].strip().split("@")[0] for line in engine.netns.run("ip", "-o", "link").splitlines()]
+
+
+# -- what there should be -----------------------------------------------------------------------------------------------
+
+
+def listed(engine: Engine) -> set[str]:
+    """What the records say is held, in the words of :func:`held`."""
+    found: set[str] = set()
+    for vm_id, record in records(engine).items():
+        found |= set(_listed(engine, vm_id, record)) if record else set()
+    return found
+
+
+def _listed(engine: Engine, vm_id: str, record: dict[str, Any]) -> Iterator[str]:
+    yield f"vm {record['config']['name']} {vm_id}"
+    yield f"uid {record['uid']} {vm_id}"
+    for disk in [*record["data_disks"], *record["detached_disks"]]:
+        size = disk["size"]
+        if record["state"] == "removed":  # whoever was to grow it may have been killed
+            size = max(size, data_disk(engine.paths, record, disk["name"]).stat().st_size)
+        yield f"file {vm_id}/data-{disk['name']}.raw {size}"
+    if record["state"] == "removed":
+        return
+    yield f"file {vm_id}/cow.raw {record['config']['storage']}"
+    yield f"image {record['image_id'].partition(':')[2]} {vm_id}"
+    for config in record["network_configs"]:
+        yield f"mac {config['mac']} {vm_id}"
+        yield f"users {config['network_id']}  {vm_id}"
+        if config.get("network"):
+            yield f"leases {config['network_id']} {config['network']['ip']} {vm_id}"
+    for port in record["ports"]:
+        host_port, _colon, protocol = port.partition("/")
+        key = f"{protocol or 'tcp'}-any-{host_port.split(':')[0]}"
+        yield f"ports {record['network_configs'][0]['network_id']} {key} {vm_id}"
+    if record["state"] == "running":
+        yield f"process {vm_id}"
+        yield f"run {vm_id}"
+        yield f"ram {vm_id} {record['config']['memory']}"
+        yield from (f"tap {config['tap']}" for config in record["network_configs"])
+    if record.get("started_at") or record["state"] == "error":
+        yield f"log {vm_id}"
+        yield f"log mount {vm_id}"
+
+
+def ledger(engine: Engine) -> int:
+    """Bytes of disk that all VMs together are promised, by the store's own account.
+
+    It has the sum of all VMs but one, whose own record says the rest.
+    """
+    path = Path(engine.paths.root) / "index" / "disk.json"
+    if not path.exists():
+        return 0
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return int(document["promised"]) + int(records(engine).get(document["besides"], {}).get("promised_disk", 0))
+
+
+def wrong(engine: Engine) -> list[str]:
+    """Whatever does not fit: each held thing that no record lists, each listed one that is not held, ..."""
+    actual, expected = held(engine), listed(engine)
+    found = [f"nobody's: {thing}" for thing in sorted(actual - expected)]
+    found += [f"missing: {thing}" for thing in sorted(expected - actual)]
+    total = 0
+    for vm_id, record in records(engine).items():
+        if not record:
+            found.append(f"{vm_id} has no record")
+            continue
+        total += record["promised_disk"]
+        found += [f"{vm_id}: {problem}" for problem in _wrong_record(record)]
+    if total != ledger(engine):
+        found.append(f"the ledger says {ledger(engine)}, the records {total}")
+    return found
+
+
+def _wrong_record(record: dict[str, Any]) -> Iterator[str]:
+    if record["state"] not in SETTLED:
+        yield f"its state is {record['state']}"
+    for name in UNFINISHED:
+        if record.get(name):
+            yield f"{name} is {record[name]}"
+    disks = [*record["data_disks"], *record["detached_disks"]]
+    size = sum(disk["size"] for disk in disks)
+    if record["state"] != "removed":
+        size += record["config"]["storage"]
+        serials = [item["serial"] for item in record["storage_configs"] if not item["serial"].startswith("cocoon-")]
+        if record["storage_configs"] and serials != [disk["name"] for disk in record["data_disks"]]:
+            yield f"storage_configs has {serials}"
+    if record["promised_disk"] != size:
+        yield f"promised_disk is {record['promised_disk']}, its disks are {size}"
+
+
+def is_private(path: Path, uid: int) -> bool:
+    """Whether a disk is its VM's alone."""
+    info = path.lstat()
+    return stat.S_ISREG(info.st_mode) and info.st_uid == uid and stat.S_IMODE(info.st_mode) == 0o600

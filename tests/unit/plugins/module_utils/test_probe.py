@@ -68,7 +68,7 @@ def test_pick_model(vendor: str, whole: set[str], model: str) -> None:
 
 
 def test_models_are_versioned() -> None:
-    models = [*probe.KVM_MODELS["GenuineIntel"], *probe.KVM_MODELS["AuthenticAMD"], probe.BASELINE.split(",")[0]]
+    models = [*probe.KVM_MODELS["GenuineIntel"], *probe.KVM_MODELS["AuthenticAMD"], probe.BASELINE.partition(",")[0]]
     assert all(model.rpartition("-v")[2].isdecimal() for model in models)
 
 
@@ -155,7 +155,7 @@ def test_choose_model(monkeypatch: pytest.MonkeyPatch, refused: list[str], answe
                 arguments[arguments.index("-cpu") + 1].replace(",enforce=on", "") if "-cpu" in arguments else ""
             )
 
-        def __enter__(self) -> Fake:
+        def __enter__(self) -> object:
             if self.model in refused:
                 raise HypervisorError("no such feature")
             return self

@@ -27,7 +27,7 @@ GREETING = (
 @pytest.fixture
 def pair() -> t.Iterator[tuple[Qmp, socket.socket]]:
     ours, theirs = socket.socketpair()
-    with Qmp(ours) as client, theirs:
+    with theirs, Qmp(ours) as client:
         yield client, theirs
 
 
@@ -157,7 +157,7 @@ def test_end_of_process_is_noticed_beside_a_silent_socket() -> None:
     reader, writer = os.pipe()
     os.write(writer, b"x")  # a pidfd becomes readable just so
     try:
-        with Qmp(ours, reader) as client, theirs, pytest.raises(QmpClosedError, match="ended"):
+        with theirs, Qmp(ours, reader) as client, pytest.raises(QmpClosedError, match="ended"):
             client.execute("x", timeout=60)
     finally:
         os.close(reader)
@@ -169,7 +169,7 @@ def test_last_words_come_before_the_end_of_the_process() -> None:
     reader, writer = os.pipe()
     os.write(writer, b"x")
     try:
-        with Qmp(ours, reader) as client, theirs:
+        with theirs, Qmp(ours, reader) as client:
             feed(theirs, {"return": 3, "id": 1})
             assert client.execute("x") == 3
     finally:

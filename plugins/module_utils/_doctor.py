@@ -1,0 +1,199 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The doctor: what a host needs, what it lacks, and what to do about it. Pure functions of the facts."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._host import LIBRARIES, Facts
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB, format_size
+
+PASS = "PASS"
+FAIL = "FAIL"
+WARN = "WARN"
+
+Check = dict[str, t.Any]
+
+MINIMUM_KERNEL = (5, 4)
+MINIMUM_PYTHON = (3, 9)
+LOW_MEMORY = 512 * MIB
+LOW_DISK = 2 * GIB
+
+# Tools, what they are for, where they come from (Debian and Ubuntu; RHEL family), and how bad it is to lack them.
+TOOL_PACKAGES = (
+    (("qemu-img",), "disk images", "qemu-utils", "qemu-img", FAIL),
+    (("mkfs.erofs",), "image layers", "erofs-utils", "erofs-utils", FAIL),
+    (("mkfs.ext4", "e2fsck", "resize2fs"), "system and data disks", "e2fsprogs", "e2fsprogs", FAIL),
+    (("nft",), "NAT, published ports and isolation", "nftables", "nftables", FAIL),
+    (("zstd",), "images that are compressed with it", "zstd", "zstd", WARN),
+)
+
+
+def check(name: str, status: str, detail: str, remedy: str | None = None) -> Check:
+    """One row of the table. *remedy* says how to fix what is not PASS."""
+    return {"name": name, "status": status, "detail": detail, "remedy": None if status == PASS else remedy}
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, to compare by."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("-")[0])[:3])
+
+
+def check_architecture(facts: Facts) -> Check:
+    good = facts.architecture in ("x86_64", "amd64")
+    return check("architecture", PASS if good else FAIL, facts.architecture, "Use an x86-64 host.")
+
+
+def check_kernel(facts: Facts) -> Check:
+    good = numbers(facts.kernel) >= MINIMUM_KERNEL
+    return check("kernel", PASS if good else FAIL, facts.kernel, "Boot Linux 5.4 or newer.")
+
+
+def check_python(facts: Facts) -> Check:
+    good = numbers(facts.python["version"]) >= MINIMUM_PYTHON
+    remedy = "Set ansible_python_interpreter to Python 3.9 or newer."
+    return check("python", PASS if good else FAIL, f"{facts.python['version']} ({facts.python['executable']})", remedy)
+
+
+def check_libraries(facts: Facts) -> list[Check]:
+    """The libraries, in the interpreter that runs the modules. Only the last is not needed for QEMU."""
+    found = []
+    for module, distribution in LIBRARIES.items():
+        version = facts.libraries[module]
+        executable = facts.python["executable"]
+        remedy = f"Run {executable} -m pip install {distribution}"
+        if facts.python["distribution_packages"]:
+            remedy = f"Install python3-{distribution}, or run the role cocoon.microvm.host"
+        missing = WARN if module == "requests_unixsocket" else FAIL
+        detail = version or f"not found by {executable}"
+        if not version and missing == WARN:
+            detail += "; only needed for Cloud Hypervisor and Firecracker"
+        found.append(check(distribution, PASS if version else missing, detail, f"{remedy}."))
+    return found
+
+
+def check_hypervisor(facts: Facts) -> Check:
+    """One that works is enough."""
+    works = [found for found in facts.hypervisors if found["available"]]
+    if works:
+        return check("hypervisor", PASS, ", ".join(f"{found['name']} {found['version']}" for found in works))
+    reasons = [f"{found['name']}: {found['reason']}" for found in facts.hypervisors if found["name"] == "qemu"]
+    remedy = "Install qemu-system-x86 (RHEL family: qemu-kvm), or run the role cocoon.microvm.host."
+    return check("hypervisor", FAIL, "; ".join(reasons) or "none", remedy)
+
+
+def check_kvm(facts: Facts) -> Check:
+    if facts.kvm["usable"]:
+        return check("kvm", PASS, "works")
+    detail = f"{facts.kvm['reason']}; VMs are emulated (TCG), which is slow"
+    return check("kvm", WARN, detail, "Enable virtualisation in the firmware, or nested virtualisation of the host.")
+
+
+def check_tools(facts: Facts) -> list[Check]:
+    found = []
+    for names, purpose, debian, redhat, status in TOOL_PACKAGES:
+        missing = [name for name in names if not facts.tools.get(name)]
+        if missing:
+            detail = f"{', '.join(missing)} not found; needed for {purpose}"
+            remedy = f"Install {debian} (RHEL family: {redhat}), or run the role cocoon.microvm.host."
+            found.append(check(names[0], status, detail, remedy))
+        else:
+            tool = facts.tools[names[0]] or {}
+            found.append(check(names[0], PASS, tool.get("version") or "found"))
+    return found
+
+
+def check_nftables(facts: Facts) -> Check:
+    if facts.nft_error:
+        return check(
+            "nftables", FAIL, facts.nft_error, "Load the kernel module nf_tables, and give root CAP_NET_ADMIN."
+        )
+    return check("nftables", PASS, "works" if facts.tools.get("nft") else "not asked")
+
+
+def check_forwarding(facts: Facts) -> Check:
+    """An accept of ours does not help against a drop elsewhere: every chain of a hook has its say."""
+    if not facts.forward_drops:
+        return check("forwarding", PASS, "no other chain drops forwarded packets by policy")
+    return check(
+        "forwarding",
+        WARN,
+        f"dropped by policy in: {', '.join(facts.forward_drops)}",
+        "Let the networks' bridges pass in that firewall, or guests with NAT do not reach the outside.",
+    )
+
+
+def check_devices(facts: Facts) -> list[Check]:
+    tun = check("tun", PASS if facts.tun else FAIL, "/dev/net/tun", "Load the kernel module tun (modprobe tun).")
+    detail = "in the kernel" if facts.bridge else "cannot tell whether the kernel has it"
+    remedy = "Load the kernel module bridge, if networks cannot be created."
+    return [tun, check("bridge", PASS if facts.bridge else WARN, detail, remedy)]
+
+
+def check_memory(facts: Facts) -> Check:
+    available = facts.memory["available"]
+    detail = f"{available // MIB} of {facts.memory['total'] // MIB} MiB available"
+    remedy = f"Have {format_size(LOW_MEMORY)} available, or few VMs fit."
+    return check("memory", PASS if available >= LOW_MEMORY else WARN, detail, remedy)
+
+
+def check_disk(facts: Facts) -> Check:
+    free = facts.disk["free"]
+    detail = f"{free / GIB:.1f} of {facts.disk['total'] / GIB:.1f} GiB free for {facts.disk['path']}"
+    return check("disk", PASS if free >= LOW_DISK else WARN, detail, "Free some space, or choose another root_dir.")
+
+
+def check_directories(facts: Facts) -> Check:
+    """VMs run as users of their own, who must be able to pass."""
+    if not facts.closed:
+        return check("directories", PASS, "VMs can reach theirs")
+    detail = "; ".join(f"{path}, above {option}, is closed to other users" for option, path in facts.closed.items())
+    first = next(iter(facts.closed.values()))
+    return check("directories", FAIL, detail, f"Run chmod o+x {first}, or choose another directory.")
+
+
+def check_systemd(facts: Facts) -> Check:
+    detail = "VMs run in scopes of their own" if facts.systemd else "not running; VMs are plain background processes"
+    return check("systemd", PASS, detail)
+
+
+def check_store(facts: Facts) -> Check:
+    store = facts.store
+    if store.get("error"):
+        return check("store", FAIL, store["error"], "Restore store.json, or use another root_dir.")
+    if not store["exists"]:
+        return check("store", PASS, f"not made yet ({store['root_dir']})")
+    counts = ", ".join(f"{count} {noun}" for noun, count in store["counts"].items())
+    return check("store", PASS, f"layout {store['layout']}, {counts}")
+
+
+def check_uids(facts: Facts) -> Check:
+    if not facts.uid_overlaps:
+        return check("uids", PASS, "no other range meets the store's")
+    remedy = "Give those users another range of subordinate ids, or remove the store and have it made again."
+    return check("uids", WARN, f"the store's range meets {', '.join(facts.uid_overlaps)}", remedy)
+
+
+def examine(facts: Facts) -> list[Check]:
+    """All the checks, in the order of the table."""
+    return [
+        check_architecture(facts),
+        check_kernel(facts),
+        check_python(facts),
+        *check_libraries(facts),
+        check_hypervisor(facts),
+        check_kvm(facts),
+        *check_tools(facts),
+        check_nftables(facts),
+        check_forwarding(facts),
+        *check_devices(facts),
+        check_memory(facts),
+        check_disk(facts),
+        check_directories(facts),
+        check_systemd(facts),
+        check_uids(facts),
+        check_store(facts),
+    ]

@@ -1,0 +1,315 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Facts of a hypervisor host. Looks, never changes, and works before there is a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import HYPERVISORS, Record
+
+# How each tool tells its version.
+TOOLS: dict[str, tuple[str, ...]] = {
+    "qemu-img": ("--version",),
+    "mkfs.erofs": ("-V",),
+    "mkfs.ext4": ("-V",),
+    "e2fsck": ("-V",),
+    "resize2fs": (),
+    "nft": ("--version",),
+    "zstd": ("--version",),
+}
+# Import name and the name under which it is distributed.
+LIBRARIES = {"pyroute2": "pyroute2", "jsonschema": "jsonschema", "requests_unixsocket": "requests-unixsocket"}
+BINARIES = {"cloud-hypervisor": "cloud-hypervisor", "firecracker": "firecracker", "qemu": "qemu-system-x86_64"}
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+KINDS = {"vms": "vm", "images": "image", "networks": "network", "snapshots": "snapshot"}
+SUBORDINATE_FILES = ("/etc/subuid", "/etc/subgid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the checks look at. Sizes in bytes.
+
+    :param tools: by name, ``{"path": …, "version": …}`` or ``None``.
+    :param libraries: by import name, the version or ``None``.
+    :param closed: by option, the first directory on the way to it that other users cannot pass.
+    :param forward_drops: chains of others that drop forwarded packets by policy.
+    :param nft_error: why nft could not list chains, if so.
+    :param uid_overlaps: lines of the subordinate id files that meet the store's uid range.
+    """
+
+    architecture: str
+    kernel: str
+    python: Record
+    hypervisors: list[Record]
+    kvm: Record
+    tools: dict[str, Record | None]
+    libraries: dict[str, str | None]
+    tun: bool
+    bridge: bool
+    memory: Record
+    disk: Record
+    closed: dict[str, str]
+    forward_drops: list[str]
+    nft_error: str | None
+    systemd: bool
+    store: Record
+    uid_overlaps: list[str]
+
+
+def gather(paths: Paths) -> Facts:
+    """Everything at once."""
+    store, document = _store(paths)
+    tools = {name: _tool(name, arguments) for name, arguments in TOOLS.items()}
+    drops, nft_error = forward_drops() if tools["nft"] else ([], None)
+    return Facts(
+        architecture=platform.machine(),
+        kernel=platform.release(),
+        python=python_facts(),
+        hypervisors=[_hypervisor(name, paths) for name in HYPERVISORS],
+        kvm=_kvm(paths),
+        tools=tools,
+        libraries={name: library_version(name, LIBRARIES[name]) for name in LIBRARIES},
+        tun=os.path.exists("/dev/net/tun"),
+        bridge=_has_module("bridge"),
+        memory=_memory(),
+        disk=_disk(paths.root),
+        closed=closed_directories(paths),
+        forward_drops=drops,
+        nft_error=nft_error,
+        systemd=os.path.isdir("/run/systemd/system"),
+        store=store,
+        uid_overlaps=_uid_overlaps(document),
+    )
+
+
+def as_result(facts: Facts) -> Record:
+    """The facts as ``cocoon_host_info`` returns them."""
+    result = dataclasses.asdict(facts)
+    for internal in ("tun", "bridge", "closed", "forward_drops", "nft_error", "uid_overlaps"):
+        del result[internal]
+    return result
+
+
+def _output(argv: t.Sequence[str]) -> str:
+    """Standard output and error of a tool that only tells its version; nothing if it fails to run."""
+    try:
+        done = subprocess.run(  # pylint: disable=ansible-bad-function  # there is no AnsibleModule here
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=10,
+            check=False,
+            env={"PATH": SEARCH_PATH, "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace")
+
+
+def first_version(text: str) -> str | None:
+    """The first thing in *text* that looks like a version."""
+    found = re.search(r"\d+\.\d+(?:\.\d+)*", text)
+    return found.group(0) if found else None
+
+
+def _tool(name: str, arguments: t.Sequence[str]) -> Record | None:
+    path = shutil.which(name, path=SEARCH_PATH)
+    if path is None:
+        return None
+    return {"path": path, "version": first_version(_output([path, *arguments])) if arguments else None}
+
+
+def python_facts() -> Record:
+    """The interpreter that runs the modules, and whether distribution packages reach it."""
+    virtual = sys.prefix != sys.base_prefix
+    packaged = sys.base_prefix == "/usr" and not (virtual and not _sees_system_packages())
+    return {
+        "executable": sys.executable,
+        "version": platform.python_version(),
+        "virtual_environment": virtual,
+        "distribution_packages": packaged,
+    }
+
+
+def _sees_system_packages() -> bool:
+    try:
+        with open(os.path.join(sys.prefix, "pyvenv.cfg"), encoding="utf-8") as stream:
+            return bool(re.search(r"^include-system-site-packages\s*=\s*true", stream.read(), re.MULTILINE | re.I))
+    except OSError:
+        return False
+
+
+def library_version(module: str, distribution: str) -> str | None:
+    """The version of a library in this interpreter, ``unknown`` if it does not say; it is found, not imported."""
+    from importlib import metadata, util
+
+    if util.find_spec(module) is None:
+        return None
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _hypervisor(name: str, paths: Paths) -> Record:
+    """What the driver finds; where there is no driver, what can be seen of the binary."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+
+    try:
+        return dataclasses.asdict(registry.driver(name, paths).probe())
+    except CocoonError as exc:
+        binary = shutil.which(BINARIES[name], path=SEARCH_PATH)
+        version = first_version(_output([binary, "--version"])) if binary else None
+        return {
+            "name": name,
+            "binary": binary,
+            "version": version,
+            "available": False,
+            "reason": str(exc),
+            "accels": (),
+        }
+
+
+def _kvm(paths: Paths) -> Record:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+
+    problem = registry.kvm_problem(paths)
+    return {"usable": problem is None, "reason": problem}
+
+
+def _memory() -> Record:
+    found = {}
+    with open("/proc/meminfo", encoding="ascii") as stream:
+        for line in stream:
+            name, _colon, rest = line.partition(":")
+            if name in ("MemTotal", "MemAvailable"):
+                found[name] = int(rest.split()[0]) * 1024
+    return {"total": found.get("MemTotal", 0), "available": found.get("MemAvailable", 0)}
+
+
+def existing_parent(path: str) -> str:
+    """*path*, or the nearest directory above it that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _disk(root: str) -> Record:
+    info = os.statvfs(existing_parent(root))
+    return {"path": root, "total": info.f_blocks * info.f_frsize, "free": info.f_bavail * info.f_frsize}
+
+
+def closed_directories(paths: Paths) -> dict[str, str]:
+    """By option, the first directory above root_dir, run_dir or log_dir that a VM's own user cannot pass."""
+    found = {}
+    for option, path in (("root_dir", paths.root), ("run_dir", paths.run), ("log_dir", paths.log)):
+        parents = []
+        parent = os.path.dirname(os.path.abspath(path))
+        while parent != os.path.dirname(parent):
+            parents.append(parent)
+            parent = os.path.dirname(parent)
+        for directory in reversed(parents):
+            if os.path.isdir(directory) and not os.stat(directory).st_mode & 0o001:
+                found[option] = directory
+                break
+    return found
+
+
+def _has_module(name: str) -> bool:
+    """Whether the kernel has *name*, built in, loaded, or on disk."""
+    if os.path.exists(f"/sys/module/{name}"):
+        return True
+    for index in ("modules.builtin", "modules.dep"):
+        try:
+            with open(f"/lib/modules/{platform.release()}/{index}", encoding="utf-8") as stream:
+                if any(f"/{name}.ko" in line.split(":", 1)[0] for line in stream):
+                    return True
+        except OSError:
+            continue
+    return False
+
+
+def forward_drops() -> tuple[list[str], str | None]:
+    """Chains of others that drop forwarded packets by policy, and why nft cannot say if it cannot."""
+    text = _output(["nft", "-j", "list", "chains"])
+    try:
+        return parse_forward_drops(json.loads(text)), None
+    except ValueError:
+        return [], " ".join(text.split())[:200] or "no answer"
+
+
+def parse_forward_drops(document: Record) -> list[str]:
+    """From the output of ``nft -j list chains``; our own tables do not count."""
+    found = []
+    for entry in document.get("nftables", []):
+        chain = entry.get("chain", {})
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop":
+            if not chain["table"].startswith("cocoon_") and chain["family"] in ("ip", "inet"):
+                found.append(f"{chain['family']} {chain['table']} {chain['name']}")
+    return found
+
+
+def _store(paths: Paths) -> tuple[Record, Store | None]:
+    """The store's facts, and the store itself if there is one."""
+    base = {"root_dir": paths.root, "run_dir": paths.run, "log_dir": paths.log}
+    try:
+        store = Store.load(paths)
+    except StateError as exc:
+        return {**base, "exists": True, "error": str(exc)}, None
+    if store is None:
+        return {**base, "exists": False}, None
+    counts = {noun: _count(paths.index(kind)) for noun, kind in KINDS.items()}
+    return {
+        **base,
+        "exists": True,
+        "id": store.store_id,
+        "layout": store.document["layout"],
+        "uid_start": store.uid_start,
+        "uid_count": store.uid_count,
+        "counts": counts,
+    }, store
+
+
+def _count(directory: str) -> int:
+    try:
+        return sum(not name.endswith(".tmp") for name in os.listdir(directory))
+    except FileNotFoundError:
+        return 0
+
+
+def _uid_overlaps(store: Store | None) -> list[str]:
+    found: list[str] = []
+    if store is None:
+        return found
+    for file in SUBORDINATE_FILES:
+        try:
+            with open(file, encoding="utf-8") as stream:
+                text = stream.read()
+        except OSError:
+            continue
+        found += [f"{file}: {line}" for line in overlaps(text, store.uid_start, store.uid_count)]
+    return found
+
+
+def overlaps(text: str, start: int, count: int) -> list[str]:
+    """Lines of a subordinate id file whose range meets the given one."""
+    found = []
+    for line in text.splitlines():
+        match = re.match(r"[^:#]+:(\d+):(\d+)\s*$", line)
+        if match and int(match.group(1)) < start + count and start < int(match.group(1)) + int(match.group(2)):
+            found.append(line)
+    return found

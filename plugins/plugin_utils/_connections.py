@@ -1,0 +1,118 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the controller reaches a VM that is an inventory host: at its address, through its hypervisor."""
+
+from __future__ import annotations
+
+import shlex
+import typing as t
+from collections.abc import Mapping
+
+from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import host_definition
+
+Variables = t.Mapping[str, t.Any]
+# Connections that start commands on the controller itself: no jump is needed from there.
+LOCAL = ("local", "ansible.builtin.local")
+
+
+def address_of(record: Variables) -> str | None:
+    """The first address of a VM record."""
+    for nic in record.get("network_configs") or []:
+        address = (nic.get("network") or {}).get("ip")
+        if address:
+            return str(address)
+    return None
+
+
+def _first(variables: Variables, *names: str) -> t.Any:
+    for name in names:
+        if variables.get(name):
+            return variables[name]
+    return None
+
+
+def jump_arguments(name: str, hypervisor: Variables, ssh_args: str) -> list[str]:
+    """ssh arguments that go through the hypervisor; none where the controller is the hypervisor itself.
+
+    A ProxyCommand of our own, as ProxyJump would not take the hypervisor's key and options along.
+
+    :param ssh_args: ansible's own arguments for ssh.
+    """
+    if hypervisor.get("ansible_connection") in LOCAL:
+        return []
+    command = ["ssh", "-W", "%h:%p", "-o", "BatchMode=yes"]
+    port = _first(hypervisor, "ansible_port", "ansible_ssh_port")
+    user = _first(hypervisor, "ansible_user", "ansible_ssh_user")
+    key = _first(hypervisor, "ansible_ssh_private_key_file", "ansible_private_key_file")
+    if port:
+        command += ["-p", str(port)]
+    if user:
+        command += ["-l", str(user)]
+    if key:
+        command += ["-i", str(key)]
+    command += shlex.split(str(hypervisor.get("ansible_ssh_args") or ssh_args))
+    for option in ("ansible_ssh_common_args", "ansible_ssh_extra_args"):
+        command += shlex.split(str(hypervisor.get(option) or ""))
+    command.append(str(_first(hypervisor, "ansible_host", "ansible_ssh_host") or name))
+    return ["-o", f"ProxyCommand={shlex.join(command)}"]
+
+
+def ssh_arguments(record: Variables, name: str, hypervisor: Variables, ssh_args: str) -> str:
+    """The value of ``ansible_ssh_common_args`` for a VM.
+
+    Its host key is filed under the VM's id, not its address: a VM that is created anew at the same
+    address is a new host, and a key that changes without that is still an alarm.
+    """
+    arguments = ["-o", f"HostKeyAlias=cocoon-{record['id']}", "-o", "StrictHostKeyChecking=accept-new"]
+    return shlex.join([*jump_arguments(name, hypervisor, ssh_args), *arguments])
+
+
+def connection(
+    host: str, variables: Variables, record: Variables, name: str, hypervisor: Variables, ssh_args: str = ""
+) -> dict[str, t.Any]:
+    """The inventory variables of the VM host *host*; what the inventory says itself is left alone."""
+    address = address_of(record)
+    ours = variables.get("cocoon_connection") or {}
+    ssh = ssh_arguments(record, name, hypervisor, ssh_args)
+    theirs = ours.get("user_args", variables.get("ansible_ssh_common_args") or "")
+    found: dict[str, t.Any] = {"ansible_ssh_common_args": f"{theirs} {ssh}".strip()}
+    if variables.get("ansible_host") in (None, ours.get("address")):
+        found["ansible_host"] = address
+    user = host_definition(host, variables).get("user")
+    if user and variables.get("ansible_user") in (None, ours.get("user")):
+        found["ansible_user"] = str(user)
+    # ansible's own path is made from address, port and user, and two hypervisors may use the same addresses.
+    found["ansible_control_path"] = f"%(directory)s/cocoon-{record['id'][:16]}-%%r"
+    found["cocoon_connection"] = {"address": address, "user": user, "user_args": theirs, "id": record["id"]}
+    return found
+
+
+def _records(result: t.Any) -> list[Variables]:
+    """The VM records of a registered result: ``cocoon_vms`` has them by name, ``cocoon_vm_info`` in a list."""
+    vms = (result or {}).get("vms") or []
+    return [record for record in (vms.values() if isinstance(vms, Mapping) else vms) if record]
+
+
+def connections(
+    hostvars: Mapping[str, Variables],
+    hosts: Mapping[str, t.Sequence[str]],
+    results: Mapping[str, str],
+    variable: str,
+    ssh_args: str = "",
+) -> list[dict[str, t.Any]]:
+    """What ``add_host`` takes for each VM host that has an address.
+
+    :param hosts: VM hosts by hypervisor.
+    :param results: by hypervisor, the inventory host whose *variable* holds the result with its VM records.
+    """
+    found = []
+    for hypervisor, holder in results.items():
+        records = _records(hostvars[holder].get(variable))
+        known = {(record.get("config") or {}).get("name"): record for record in records}
+        for host in hosts.get(hypervisor, ()):
+            record = known.get(host_definition(host, hostvars[host])["name"])
+            if record and address_of(record):
+                variables = connection(host, hostvars[host], record, hypervisor, hostvars[hypervisor], ssh_args)
+                found.append({"host": host, "variables": variables})
+    return found

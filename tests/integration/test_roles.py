@@ -1,0 +1,286 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roles and playbooks on inventories of two hypervisors: what they converge, what a limit means, what they refuse.
+
+Both hypervisors are this machine, each with a store of its own, and the VMs are only created: nothing here boots.
+"""
+
+from __future__ import annotations
+
+import copy
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Run
+
+CONVERGE = "cocoon.microvm.vms : Converge the VMs"
+LIMITED = "cocoon.microvm.vms : Converge the VMs of the limit"
+SITE = "cocoon.microvm.site"
+TEARDOWN = "cocoon.microvm.teardown"
+SURE = {"cocoon_confirm": True, "cocoon_remove_store": True}
+QUIET = {"host_show_table": False}
+
+
+@pytest.fixture(scope="module", name="image")
+def fixture_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system that has all that an image needs, but to boot."""
+    folder = tmp_path_factory.mktemp("image")
+    target = folder / "image.tar"
+    with tarfile.open(target, "w") as archive:
+        for name in ("boot/vmlinuz-1", "boot/initrd.img-1", "etc/hostname"):
+            path = folder / name.replace("/", "-")
+            path.write_bytes(name.encode() * 1000)
+            archive.add(path, name)
+    return target
+
+
+def hypervisor(dirs: dict[str, str], number: int) -> dict[str, Any]:
+    """The variables of one hypervisor. They share a network namespace, so their networks must differ."""
+    return {
+        "ansible_connection": "local",
+        **{f"cocoon_{name}": path for name, path in dirs.items()},
+        "cocoon_networks": {f"lab{number}": {"subnet": f"10.7{number}.0.0/24", "nat": False}},
+        "cocoon_defaults": {
+            "image": "small",
+            "network": f"lab{number}",
+            "state": "present",
+            "memory": "64M",
+            "storage": "64M",
+            "cpu": 1,
+        },
+    }
+
+
+class Site:
+    """An inventory, and the playbooks run on it."""
+
+    def __init__(self, playbooks: Playbooks, modules: list[Modules], image: Path) -> None:
+        self.playbooks = playbooks
+        self.modules = modules
+        self.dirs = [module.defaults for module in modules]
+        self.inventory: dict[str, Any] = {
+            "hypervisors": {
+                "hosts": {f"hv{number}": hypervisor(found, number) for number, found in enumerate(self.dirs, 1)},
+                "vars": {"cocoon_images": {"small": {"source": str(image)}}},
+            },
+            "vms": {
+                "hosts": {
+                    "web1": {"cocoon_host": "hv1"},
+                    "web2": {"cocoon_host": "hv1"},
+                    "web3": {"cocoon_host": "hv2", "cocoon_vm": {"labels": {"role": "web"}}},
+                },
+                "vars": {"cocoon_vm_base": {"labels": {"host": "{{ inventory_hostname }}"}}},
+            },
+        }
+
+    def run(self, *options: str, playbook: str = SITE, **settings: Any) -> Run:
+        variables = {**QUIET, **settings.pop("variables", {})}
+        return self.playbooks(playbook, copy.deepcopy(self.inventory), *options, variables=variables, **settings)
+
+    def hypervisor(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.inventory["hypervisors"]["hosts"][name]
+        return found
+
+    def vms(self, number: int) -> dict[str, Any]:
+        """The records in the store of a hypervisor, by name."""
+        return {vm["config"]["name"]: vm for vm in self.modules[number - 1]("cocoon_vm_info")["vms"]}
+
+    def left(self) -> list[str]:
+        """What there is of the stores."""
+        return [path for found in self.dirs for path in found.values() if Path(path).exists()]
+
+
+@pytest.fixture(name="site")
+def fixture_site(
+    make_netns: Callable[[], Netns],
+    make_store: Callable[[], dict[str, str]],
+    modules: Callable[..., Modules],
+    scratch: Path,
+    image: Path,
+) -> Iterator[Site]:
+    """Two hypervisors and three VMs that are inventory hosts; at the end nothing of them."""
+    netns = make_netns()
+    site = Site(Playbooks(netns, scratch, {}), [modules(netns, make_store()) for _number in range(2)], image)
+    yield site
+    if site.left():
+        site.run(playbook=TEARDOWN, variables=SURE)
+    assert not site.left()
+
+
+def names(run: Run, host: str) -> list[str]:
+    """The VMs that the bulk task of a hypervisor had."""
+    return sorted(item["name"] for item in run.result(CONVERGE, host)["results"])
+
+
+def changed(run: Run) -> list[str]:
+    """The VMs that changed, in all bulk tasks."""
+    results = [*run.results(CONVERGE), *run.results(LIMITED)]
+    return sorted(item["name"] for result in results for item in result.get("results", []) if item["changed"])
+
+
+def test_an_inventory_becomes_vms_and_an_edit_changes_just_that(site: Site) -> None:
+    site.hypervisor("hv1")["cocoon_vms"] = {"a1": {"memory": "96M"}, "a2": None}
+    site.hypervisor("hv2")["cocoon_vms"] = [{"name": "a1"}]
+    site.inventory["hypervisors"]["vars"]["cocoon_vms_all"] = {"a1": {"memory": "80M", "labels": {"from": "group"}}}
+    site.run(check=True)
+    assert not Path(site.dirs[0]["root_dir"]).exists(), "check mode made something"
+    first = site.run()
+    assert names(first, "hv1") == ["a1", "a2", "web1", "web2"]
+    assert names(first, "hv2") == ["a1", "web3"]
+    assert len(first.results(CONVERGE)) == 2, "one task for each hypervisor"
+    one = site.vms(1)
+    assert (one["a1"]["config"]["memory"], one["a1"]["labels"]) == (96 << 20, {"from": "group"})
+    assert one["web1"]["labels"] == {"host": "web1"}
+    assert site.vms(2)["web3"]["labels"] == {"host": "web3", "role": "web"}
+    assert site.vms(2)["a1"]["config"]["memory"] == 80 << 20
+    assert site.run().total("changed") == 0
+    site.hypervisor("hv1")["cocoon_vms"]["a2"] = {"memory": "72M"}
+    check = site.run(check=True)
+    real = site.run()
+    assert changed(check) == changed(real) == ["a2"]
+    assert real.total("changed") == check.total("changed") == 1
+    assert site.vms(1)["a2"]["config"]["memory"] == 72 << 20
+
+
+def test_a_limit_touches_what_it_names_and_nothing_else(site: Site) -> None:
+    whole = site.run("--limit", "hv1")
+    assert names(whole, "hv1") == ["web1", "web2"]
+    assert not Path(site.dirs[1]["root_dir"]).exists()
+    assert changed(site.run("--limit", "all:!hv2")) == []
+    assert not Path(site.dirs[1]["root_dir"]).exists(), "a hypervisor was touched that the limit excludes"
+    before = site.vms(1)
+    for host in ("web1", "web2", "web3"):
+        site.inventory["vms"]["hosts"][host]["cocoon_vm"] = {"memory": "72M"}
+    site.hypervisor("hv1")["cocoon_networks"]["other"] = {"subnet": "10.79.0.0/24"}
+    one = site.run("--limit", "web1")
+    assert list(one.stats) == changed(one) == ["web1"]
+    assert site.vms(1)["web1"]["config"]["memory"] == 72 << 20
+    assert site.vms(1)["web2"] == before["web2"]
+    assert [network["name"] for network in site.modules[0]("cocoon_network_info")["networks"]] == ["lab1"]
+    mixed = site.run("--limit", "hv2,web1,web2")
+    assert names(mixed, "hv2") == ["web3"]
+    limited = [sorted(item["name"] for item in found.get("results", [])) for found in mixed.results(LIMITED)]
+    assert limited == [["web1", "web2"]], "one task for the hypervisor that is outside the limit"
+    assert changed(mixed) == ["web2", "web3"]
+
+
+def test_host_by_host(site: Site) -> None:
+    run = site.run(variables={"cocoon_serial": 1})
+    assert [entry["host"] for entry in run.tasks if entry["task"] == CONVERGE] == ["hv1", "hv2"]
+
+
+def test_prune_compares_with_the_whole_inventory(site: Site) -> None:
+    site.hypervisor("hv1")["cocoon_vms"] = {"a1": None, "a2": None}
+    site.run()
+    del site.hypervisor("hv1")["cocoon_vms"]["a2"]
+    assert sorted(site.vms(1)) == ["a1", "a2", "web1", "web2"]
+    assert site.run().total("changed") == 0
+    prune = {"cocoon_prune": True}
+    refused = site.run("--limit", "hv1", variables=prune, ok=False)
+    assert "Run without --limit" in refused.output
+    broken = copy.deepcopy(site.inventory["vms"]["hosts"]["web2"])
+    site.inventory["vms"]["hosts"]["web2"]["cocoon_vm"] = {"memory": "{{ no_such_variable }}"}
+    assert "no_such_variable" in site.run(variables=prune, ok=False).output
+    site.inventory["vms"]["hosts"]["web2"] = broken
+    assert sorted(site.vms(1)) == ["a1", "a2", "web1", "web2"]
+    site.run(variables=prune)
+    assert sorted(site.vms(1)) == ["a1", "web1", "web2"]
+    assert sorted(site.vms(2)) == ["web3"]
+
+
+def test_unknown_options_are_refused_before_anything_is_made(site: Site) -> None:
+    site.hypervisor("hv1")["cocoon_networks"]["lab1"]["subnte"] = "10.1.0.0/24"
+    site.inventory["vms"]["hosts"]["web3"]["cocoon_vm"] = {"memry": "1G"}
+    run = site.run(ok=False)
+    assert "subnte" in run.output
+    assert "memry" in run.output
+    assert not Path(site.dirs[0]["root_dir"]).exists()
+    assert site.vms(2) == {}
+
+
+def test_one_bad_vm_fails_alone(site: Site) -> None:
+    site.inventory["vms"]["hosts"]["web1"]["cocoon_vm"] = {"image": "no-such-image"}
+    run = site.run(ok=False)
+    assert "no-such-image" in run.output
+    assert sorted(site.vms(1)) == ["web2"]
+    assert sorted(site.vms(2)) == ["web3"]
+    limited = site.run("--limit", "web1,web3", ok=False)
+    assert limited.stats["web1"]["failures"] == 1
+    assert limited.stats["web3"]["failures"] == 0
+
+
+def test_networks_and_images_go_after_their_vms(site: Site) -> None:
+    site.run()
+    site.hypervisor("hv2")["cocoon_defaults"]["state"] = "absent"
+    site.hypervisor("hv2")["cocoon_networks"]["lab2"]["state"] = "absent"
+    site.hypervisor("hv2")["cocoon_images"] = [{"name": "small", "state": "absent"}]
+    site.run(check=True)
+    run = site.run()
+    assert run.stats["hv1"]["changed"] == 0
+    assert run.stats["hv2"]["changed"] == 3
+    assert site.vms(2) == {}
+
+
+def test_teardown_asks_and_leaves_what_belongs_to_others(site: Site) -> None:
+    site.hypervisor("hv1")["cocoon_vms"] = {"foreign": {"owner": "somebody", "nics": []}}
+    site.run()
+    asked = site.run(playbook=TEARDOWN, ok=False)
+    assert "VMs web1, web2" in asked.output
+    assert "-e cocoon_confirm=true" in asked.output
+    assert asked.total("changed") == 0
+    site.run(playbook=TEARDOWN, variables=SURE, ok=None)
+    assert sorted(site.vms(1)) == ["foreign"]
+    assert not Path(site.dirs[1]["root_dir"]).exists()
+    site.run(playbook=TEARDOWN, variables={**SURE, "cocoon_owner": "somebody"})
+    assert site.vms(1) == {}
+
+
+def test_a_directory_with_other_things_in_it_is_not_removed(site: Site) -> None:
+    site.run("--limit", "hv1")
+    mine = Path(site.dirs[0]["root_dir"], "mine.txt")
+    mine.write_text("mine", encoding="utf-8")
+    assert str(mine) in site.run("--limit", "hv1", playbook=TEARDOWN, variables=SURE, ok=False).output
+    assert mine.read_text(encoding="utf-8") == "mine"
+    mine.unlink()
+    site.run("--limit", "hv1", playbook=TEARDOWN, variables=SURE)
+    assert not site.left()
+    assert site.run(playbook=TEARDOWN, variables=SURE).total("changed") == 0
+
+
+HOST_ROLE = [{"hosts": "all", "gather_facts": False, "roles": ["cocoon.microvm.host"]}]
+
+
+def test_the_host_role_makes_no_network_call_where_nothing_is_missing(playbook: Playbooks) -> None:
+    run = playbook(HOST_ROLE)
+    assert run.total("changed") == 0
+    assert not [entry for entry in run.tasks if "Install packages (" in entry["task"] and entry["outcome"] == "ok"]
+    lines = run.result("cocoon.microvm.host : Show what the doctor says")["msg"]
+    assert lines[0].split() == ["CHECK", "STATUS", "FOUND"]
+    assert any(line.startswith("hypervisor") and " PASS " in line for line in lines)
+
+
+def test_the_host_role_names_what_an_interpreter_lacks(playbook: Playbooks, scratch: Path) -> None:
+    bare = scratch / "bare-venv"
+    command("/usr/bin/python3", "-m", "venv", "--without-pip", bare)
+    run = playbook(HOST_ROLE, variables={"ansible_python_interpreter": str(bare / "bin" / "python")}, ok=False)
+    assert f"Run {bare}/bin/python -m pip install pyroute2" in run.output
+    assert not [entry for entry in run.tasks if "Install packages" in entry["task"] and entry["outcome"] == "ok"]
+
+
+def test_host_info_before_there_is_a_store(playbook: Playbooks, make_store: Callable[[], dict[str, str]]) -> None:
+    dirs = make_store()
+    play = [
+        {"hosts": "all", "gather_facts": False, "tasks": [{"name": "look", "cocoon.microvm.cocoon_host_info": dirs}]}
+    ]
+    found = playbook(play).result("look")
+    assert found["ok"]
+    assert not found["host"]["store"]["exists"]
+    assert [entry["name"] for entry in found["host"]["hypervisors"] if entry["available"]] == ["qemu"]
+    assert found["host"]["kvm"]["usable"] or found["host"]["kvm"]["reason"]
+    assert not [path for path in dirs.values() if Path(path).exists()]

@@ -1,0 +1,166 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_definitions import cocoon_definitions
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_merge import cocoon_merge
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_pending import cocoon_pending
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_vm_hosts import cocoon_vm_hosts
+
+Vars = dict[str, t.Any]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        pytest.param({}, [], id="nothing"),
+        pytest.param({"cocoon_vms": None}, [], id="null"),
+        pytest.param({"cocoon_vms": {"a": None}}, [{"name": "a"}], id="a name alone"),
+        pytest.param({"cocoon_vms": [{"name": "a", "cpu": 1}]}, [{"name": "a", "cpu": 1}], id="list"),
+        pytest.param(
+            {"cocoon_vms": {"a": {"cpu": 1}}, "cocoon_vms_z": {"a": {"cpu": 2, "memory": "1G"}}},
+            [{"name": "a", "cpu": 1, "memory": "1G"}],
+            id="the variable without a suffix has the last word",
+        ),
+        pytest.param(
+            {"cocoon_vms_2": {"a": {"cpu": 2}}, "cocoon_vms_1": {"a": {"cpu": 1}, "b": {}}},
+            [{"name": "a", "cpu": 2}, {"name": "b"}],
+            id="suffixes in the order of their names",
+        ),
+        pytest.param(
+            {
+                "cocoon_vms_x": {"a": {"labels": {"x": "1", "y": "1"}}},
+                "cocoon_vms": [{"name": "a", "labels": {"y": "2"}}],
+            },
+            [{"name": "a", "labels": {"x": "1", "y": "2"}}],
+            id="a list and a dictionary merge deeply",
+        ),
+        pytest.param(
+            {"cocoon_vms_x": {"a": {"ports": ["1:1", "2:2"]}}, "cocoon_vms": {"a": {"ports": ["3:3"]}}},
+            [{"name": "a", "ports": ["3:3"]}],
+            id="lists are replaced",
+        ),
+        pytest.param(
+            {"cocoon_vms_x": {"a": {"memory": "1G", "cpu": 1}}, "cocoon_vms": {"a": {"memory": None}}},
+            [{"name": "a", "cpu": 1}],
+            id="null takes a key away",
+        ),
+        pytest.param({"cocoon_vms": {1: {}}}, [{"name": "1"}], id="names are text"),
+    ],
+)
+def test_merging(variables: Vars, expected: list[Vars]) -> None:
+    assert cocoon_merge(variables, "cocoon_vms") == expected
+
+
+def test_merging_with_defaults_and_without_touching_the_sources() -> None:
+    defaults = {"state": "present", "labels": {"a": "1"}}
+    variables = {"cocoon_vms": {"a": {"labels": {"b": "2"}}, "b": {"state": "absent"}}}
+    merged = cocoon_merge(variables, "cocoon_vms", defaults)
+    assert merged[0] == {"name": "a", "state": "present", "labels": {"a": "1", "b": "2"}}
+    assert merged[1]["state"] == "absent"
+    merged[0]["labels"]["c"] = "3"
+    assert defaults == {"state": "present", "labels": {"a": "1"}}
+    assert variables["cocoon_vms"]["a"] == {"labels": {"b": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("web1", "cocoon_vms_x must be a dictionary by name"),
+        (3, "cocoon_vms_x must be a dictionary by name"),
+        ([{"cpu": 1}], "cocoon_vms_x: item 1 has no 'name'"),
+        (["web1"], "cocoon_vms_x: item 1 has no 'name'"),
+        ([{"name": "a"}, {"name": "a"}], "cocoon_vms_x: 'a' is there twice"),
+        ({"a": "1G"}, "cocoon_vms_x: 'a' must be a dictionary"),
+        ({"a": {"name": "b"}}, "'a' says that its name is 'b'"),
+    ],
+)
+def test_what_cannot_be_meant_names_the_variable(value: t.Any, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        cocoon_merge({"cocoon_vms": {"ok": {}}, "cocoon_vms_x": value}, "cocoon_vms")
+
+
+INVENTORY: dict[str, Vars] = {
+    "hv1": {"cocoon_vms": {}},
+    "hv2": {},
+    "web1": {"cocoon_host": "hv1", "cocoon_vm": {"memory": "1G"}},
+    "web2": {"cocoon_host": "hv2", "cocoon_vm": {"name": "other"}, "cocoon_vm_base": {"memory": "2G", "cpu": 1}},
+    "web3": {"cocoon_host": "hv1", "cocoon_vm": None, "cocoon_vm_base": {"image": "tiny"}},
+    "router": {},
+}
+
+
+def test_inversion() -> None:
+    assert cocoon_vm_hosts(INVENTORY) == {"hv1": ["web1", "web3"], "hv2": ["web2"]}
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ({"cocoon_host": "hv9", "cocoon_vm": {}}, "host 'x': cocoon_host 'hv9' is not a host of the inventory"),
+        ({"cocoon_host": None, "cocoon_vm": {}}, "is not a host of the inventory"),
+        ({"cocoon_host": ["hv1"], "cocoon_vm": {}}, "is not a host of the inventory"),
+        ({"cocoon_host": "x", "cocoon_vm": {}}, "cannot be its own hypervisor"),
+        ({"cocoon_vm": {}}, "host 'x' has cocoon_vm but no cocoon_host"),
+    ],
+)
+def test_hosts_that_cannot_be_meant(host: Vars, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        cocoon_vm_hosts({**INVENTORY, "x": host})
+
+
+def test_a_hypervisor_may_inherit_a_vm() -> None:
+    assert "hv3" not in str(cocoon_vm_hosts({**INVENTORY, "hv3": {"cocoon_vm": {}}}, ["hv3"]))
+
+
+def test_definitions_of_both_kinds_over_defaults() -> None:
+    listed = [{"name": "a", "memory": "4G"}]
+    defaults = {"state": "started", "memory": "512M", "accel": None}
+    assert cocoon_definitions(listed, INVENTORY, ["web1", "web2", "web3"], defaults) == [
+        {"name": "a", "state": "started", "memory": "4G"},
+        {"name": "web1", "state": "started", "memory": "1G"},
+        {"name": "other", "state": "started", "memory": "2G", "cpu": 1},
+        {"name": "web3", "state": "started", "memory": "512M", "image": "tiny"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listed", "hosts", "defaults", "words"),
+    [
+        ([{"name": "web1"}], ["web1"], {}, "VM 'web1' is defined twice"),
+        ([], ["router"], {}, "host 'router' has cocoon_host but no cocoon_vm"),
+        ([], [], ["x"], "cocoon_defaults must be a dictionary"),
+        ([], [], {"name": "x"}, "cannot have a 'name'"),
+    ],
+)
+def test_definitions_that_cannot_be_meant(listed: list[Vars], hosts: list[str], defaults: t.Any, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        cocoon_definitions(listed, INVENTORY, hosts, defaults)
+
+
+def test_a_vm_host_with_something_else_than_options() -> None:
+    with pytest.raises(AnsibleFilterError, match="host 'x': cocoon_vm must be a dictionary"):
+        cocoon_definitions([], {"x": {"cocoon_host": "hv1", "cocoon_vm": "tiny"}}, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("definition", "pending"),
+    [
+        ({}, False),
+        ({"image": "new"}, True),
+        ({"image": "old", "network": "old"}, False),
+        ({"image": "old", "network": "fresh"}, True),
+        ({"nics": [{"network": "old"}, {"network": "fresh"}]}, True),
+        ({"network": "fresh", "nics": [{"network": "old"}]}, False),
+        ({"network": "fresh", "nics": [{"mac": "02:00:00:00:00:01"}]}, True),
+    ],
+)
+def test_vms_that_need_what_is_not_there_yet(definition: Vars, pending: bool) -> None:
+    assert cocoon_pending([{"name": "a", **definition}], ["new"], ["fresh"]) == (["a"] if pending else [])

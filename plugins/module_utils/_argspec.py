@@ -68,7 +68,7 @@ def vm_resources() -> Spec:
         "kernel_args": {"type": "str"},
         "user": {"type": "str"},
         "password": {"type": "str", "no_log": True},
-        "ssh_keys": {"type": "list", "elements": "str", "no_log": False},
+        "ssh_keys": {"type": "list", "elements": "str", "no_log": True},
         "labels": {"type": "dict"},
         "owner": {"type": "str"},
     }

@@ -146,7 +146,7 @@ def run_tool(
     if uid is not None:
         extra = {"user": uid, "group": gid if gid is not None else uid, "extra_groups": []}
     try:
-        done = subprocess.run(  # pylint: disable=subprocess-run-check
+        done = subprocess.run(  # pylint: disable=subprocess-run-check,ansible-bad-function  # no AnsibleModule here
             list(argv),
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,

@@ -89,42 +89,63 @@ def fsync_dir(path: str) -> None:
         os.close(fd)
 
 
-def _write_temporary(path: str, document: t.Mapping[str, t.Any], mode: int) -> str:
-    temporary = f"{path}.{os.getpid()}.{new_id()[:8]}.tmp"
+def _fill(fd: int, document: t.Mapping[str, t.Any]) -> None:
+    """Write a document into a new file; the descriptor stays open."""
+    with os.fdopen(fd, "wb", closefd=False) as stream:
+        stream.write(json.dumps(document, indent=1, sort_keys=True).encode())
+    os.fsync(fd)
+
+
+def write_json(path: str, document: t.Mapping[str, t.Any], mode: int = 0o600, locked: bool = False) -> None:
+    """Replace *path* atomically and durably.
+
+    :param locked: nobody else can be writing it, so a temporary file that is there is a dead writer's.
+    """
+    temporary = f"{path}.tmp" if locked else f"{path}.{os.getpid()}.{new_id()[:8]}.tmp"
+    if locked:
+        remove_file(temporary)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        with os.fdopen(fd, "wb") as stream:
-            stream.write(json.dumps(document, indent=1, sort_keys=True).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return temporary
-
-
-def write_json(path: str, document: t.Mapping[str, t.Any], mode: int = 0o600) -> None:
-    """Replace *path* atomically and durably."""
-    temporary = _write_temporary(path, document, mode)
-    try:
+        _fill(fd, document)
         os.rename(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        remove_file(temporary)
         raise
+    finally:
+        os.close(fd)
     fsync_dir(os.path.dirname(path))
 
 
 def create_json(path: str, document: t.Mapping[str, t.Any], mode: int = 0o600) -> bool:
     """Create *path* whole or not at all; ``False`` if it is there already."""
-    temporary = _write_temporary(path, document, mode)
+    fd, temporary = _open_nameless(os.path.dirname(path), mode)
     try:
-        os.link(temporary, path)
+        _fill(fd, document)
+        # Given a dir_fd Python calls linkat, which follows the link to the file; the path is absolute.
+        os.link(temporary, path, src_dir_fd=fd, follow_symlinks=True)
     except FileExistsError:
         return False
     finally:
-        os.unlink(temporary)
+        os.close(fd)
+        if not temporary.startswith("/proc/"):
+            os.unlink(temporary)
     fsync_dir(os.path.dirname(path))
     return True
+
+
+def _open_nameless(directory: str, mode: int) -> tuple[int, str]:
+    """A new file without a name, which goes with whoever dies before it gets one; and a path to link it by.
+
+    File systems that know no such files (some overlays) get one with a name.
+    """
+    try:
+        fd = os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode)
+        return fd, f"/proc/self/fd/{fd}"
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    temporary = os.path.join(directory, f"{os.getpid()}.{new_id()[:8]}.tmp")
+    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode), temporary
 
 
 def remove_file(path: str) -> None:
@@ -232,7 +253,6 @@ class Store:
                     "uid_start": UID_BASE + slot * UID_RANGE,
                     "uid_count": UID_RANGE,
                 },
-                0o644,
             )
             store = cls.load(paths)
         if store is None:
@@ -256,7 +276,8 @@ class Store:
         return record or {"id": vm_id, "state": "creating", "config": {"name": name}, "bare": True}
 
     def write_vm(self, record: Record) -> None:
-        write_json(os.path.join(self.paths.vm_dir(record["id"]), "vm.json"), record)
+        """Replace a VM's record. The VM's lock is held."""
+        write_json(os.path.join(self.paths.vm_dir(record["id"]), "vm.json"), record, locked=True)
 
 
 INDEX_KINDS = ("vm", "snapshot", "image", "network", "mac", "uid")

@@ -4,8 +4,8 @@
 """Admission: memory and disk are promised before they are used, under the host's lock.
 
 The RAM files are the memory ledger: a file's size is what its VM may still take, its blocks are
-what it has taken. Disks have a ledger file, as their number grows with the store; it can only err
-upwards, and is counted anew before anybody is refused.
+what it has taken. Disks have a ledger file, as their number grows with the store; they are counted
+one by one only before anybody is refused.
 """
 
 from __future__ import annotations
@@ -43,16 +43,12 @@ def untouched_memory(ram_dir: str) -> int:
     return total
 
 
-def promise_memory(run: Run, vm_id: str, uid: int, size: int) -> None:
-    """Create the RAM file of a VM, or refuse. The host's lock is held.
+def check_memory(run: Run, size: int) -> None:
+    """Whether the memory of one more VM fits.
 
-    :raises ResourceError: *size* bytes do not fit.
+    :raises ResourceError: *size* bytes do not.
     """
-    ram = run.store.paths.ram
-    mount_ram(ram)
-    path = run.store.paths.ram_file(vm_id)
-    remove_file(path)
-    free = available_memory() - untouched_memory(ram) - run.options.memory_reserve
+    free = available_memory() - untouched_memory(run.store.paths.ram) - run.options.memory_reserve
     if size > free:
         raise ResourceError(
             f"{format_size(size)} do not fit: {max(0, free) >> 20}M are left of the host's memory"
@@ -60,6 +56,17 @@ def promise_memory(run: Run, vm_id: str, uid: int, size: int) -> None:
             "memory",
             "Stop other VMs, ask for less, or lower memory_reserve.",
         )
+
+
+def promise_memory(run: Run, vm_id: str, uid: int, size: int) -> None:
+    """Create the RAM file of a VM, or refuse. The host's lock is held.
+
+    :raises ResourceError: *size* bytes do not fit.
+    """
+    mount_ram(run.store.paths.ram)
+    path = run.store.paths.ram_file(vm_id)
+    remove_file(path)
+    check_memory(run, size)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, size)
@@ -84,30 +91,38 @@ def _count_disks(run: Run) -> tuple[int, int]:
     return promised, held
 
 
-def promise_disk(run: Run, size: int, option: str = "storage") -> None:
-    """Add *size* bytes to the disk ledger, or refuse. The host's lock is held.
+def _promised(run: Run, vm_id: str) -> int:
+    """Bytes of disk that a VM is promised by its record; none without one."""
+    record = read_json(os.path.join(run.store.paths.vm_dir(vm_id), "vm.json")) or {}
+    return int(record.get("promised_disk", 0))
+
+
+def promise_disk(run: Run, vm_id: str, size: int, option: str = "storage") -> None:
+    """Let the disks of a VM come to hold *size* bytes in all, or refuse.
+
+    The ledger has what all VMs are promised but one, and names that one, whose own record says the
+    rest: so it is right before, and after, and if nothing ever comes of that record. The host's lock
+    is held until the record is written, or gone.
 
     :raises ResourceError: what is promised would exceed what is there, times disk_overcommit.
     """
     path = _ledger_path(run)
-    promised = (read_json(path) or {}).get("promised", 0)
+    ledger = read_json(path) or {"promised": 0, "besides": vm_id}
+    before = _promised(run, vm_id)
+    others = ledger["promised"]
+    if ledger["besides"] != vm_id:
+        others += _promised(run, ledger["besides"]) - before
     info = os.statvfs(run.store.paths.root)
     free = info.f_bavail * info.f_frsize
-    if promised + size > int(free * run.options.disk_overcommit):
+    if size > before and others + size > int(free * run.options.disk_overcommit):
         promised, held = _count_disks(run)
+        others = promised - before
         limit = int((free + held) * run.options.disk_overcommit)
-        if promised + size > limit:
+        if others + size > limit:
             raise ResourceError(
                 f"{format_size(size)} of disk do not fit into {run.store.paths.root}: of {limit >> 20}M,"
-                f" {promised >> 20}M are promised",
+                f" {others >> 20}M are promised",
                 option,
                 "Free some space, ask for less, or raise disk_overcommit (disks are sparse).",
             )
-    write_json(path, {"promised": promised + size})
-
-
-def return_disk(run: Run, size: int) -> None:
-    """Take *size* bytes off the ledger. The host's lock is held; called after the bytes are gone."""
-    path = _ledger_path(run)
-    promised = (read_json(path) or {}).get("promised", 0)
-    write_json(path, {"promised": max(0, promised - size)})
+    write_json(path, {"promised": others, "besides": vm_id}, locked=True)

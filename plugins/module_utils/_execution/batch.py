@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import errno
 import time
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import plan_item
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
@@ -80,9 +81,9 @@ def _round(run: Run, items: t.Sequence[Item]) -> None:
             run.forget()
             plan_items(run, items)
             _execute(run, [item for item in items if item.due])
-    except CocoonError as exc:
+    except (CocoonError, OSError) as exc:
         for item in items:
-            item.error = item.error or exc
+            item.error = item.error or explained(exc, "lock")
         return
     _await_guests(run, [item for item in items if item.error is None])
 
@@ -125,12 +126,25 @@ def _allocate(run: Run, items: t.Sequence[Item]) -> None:
             if item.job is None or item.plan is None or item.plan.wanted is None:
                 continue
             removal = item.plan.step("remove")
-            if removal is not None and item.job.record is not None:
-                item.job.record["delete_data_disks"] = removal.args["delete_data_disks"]
+            if removal is not None and removal.args["delete_data_disks"] and item.job.record is not None:
+                item.job.record["delete_data_disks"] = True
             try:
                 reserve_job(item.job, dict(item.plan.wanted), item.plan.step("start") is not None)
-            except CocoonError as exc:
-                item.error = exc
+            except (CocoonError, OSError) as exc:
+                item.error = explained(exc, "create")
+
+
+def explained(exc: CocoonError | OSError, where: str) -> CocoonError:
+    """An error for the user; *where* is the step that met it."""
+    if isinstance(exc, CocoonError):
+        return exc
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"{where}: no space is left on the file system of the store",
+            "root_dir",
+            "Free some, or put root_dir on a larger file system.",
+        )
+    return CocoonError(f"{where}: {exc.strerror}: {exc.filename}")
 
 
 def _carry_out(item: Item) -> None:
@@ -138,21 +152,21 @@ def _carry_out(item: Item) -> None:
 
     The allocation of a new VM has taken apart what was left of one before, so those steps are done.
     """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import STEPS
 
     if item.plan is None or item.job is None:
         return
+    if item.job.record is not None:  # before a step takes the VM for one that does not run
+        power.end_strays(item.job.record)
     steps = list(item.plan.steps)
     if item.plan.step("create"):
         steps = [step for step in steps if step.name not in ("stop", "remove")]
     for step in steps:
         try:
             STEPS[step.name](item.job, **step.args)
-        except CocoonError as exc:
-            item.error = exc
-            break
-        except OSError as exc:
-            item.error = CocoonError(f"{step.name}: {exc.strerror}: {exc.filename}")
+        except (CocoonError, OSError) as exc:
+            item.error = explained(exc, step.name)
             break
         item.done.append(str(step))
     item.record = item.job.record

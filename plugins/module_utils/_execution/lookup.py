@@ -56,7 +56,12 @@ def context(run: Run, required: Needs) -> Context:
 def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
     observed = observe(record)
-    return plan_vm(record, observed, definition, context(run, needs(record, definition, observed)))
+    plan = plan_vm(record, observed, definition, context(run, needs(record, definition, observed)))
+    if plan.step("create") or plan.step("set_nics") or plan.step("set_ports"):
+        from ansible_collections.cocoon.microvm.plugins.module_utils._execution import forecast
+
+        forecast.check(run, record, plan)
+    return plan
 
 
 # What a record holds for us alone.
@@ -70,7 +75,8 @@ PRIVATE = frozenset(
         "kept_disks",
         "planned_nics",
         "delete_data_disks",
-        "old_image_id",
+        "planned_ports",
+        "held_images",
         "promised_disk",
     )
 )

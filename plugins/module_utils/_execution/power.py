@@ -16,12 +16,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import b
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_memory
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_log
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
 
 LOGIN_FILE = "login.json"
-PHASE_START = "start"
+# Seconds between two pushes of the power button.
+PRESS_AGAIN = 2.0
 
 
 def find_process(record: Record) -> Process | None:
@@ -68,16 +70,17 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
             clear_runtime(run, record)
             promise_memory(run, record["id"], record["uid"], record["config"]["memory"])
     run.mark("start.memory")
-    image = run.known_image(record["image_id"])
-    record["boot_config"] = boot.boot_config(record, image)
-    record["storage_configs"] = _storage_configs(run, record, image)
-    set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
-    run.mark("start.record")
     try:
+        image = run.known_image(record["image_id"])
+        record["boot_config"] = boot.boot_config(record, image)
+        record["storage_configs"] = _storage_configs(run, record, image)
+        set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
+        run.mark("start.record")
         process, begun = _spawn(run, record, image)
-    except CocoonError as exc:
+    except (CocoonError, OSError) as exc:
         clear_runtime(run, record)
-        set_state(run, record, types.ERROR, exc.message, phase=None, process=None, pid=0)
+        reason = exc.message if isinstance(exc, CocoonError) else str(exc)
+        set_state(run, record, types.ERROR, reason, phase=None, process=None, pid=0)
         raise
     run.mark("start.process")
     with process:
@@ -206,7 +209,7 @@ def stop(run: Run, record: Record, timeout: float, force: bool) -> None:
     process = find_process(record)
     if process is not None:
         with process:
-            asked = not force and _ask(run, record) and process.wait(timeout)
+            asked = not force and _shut_down(run, record, process, timeout)
             run.mark("stop.asked")
             if not asked:
                 process.end()
@@ -220,10 +223,16 @@ def stop(run: Run, record: Record, timeout: float, force: bool) -> None:
     run.mark("stop.record")
 
 
-def _ask(run: Run, record: Record) -> bool:
-    """Whether the guest could be asked to shut down."""
-    try:
-        run.driver(record["hypervisor"]).powerdown(run.store.paths.vm_run(record["id"]))
-        return True
-    except CocoonError:
-        return False
+def _shut_down(run: Run, record: Record, process: Process, timeout: float) -> bool:
+    """Press the power button until the guest is off; a guest that is still booting misses the first times."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            run.driver(record["hypervisor"]).powerdown(run.store.paths.vm_run(record["id"]))
+        except CocoonError:
+            return process.wait(0)
+        left = deadline - time.monotonic()
+        if process.wait(min(PRESS_AGAIN, max(0.0, left))):
+            return True
+        if left <= PRESS_AGAIN:
+            return False

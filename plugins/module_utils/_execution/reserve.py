@@ -14,6 +14,8 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, InputError, ResourceError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_disk
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, remove_file, remove_tree
@@ -176,12 +178,11 @@ def give_back_nics(
             manager.detach(run.store, config["network_id"], record["id"])
 
 
-def port_target(record: Record) -> NetworkConfig | None:
-    """The NIC that published ports lead to: the first one with an address."""
-    for config in record.get("network_configs") or []:
-        if config.get("network", {}).get("ip"):
-            return t.cast(NetworkConfig, config)
-    return None
+def port_target(run: Run, record: Record) -> NetworkConfig | None:
+    """The NIC that published ports lead to: the first with an address behind NAT, else the first with an address."""
+    configs = [config for config in record.get("network_configs") or [] if config.get("network", {}).get("ip")]
+    behind_nat = [config for config in configs if run.known_network(config["network_name"]).get("nat")]
+    return next(iter(behind_nat or configs), None)
 
 
 def take_ports(run: Run, record: Record) -> None:
@@ -190,7 +191,7 @@ def take_ports(run: Run, record: Record) -> None:
 
     if not record.get("ports"):
         return
-    target = port_target(record)
+    target = port_target(run, record)
     if target is None:
         raise InputError("no NIC has an address to publish ports for", "ports", "Use a network with a subnet.")
     network = run.known_network(target["network_name"])
@@ -198,13 +199,23 @@ def take_ports(run: Run, record: Record) -> None:
     run.networks_changed = True
 
 
-def give_back_ports(run: Run, record: Record, ports: t.Sequence[str]) -> None:
+def all_ports(record: Record) -> list[str]:
+    """The record's ports, and those of a change that may not have come to its end."""
+    return list(dict.fromkeys([*(record.get("ports") or []), *(record.get("planned_ports") or [])]))
+
+
+def give_back_ports(run: Run, record: Record, ports: t.Sequence[str], keep: t.Iterable[str] = ()) -> None:
+    """Withdraw *ports*, on whichever network they are, but for those whose host port is one of *keep*, too."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
-    target = port_target(record)
-    if ports and target is not None:
-        manager.unpublish(run.store, target["network_id"], record["id"], list(ports))
-        run.networks_changed = True
+    networks = {config["network_id"] for config in record.get("network_configs") or []}
+    if not ports or not networks:
+        return
+    kept = {port.key for port in manager.check_ports(keep)}
+    dropped = [str(port) for port in map(manager.parse_port, ports) if port.key not in kept]
+    for network_id in networks:
+        manager.unpublish(run.store, network_id, record["id"], dropped)
+    run.networks_changed = True
 
 
 def reserve(run: Run, wanted: Record, kept: Record | None = None) -> Record:
@@ -226,13 +237,14 @@ def reserve(run: Run, wanted: Record, kept: Record | None = None) -> Record:
     else:
         record["uid"] = _free_uid(run, record["id"])
     record["network_configs"] = [plan_nic(run, record, i, nic, None) for i, nic in enumerate(record["nics"])]
+    promise_disk(run, record["id"], record["promised_disk"])
     run.store.index("vm").reserve(wanted["name"], record["id"])
     run.mark("create.name")
     try:
         _reserve_rest(run, record)
     except Exception:
         if kept is not None:
-            release_all_but_disks(run, record)
+            release_all_but_disks(run, record, [disk["name"] for disk in kept["detached_disks"]])
             run.store.write_vm(kept)
         else:
             release(run, record)
@@ -261,21 +273,24 @@ def _release_holdings(run: Run, record: Record) -> None:
     """Ports, addresses, MACs, networks, image: all but the name, the uid and the files."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    give_back_ports(run, record, record.get("ports") or [])
+    give_back_ports(run, record, all_ports(record))
     run.mark("remove.ports")
     give_back_nics(run, record, [*(record.get("network_configs") or []), *(record.get("planned_nics") or [])])
     run.mark("remove.lease")
-    for image_id in {record.get("image_id"), record.get("old_image_id")} - {None}:
+    for image_id in {record.get("image_id"), *(record.get("held_images") or [])} - {None}:
         images.unpin(run.store, image_id, record["id"])
     run.mark("remove.image")
 
 
-def release_all_but_disks(run: Run, record: Record) -> None:
-    """Give back everything but the name, the uid and the data disks. Idempotent."""
+def release_all_but_disks(run: Run, record: Record, disks: t.Iterable[str]) -> None:
+    """Give back everything but the name, the uid and those data disks. Idempotent."""
     _release_holdings(run, record)
-    for name in ("cow.raw", "overlay.qcow2", "cidata.img", "login.json"):
-        remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), name))
-    run.mark("remove.system_disk")
+    directory = run.store.paths.vm_dir(record["id"])
+    kept = {"vm.json", *(os.path.basename(boot.data_disk(record["id"], disk, run.store.paths)) for disk in disks)}
+    for name in os.listdir(directory):
+        if name not in kept:
+            remove_file(os.path.join(directory, name))
+    run.mark("remove.files")
 
 
 def release(run: Run, record: Record) -> None:

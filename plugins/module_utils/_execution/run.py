@@ -99,6 +99,11 @@ class Run:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
         with self.network_lock:
-            if self.networks_changed:
+            if not self.networks_changed:
+                return
+            self.networks_changed = False  # what other threads change from here on is for the next one
+            try:
                 manager.sync(self.store)
-                self.networks_changed = False
+            except Exception:
+                self.networks_changed = True
+                raise

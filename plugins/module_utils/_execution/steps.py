@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     admission,
+    boot,
     mounts,
     power,
     reserve,
@@ -51,36 +53,33 @@ def reserve_job(job: Job, wanted: Record, starts: bool) -> None:
     if job.record is not None:  # kept disks, or what a process that died left behind
         kept = abandon(run, job.record)
         job.record = None
-    more = reserve.disk_bytes(wanted, kept) - (kept or {}).get("promised_disk", 0)
-    admission.promise_disk(run, more)
-    record = None
-    try:
-        record = reserve.reserve(run, wanted, kept)
-        if starts:
+    record = reserve.reserve(run, wanted, kept)
+    if starts:
+        try:
             admission.promise_memory(run, record["id"], record["uid"], wanted["memory"])
-            job.promised = True
-    except Exception:
-        if record is not None:
+        except Exception:
             abandon(run, record)
-        admission.return_disk(run, more)
-        raise
+            raise
+        job.promised = True
     job.record = record
     run.mark("create.memory")
 
 
-def leftover_disks(record: Record) -> list[Record]:
+def leftover_disks(run: Run, record: Record) -> list[Record]:
     """The data disks of a VM that is not (or not any more) there, which must outlive its record."""
-    everything = [*(record.get("data_disks") or []), *(record.get("detached_disks") or [])]
+    if record.get("delete_data_disks"):
+        return []
+    disks = [*(record.get("data_disks") or []), *(record.get("detached_disks") or [])]
     if record["state"] == types.CREATING:
-        return record.get("kept_disks") or []
-    return [] if record.get("delete_data_disks") else everything
+        disks = record.get("kept_disks") or []
+    return [disk for disk in disks if os.path.lexists(boot.data_disk(record["id"], disk["name"], run.store.paths))]
 
 
 def abandon(run: Run, record: Record) -> Record | None:
     """Take a half-made or half-removed VM apart; gives the record that keeps its data disks, if any."""
     if record["state"] == REMOVED:
         return record
-    disks = leftover_disks(record)
+    disks = leftover_disks(run, record)
     if not disks:
         discard(run, record)
         return None
@@ -94,6 +93,7 @@ def create(job: Job, wanted: Record) -> None:
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
     try:
         storage.create_disks(run, record, login or None)
+        run.sync_networks()
     except Exception:
         with locked(run.store.paths, ["host"], run.options.lock_timeout):
             abandon(run, record)
@@ -120,39 +120,52 @@ def _end(run: Run, record: Record) -> None:
 def discard(run: Run, record: Record) -> None:
     """Take a VM apart, whatever is there of it. The host's lock is held."""
     _end(run, record)
-    reserve.release(run, record)
     if record.get("promised_disk"):
-        admission.return_disk(run, record["promised_disk"])
+        admission.promise_disk(run, record["id"], 0)
+    reserve.release(run, record)
 
 
 def start(job: Job) -> None:
-    record = job.known
-    if record.get("planned_nics"):  # a change of NICs was cut short
-        with locked(job.run.store.paths, ["host"], job.run.options.lock_timeout):
-            _settle_nics(job.run, record)
-    for config in record["network_configs"]:
-        job.run.ensure_network(config["network_name"])
-    job.run.sync_networks()
-    job.begun = power.start(job.run, record, promised=job.promised)
+    run, record = job.run, job.known
+    try:
+        if record.get("planned_nics"):  # a change of NICs was cut short
+            with locked(run.store.paths, ["host"], run.options.lock_timeout):
+                _settle_nics(run, record)
+        for config in record["network_configs"]:
+            run.ensure_network(config["network_name"])
+        run.sync_networks()
+    except CocoonError:
+        if job.promised:
+            power.clear_runtime(run, record)
+        raise
+    job.begun = power.start(run, record, promised=job.promised)
     job.promised = False
 
 
 def stop(job: Job, force: bool = False, restart: bool = False) -> None:
-    job.known["restarting"] = restart
+    record = job.known
+    if record.get("restarting", False) != restart:  # known before it is down, so that it comes up again after a crash
+        record["restarting"] = restart
+        job.run.store.write_vm(record)
+        job.run.mark("stop.begun")
     timeout = job.controls.get("stop_timeout")
-    power.stop(job.run, job.known, 30.0 if timeout is None else float(timeout), force)
+    power.stop(job.run, record, 30.0 if timeout is None else float(timeout), force)
 
 
 def remove(job: Job, delete_data_disks: bool = False) -> None:
     """Remove a VM. Its data disks are kept, under its name, unless their deletion is allowed."""
     run, record = job.run, job.known
-    if not record.get("bare") and record["state"] != types.CREATING:
-        fields = {"phase": PHASE_REMOVE, "delete_data_disks": delete_data_disks}
-        power.set_state(run, record, record["state"], "removing", **fields)
+    if not record.get("bare"):
+        delete = delete_data_disks or bool(record.get("delete_data_disks"))  # what was begun is finished
+        power.set_state(run, record, record["state"], "removing", phase=PHASE_REMOVE, delete_data_disks=delete)
     run.mark("remove.record")
+    if reserve.all_ports(record):  # before the record goes, which is what the next run knows of them
+        reserve.give_back_ports(run, record, reserve.all_ports(record))
+        run.sync_networks()
+        run.mark("remove.unpublished")
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
-        disks = leftover_disks(record)
-        if disks and not delete_data_disks:
+        disks = leftover_disks(run, record)
+        if disks:
             keep_disks(run, record, disks)
         else:
             discard(run, record)
@@ -162,25 +175,29 @@ def remove(job: Job, delete_data_disks: bool = False) -> None:
 def keep_disks(run: Run, record: Record, disks: list[Record]) -> None:
     """Take a VM apart but for its data disks, which wait for a VM of the same name."""
     _end(run, record)
-    reserve.release_all_but_disks(run, record)
+    reserve.release_all_but_disks(run, record, [disk["name"] for disk in disks])
     size = sum(disk["size"] for disk in disks)
-    returned = record.get("promised_disk", 0) - size
+    admission.promise_disk(run, record["id"], size)
     power.set_state(
         run,
         record,
         REMOVED,
         "removed, data disks kept",
         phase=None,
+        restarting=False,
         network_configs=[],
+        planned_nics=[],
         storage_configs=[],
         ports=[],
+        planned_ports=[],
         image_id=None,
+        held_images=[],
         data_disks=[],
         detached_disks=disks,
         kept_disks=[],
         promised_disk=size,
     )
-    admission.return_disk(run, max(0, returned))
+    run.mark("remove.kept")
 
 
 def configure(job: Job, fields: Record) -> None:
@@ -201,6 +218,7 @@ def configure(job: Job, fields: Record) -> None:
             config["queue_size"] = record["config"]["queue_size"]
     record["updated_at"] = types.now()
     job.run.store.write_vm(record)
+    job.run.mark("configure.done")
 
 
 def grow_disk(job: Job, disk: str, size: int) -> None:
@@ -221,6 +239,7 @@ def set_balloon(job: Job, balloon: int) -> None:
     if process is not None:
         process.close()
         run.driver(record["hypervisor"]).set_balloon(run.store.paths.vm_run(record["id"]), balloon)
+    run.mark("set_balloon.asked")
     configure(job, {"balloon": balloon})
 
 
@@ -263,29 +282,33 @@ def _settle_nics(run: Run, record: Record) -> None:
     """Give back NICs that the record lists besides its own, and publish its ports. The host's lock is held."""
     reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
     reserve.take_ports(run, record)
+    run.sync_networks()
+    run.mark("set_nics.settled")
     record["planned_nics"] = []
     run.store.write_vm(record)
 
 
 def set_ports(job: Job, ports: list[str]) -> None:
+    """Publish other ports. Until the firewall knows them they are ``planned_ports``."""
     run, record = job.run, job.known
+    before = list(record.get("ports") or [])
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
-        dropped = [port for port in record.get("ports") or [] if port not in ports]
-        before = list(record.get("ports") or [])
-        record["ports"] = before + [port for port in ports if port not in before]
+        record["planned_ports"] = [*(record.get("planned_ports") or []), *ports]
         run.store.write_vm(record)
         run.mark("set_ports.planned")
         try:
-            reserve.take_ports(run, record)
+            reserve.take_ports(run, {**record, "ports": ports})
         except CocoonError:
-            reserve.give_back_ports(run, record, [port for port in ports if port not in before])
-            record["ports"] = before
+            reserve.give_back_ports(run, record, record["planned_ports"], keep=before)
+            record["planned_ports"] = []
             run.store.write_vm(record)
             raise
-        reserve.give_back_ports(run, record, dropped)
-        record["ports"] = ports
-        run.store.write_vm(record)
+        run.mark("set_ports.taken")
+        reserve.give_back_ports(run, record, reserve.all_ports(record), keep=ports)
     run.sync_networks()
+    run.mark("set_ports.synced")
+    record.update(ports=ports, planned_ports=[])
+    run.store.write_vm(record)
     run.mark("set_ports.done")
 
 
@@ -295,7 +318,11 @@ def rebuild(job: Job, wanted: Record) -> None:
 
     run, record = job.run, job.known
     image = run.known_image(wanted["image"])
-    old_image = record.get("old_image_id") or record["image_id"]
+    storage.promise_system_disk(run, record, wanted["storage"])
+    held = {record["image_id"], *(record.get("held_images") or [])}
+    record["held_images"] = sorted(held | {image["id"]})
+    run.store.write_vm(record)
+    run.mark("rebuild.begun")
     images.pin(run.store, image["id"], record["id"])
     run.mark("rebuild.image")
     record["config"].update(image=wanted["image"], storage=wanted["storage"], windows=bool(wanted.get("windows")))
@@ -308,16 +335,17 @@ def rebuild(job: Job, wanted: Record) -> None:
         login=reserve.login_of(wanted),
         first_booted=False,
         phase=PHASE_REBUILD,
-        old_image_id=old_image,
         **run.driver(wanted["hypervisor"]).pin(wanted["accel"]),
     )
     run.store.write_vm(record)
     run.mark("rebuild.record")
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
     storage.rebuild_system_disk(run, record, login or None)
-    if old_image != image["id"]:
-        images.unpin(run.store, old_image, record["id"])
-    power.set_state(run, record, types.STOPPED, "rebuilt", phase=None, old_image_id=None)
+    for image_id in held - {image["id"]}:
+        images.unpin(run.store, image_id, record["id"])
+    run.mark("rebuild.unpinned")
+    power.set_state(run, record, types.STOPPED, "rebuilt", phase=None, held_images=[])
+    run.mark("rebuild.done")
 
 
 def resume(job: Job) -> None:

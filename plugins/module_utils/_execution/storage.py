@@ -29,8 +29,9 @@ def create_disks(run: Run, record: Record, login: Record | None) -> None:
     """The system disk, data disks and login file of a new VM."""
     create_system_disk(run, record)
     run.mark("create.system_disk")
+    kept = {disk["name"]: disk["size"] for disk in record.get("kept_disks") or []}
     for disk in record["data_disks"]:
-        create_data_disk(run, record, disk)
+        create_data_disk(run, record, disk, kept.get(disk["name"], disk["size"]))
         run.mark("create.data_disk")
     if login:
         write_login(run, record, login)
@@ -45,12 +46,16 @@ def create_system_disk(run: Run, record: Record) -> None:
         _disks.create_overlay(run.store, path, image, record["config"]["storage"], record["uid"])
 
 
-def create_data_disk(run: Run, record: Record, disk: Record) -> None:
-    """Make the file of a data disk unless a detached one of that name is kept."""
+def create_data_disk(run: Run, record: Record, disk: Record, before: int) -> None:
+    """Make the file of a data disk unless one of that name is kept.
+
+    :param before: the recorded size of the kept one. The file's own says nothing: a killed run may have
+        made it larger and not the file system on it.
+    """
     path = boot.data_disk(record["id"], disk["name"], run.store.paths)
     if not os.path.lexists(path):
         _disks.create_data(path, disk["size"], disk["fstype"], record["uid"])
-    elif os.lstat(path).st_size < disk["size"]:
+    elif before < disk["size"]:
         _disks.grow(path, disk["size"], disk["fstype"], record["uid"])
 
 
@@ -76,11 +81,17 @@ def _crypt(password: str) -> str:
     return output.decode().strip()
 
 
-def _promise(run: Run, record: Record, more: int, option: str) -> None:
-    """Add to the disk ledger what a disk may come to hold beyond what the record has promised."""
-    if more > 0:
-        with locked(run.store.paths, ["host"], run.options.lock_timeout):
-            admission.promise_disk(run, more, option)
+def _promise(run: Run, record: Record, size: int, option: str = "data_disks") -> None:
+    """Have the VM promised *size* bytes of disk in all, by the ledger and by its record."""
+    with locked(run.store.paths, ["host"], run.options.lock_timeout):
+        admission.promise_disk(run, record["id"], size, option)
+        record["promised_disk"] = size
+        run.store.write_vm(record)
+
+
+def promise_system_disk(run: Run, record: Record, size: int) -> None:
+    """Have a rebuild's new system disk promised before the old one goes."""
+    _promise(run, record, wanted_bytes(record) + size - record["config"]["storage"], "storage")
 
 
 def grow_disk(run: Run, record: Record, disk: str, size: int) -> None:
@@ -97,7 +108,7 @@ def grow_disk(run: Run, record: Record, disk: str, size: int) -> None:
         more = size - entry["size"]
     else:
         raise StateError(f"the VM has no data disk '{disk}'")
-    _promise(run, record, more, "storage" if disk == "cow" else "data_disks")
+    _promise(run, record, wanted_bytes(record) + more, "storage" if disk == "cow" else "data_disks")
     run.mark("grow_disk.promised")
     process = power.find_process(record)
     if process is not None:
@@ -110,8 +121,8 @@ def grow_disk(run: Run, record: Record, disk: str, size: int) -> None:
         entry["size"] = size
     else:
         record["config"]["storage"] = size
-    record["promised_disk"] = wanted_bytes(record)
     run.store.write_vm(record)
+    run.mark("grow_disk.record")
 
 
 def grow_file(run: Run, record: Record, path: str, size: int, fstype: str) -> None:
@@ -132,14 +143,17 @@ def add_disk(run: Run, record: Record, disk: Record) -> None:
     goes on from there, and nothing that it holds is lost.
     """
     entry = {key: disk[key] for key in ("name", "size", "fstype")}
-    before = wanted_bytes(record)
-    record["detached_disks"] = [item for item in record["detached_disks"] if item["name"] != disk["name"]] + [entry]
-    _promise(run, record, wanted_bytes(record) - before, "data_disks")
-    record["promised_disk"] = wanted_bytes(record)
-    run.store.write_vm(record)
+    others = [item for item in record["detached_disks"] if item["name"] != disk["name"]]
+    kept = next((item for item in record["detached_disks"] if item["name"] == disk["name"]), entry)
+    size = wanted_bytes({**record, "detached_disks": [*others, entry]})
+    record["detached_disks"] = [*others, kept]
+    _promise(run, record, size)
     run.mark("add_disk.record")
-    create_data_disk(run, record, disk)
+    create_data_disk(run, record, disk, kept["size"])
     run.mark("add_disk.file")
+    record["detached_disks"] = [*others, entry]
+    run.store.write_vm(record)
+    run.mark("add_disk.made")
     process = power.find_process(record)
     if process is not None:
         process.close()
@@ -148,9 +162,10 @@ def add_disk(run: Run, record: Record, disk: Record) -> None:
         driver = run.driver(record["hypervisor"])
         driver.attach_disk(run.store.paths.vm_run(record["id"]), power.disk_of(run, record, item))
     run.mark("add_disk.attached")
-    record["detached_disks"] = [item for item in record["detached_disks"] if item["name"] != disk["name"]]
+    record["detached_disks"] = others
     record["data_disks"] = [item for item in record["data_disks"] if item["name"] != disk["name"]] + [entry]
     _refresh(run, record)
+    run.mark("add_disk.done")
 
 
 def drop_disk(run: Run, record: Record, name: str, delete: bool) -> None:
@@ -161,21 +176,18 @@ def drop_disk(run: Run, record: Record, name: str, delete: bool) -> None:
         driver = run.driver(record["hypervisor"])
         driver.detach_disk(run.store.paths.vm_run(record["id"]), name, DETACH_TIMEOUT)
     run.mark("drop_disk.detached")
-    known = [*record["data_disks"], *record["detached_disks"]]
-    entry = next((item for item in known if item["name"] == name), None)
+    disks = [item for item in [*record["data_disks"], *record["detached_disks"]] if item["name"] == name]
+    others = [item for item in record["detached_disks"] if item["name"] != name]
     record["data_disks"] = [item for item in record["data_disks"] if item["name"] != name]
-    record["detached_disks"] = [item for item in record["detached_disks"] if item["name"] != name]
+    record["detached_disks"] = others + disks
+    _refresh(run, record)
+    run.mark("drop_disk.record")
     if delete:
         remove_file(boot.data_disk(record["id"], name, run.store.paths))
         run.mark("drop_disk.file")
-    elif entry:
-        record["detached_disks"].append(entry)
-    less = record.get("promised_disk", 0) - wanted_bytes(record)
-    record["promised_disk"] = wanted_bytes(record)
-    _refresh(run, record)
-    if less > 0:
-        with locked(run.store.paths, ["host"], run.options.lock_timeout):
-            admission.return_disk(run, less)
+        record["detached_disks"] = others
+        _promise(run, record, wanted_bytes(record))
+        run.mark("drop_disk.done")
 
 
 def _refresh(run: Run, record: Record) -> None:

@@ -4,11 +4,12 @@
 """Waiting for guests: one poller for all of them, so that a fleet's boot costs its slowest VM.
 
 Hypervisors are watched by pidfd, ports by non-blocking connects, pings by one raw socket for all,
-consoles by their socket: what they have written before is in the log.
+consoles by their socket and their log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -167,13 +168,15 @@ class _Ping:
 
 
 class _Console:
-    """Looks for the pattern in the console log, and again whenever the console socket has something.
+    """Looks for the pattern in what the console socket gives, and at intervals in the log: what came before is there.
 
-    The socket takes one client: while a person is attached to it, the log is looked at in turns.
+    The log alone would not do, as it takes no more once the guest has filled it. Nor would the socket: it has one
+    client at a time, and a person may be attached to it.
     """
 
     def __init__(self, target: Target) -> None:
         self.pattern = re.compile(target.pattern.encode(), re.MULTILINE)
+        self.received = b""
         self.socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.socket.setblocking(False)
         try:
@@ -189,18 +192,6 @@ class _Console:
         if now < self.due:
             return
         self.due = now + RETRY
-        self._look(target)
-
-    def ready(self, target: Target) -> None:
-        try:
-            gone = self.socket is not None and not self.socket.recv(65536)
-        except OSError:
-            gone = True
-        if gone:
-            self.close()
-        self._look(target)
-
-    def _look(self, target: Target) -> None:
         try:
             with open(target.console_log, "rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
@@ -208,6 +199,19 @@ class _Console:
                 text = stream.read(CONSOLE_KEEP)
         except OSError:
             return
+        self._search(target, text)
+
+    def ready(self, target: Target) -> None:
+        data = b""
+        with contextlib.suppress(OSError):
+            data = self.socket.recv(CONSOLE_KEEP) if self.socket else b""
+        if not data:
+            self.close()
+            return
+        self.received = (self.received + data)[-CONSOLE_KEEP:]
+        self._search(target, self.received)
+
+    def _search(self, target: Target, text: bytes) -> None:
         if self.pattern.search(text):
             target.met()
 

@@ -154,7 +154,9 @@ def _leave_network() -> None:
     """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         reason = os.strerror(ctypes.get_errno())
-        raise HypervisorError(f"cannot make a network namespace: {reason}", remedy="Run as root, outside of containers.")
+        raise HypervisorError(
+            f"cannot make a network namespace: {reason}", remedy="Run as root, outside of restricted containers."
+        )
 
 
 def _spawn_apart(
@@ -162,7 +164,7 @@ def _spawn_apart(
 ) -> Process:
     _leave_network()
     try:
-        child = subprocess.Popen(  # pylint: disable=consider-using-with
+        child = subprocess.Popen(  # pylint: disable=consider-using-with,ansible-bad-function  # it outlives us
             list(argv),
             user=uid,
             group=gid,

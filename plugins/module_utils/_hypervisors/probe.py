@@ -137,7 +137,7 @@ class _Probe:
     def __init__(self, binary: str, *arguments: str) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self.process = subprocess.Popen(  # pylint: disable=consider-using-with
+            self.process = subprocess.Popen(  # pylint: disable=consider-using-with,ansible-bad-function  # a dialogue
                 [
                     binary,
                     *("-nodefaults", "-no-user-config", "-display", "none", "-S", *arguments),

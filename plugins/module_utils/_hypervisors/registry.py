@@ -95,8 +95,7 @@ def resolve(paths: Paths, name: str, accel: str, needs: t.Iterable[str] = ()) ->
             return candidate, resolve_accel(paths, candidate, accel)
         except UnsupportedError as exc:
             problem = problem or exc
-    assert problem is not None
-    raise problem
+    raise problem or UnsupportedError("there is no driver to choose from", "hypervisor")
 
 
 def resolve_auto(paths: Paths, accel: str, needs: t.Iterable[str] = ()) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network.ports impo
     Port,
     check_free,
     check_ports,
+    parse_port,
     publish,
     unpublish,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "lease_holder",
     "load",
     "missing",
+    "parse_port",
     "publish",
     "purge",
     "release",

@@ -205,7 +205,7 @@ def _publish(store: Store, network: Record, vm_id: str, ip: str, port: Port) -> 
     if there is not None and there["vm_id"] != vm_id:
         raise _taken(store, port, network["name"], there["vm_id"])
     if there != document:
-        write_json(path, document)
+        write_json(path, document, locked=True)
     return False
 
 

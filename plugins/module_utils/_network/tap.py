@@ -22,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import lin
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig
 
 TUNSETIFF = 0x400454CA
+TUNSETOWNER = 0x400454CC
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_NO_PI = 0x1000
@@ -74,6 +75,8 @@ def _open_queue(name: str, multi: bool, first: bool) -> int:
         flags |= IFF_TUN_EXCL
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        # A TAP without an owner takes anybody's queues, and on most hosts everybody may open /dev/net/tun.
+        fcntl.ioctl(fd, TUNSETOWNER, 0)
     except OSError as exc:
         os.close(fd)
         if exc.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL) and links.index_of(name) is not None:

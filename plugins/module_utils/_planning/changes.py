@@ -230,7 +230,7 @@ def _balloon(record: Record, definition: Definition) -> t.Iterator[Difference]:
 def _nics(record: Record, definition: Definition) -> t.Iterator[Difference]:
     have, want = current_nics(record), wanted_nics(record, definition)
     before, after = record.get("config", {}).get("network"), definition.get("network") or None
-    if have == want:
+    if have == want and not record.get("planned_nics"):  # a change that was cut short is finished
         if after and before != after:  # every NIC names a network of its own: only the default moves
             yield Difference("network", before, after, LIVE, fields={"config": {"network": after}})
         return
@@ -247,7 +247,9 @@ def _nics(record: Record, definition: Definition) -> t.Iterator[Difference]:
 
 def _ports(record: Record, definition: Definition) -> t.Iterator[Difference]:
     before, after = record.get("ports") or [], definition.get("ports")
-    if after is not None and set(before) != set(after):
+    if after is None and record.get("planned_ports"):
+        after = before  # a change that was cut short is taken back
+    if after is not None and (set(before) != set(after) or record.get("planned_ports")):
         yield Difference("ports", before, after, PORTS_DIFFER, steps=(Step("set_ports", {"ports": after}),))
 
 

@@ -287,7 +287,8 @@ def _new_disks(record: Record | None, definition: Definition) -> list[Definition
         # a creation that was cut short has them under kept_disks
         kept = {disk["name"]: disk for key in ("kept_disks", "detached_disks") for disk in record.get(key) or ()}
         if record.get("phase") == PHASE_REMOVE:
-            kept, begun = ({} if definition.get("force") else {**begun, **kept}), {}
+            deleted = definition.get("force") or record.get("delete_data_disks")
+            kept, begun = ({} if deleted else {**begun, **kept}), {}
     if "data_disks" not in definition:
         return [dict(disk, reattach=disk["name"] in kept) for disk in begun.values()]
     disks = []

@@ -21,6 +21,7 @@ REMOVED = "removed"
 
 # Values of a record's ``phase`` that a killed run may leave and that the next plan acts on.
 PHASE_CREATE = "create"
+PHASE_START = "start"
 PHASE_REBUILD = "rebuild"
 PHASE_REMOVE = "remove"
 

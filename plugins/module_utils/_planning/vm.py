@@ -22,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     OFFLINE,
     PHASE_REBUILD,
     PHASE_REMOVE,
+    PHASE_START,
     REBUILD,
     REFUSED,
     REMOVED,
@@ -145,7 +146,8 @@ def _plan_absent(record: Record | None, observed: Observed, definition: Definiti
     """A running VM is asked to shut down, then killed after stop_timeout; with force killed at once."""
     name, force = definition["name"], bool(definition.get("force"))
     disks = _disk_names(record)
-    if record is None or (record.get("state") == REMOVED and not (force and disks)):
+    removed = record is not None and record.get("state") == REMOVED and record.get("phase") != PHASE_REMOVE
+    if record is None or (removed and not (force and disks)):
         return Plan(name, "none")
     owner = definition.get("owner")
     if owner is not None and record.get("owner") not in (None, owner) and not force:
@@ -301,8 +303,10 @@ class _Existing:
     def _power_steps(self, stop: bool, runs: bool) -> list[Step]:
         recorded = self.record.get("state")
         steps = []
-        # a record that still says running after a crash or a reboot is set right by the same step
-        if stop or (self.state == "stopped" and recorded in (RUNNING, PAUSED)):
+        # a record that still says running after a crash or a reboot is set right by the same step,
+        # and a start that was cut short is undone by it where it is not taken up again
+        unsettled = not self.running and self.record.get("phase") == PHASE_START and not runs
+        if stop or unsettled or (self.state == "stopped" and recorded in (RUNNING, PAUSED)):
             force = bool(self.definition.get("force"))
             steps.append(Step("stop", {"force": force, "restart": runs}))
         if runs and (stop or not self.running):

@@ -232,7 +232,7 @@ def test_bad_input_names_the_option_and_leaves_nothing(
     assert list((root / "vms").iterdir()) == []
     for kind in ("vm", "mac", "uid"):
         assert list((root / "index" / kind).iterdir()) == []
-    assert not [path for path in root.glob("networks/*/leases/*")]
+    assert not list(root.glob("networks/*/leases/*"))
 
 
 def test_what_is_taken_is_named(host: Modules, vm: Callable[..., Result]) -> None:

@@ -23,6 +23,10 @@ options:
       - The keys to show, in order, and their headings. A key may be a path, such as C(network_configs.0.network.ip).
     type: dict
     required: true
+  width:
+    description: Break the last column so that lines are no longer than this; V(0) for as long as they are.
+    type: int
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -48,11 +52,11 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.cocoon.microvm.plugins.plugin_utils._table import table
 
 
-def cocoon_table(rows: t.Any, columns: t.Any) -> list[str]:
+def cocoon_table(rows: t.Any, columns: t.Any, width: int = 0) -> list[str]:
     """The lines of a table."""
     if not isinstance(columns, Mapping) or not columns:
         raise AnsibleFilterError("cocoon_table needs a dictionary of columns and their headings")
-    return table(rows, columns)
+    return table(rows, columns, width)
 
 
 class FilterModule:

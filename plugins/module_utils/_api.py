@@ -13,6 +13,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.batch im
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import view
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Options, Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import validate_all
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, parse_size
@@ -75,10 +76,9 @@ def _unmade(paths: Paths) -> Store:
 def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str, t.Any]) -> list[Record]:
     records = all_records(store)
     force = bool(params.get("force"))
-    names = plan_prune(
-        definitions, records, params.get("owner") or store.store_id, limited=bool(params.get("limited")), force=force
-    )
-    return [prune_definition(name, force) for name in names]
+    owner = params.get("owner") or store.store_id
+    names = plan_prune(definitions, records, owner, force=force)
+    return [prune_definition(name, owner, force) for name in names]
 
 
 def all_records(store: Store) -> list[Record]:
@@ -108,26 +108,33 @@ def _result(item: Item, check: bool) -> Record:
     return result
 
 
-def vm_info(params: t.Mapping[str, t.Any]) -> list[Record]:
-    """The VMs of a host, or those named, as they are now."""
+def vm_info(params: t.Mapping[str, t.Any]) -> Record:
+    """The VMs of a host, or those named, as they are now: ``vms``, and ``kept_disks`` of VMs that were removed."""
     store = Store.load(Paths.from_params(params))
-    if store is None:
-        return []
-    names = params.get("names")
-    if names:
+    names, labels, owner = params.get("names"), params.get("labels") or {}, params.get("owner")
+    records: list[Record] = []
+    if store is not None and names:
         records = [record for name in names for record in [store.vm_record(name)] if record]
-    else:
+    elif store is not None:
         records = all_records(store)
-    shown = [view(record) for record in records]
-    labels = params.get("labels") or {}
-    owner = params.get("owner")
-    return [
+    chosen = [
         record
-        for record in shown
-        if record is not None
+        for record in records
+        if (not owner or record.get("owner") == owner)
         and all((record.get("labels") or {}).get(key) == value for key, value in labels.items())
-        and (not owner or record.get("owner") == owner)
     ]
+    return {
+        "vms": [shown for shown in map(view, chosen) if shown is not None],
+        "kept_disks": [
+            {
+                "name": record["config"]["name"],
+                "owner": record.get("owner"),
+                "disks": [{"name": disk["name"], "size": disk["size"]} for disk in record["detached_disks"]],
+            }
+            for record in chosen
+            if record.get("state") == REMOVED
+        ],
+    }
 
 
 __all__ = ["CocoonError", "converge_vms", "vm_info"]

@@ -250,4 +250,6 @@ def _dig_holes(fd: int) -> None:
 
 def _guest_tool(argv: list[str], uid: int, gid: int | None, package: str, ok: t.Container[int] = (0,)) -> None:
     """Run a tool on a file that a guest may have written: as the VM's uid, with little memory and time."""
-    run_tool([*TOOL_LIMITS, *argv], uid=uid, gid=gid, timeout=660.0, package=package, ok=ok)
+    # The VM's directory is open to its own group; another one comes beside it.
+    groups = [] if gid is None else [gid]
+    run_tool([*TOOL_LIMITS, *argv], uid=uid, groups=groups, timeout=660.0, package=package, ok=ok)

@@ -69,8 +69,8 @@ def check_libraries(facts: Facts) -> list[Check]:
             remedy = f"Install python3-{distribution}, or run the role cocoon.microvm.host"
         missing = WARN if module == "requests_unixsocket" else FAIL
         detail = version or f"not found by {executable}"
-        if not version and missing == WARN:
-            detail += "; only needed for Cloud Hypervisor and Firecracker"
+        if missing == WARN:
+            remedy += " (only needed for Cloud Hypervisor and Firecracker)"
         found.append(check(distribution, PASS if version else missing, detail, f"{remedy}."))
     return found
 
@@ -88,8 +88,8 @@ def check_hypervisor(facts: Facts) -> Check:
 def check_kvm(facts: Facts) -> Check:
     if facts.kvm["usable"]:
         return check("kvm", PASS, "works")
-    detail = f"{facts.kvm['reason']}; VMs are emulated (TCG), which is slow"
-    return check("kvm", WARN, detail, "Enable virtualisation in the firmware, or nested virtualisation of the host.")
+    remedy = f"Enable virtualisation in the firmware, or nested virtualisation of the host ({facts.kvm['reason']})."
+    return check("kvm", WARN, "not usable; VMs are emulated (TCG), slowly", remedy)
 
 
 def check_tools(facts: Facts) -> list[Check]:
@@ -117,7 +117,7 @@ def check_nftables(facts: Facts) -> Check:
 def check_forwarding(facts: Facts) -> Check:
     """An accept of ours does not help against a drop elsewhere: every chain of a hook has its say."""
     if not facts.forward_drops:
-        return check("forwarding", PASS, "no other chain drops forwarded packets by policy")
+        return check("forwarding", PASS, "nobody else drops it by policy")
     return check(
         "forwarding",
         WARN,
@@ -142,7 +142,7 @@ def check_memory(facts: Facts) -> Check:
 
 def check_disk(facts: Facts) -> Check:
     free = facts.disk["free"]
-    detail = f"{free / GIB:.1f} of {facts.disk['total'] / GIB:.1f} GiB free for {facts.disk['path']}"
+    detail = f"{free / GIB:.1f} of {facts.disk['total'] / GIB:.1f} GiB free"
     return check("disk", PASS if free >= LOW_DISK else WARN, detail, "Free some space, or choose another root_dir.")
 
 
@@ -156,7 +156,7 @@ def check_directories(facts: Facts) -> Check:
 
 
 def check_systemd(facts: Facts) -> Check:
-    detail = "VMs run in scopes of their own" if facts.systemd else "not running; VMs are plain background processes"
+    detail = "VMs run in scopes of their own" if facts.systemd else "not there; VMs are plain processes"
     return check("systemd", PASS, detail)
 
 

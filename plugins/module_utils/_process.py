@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Hypervisor processes: whose they are, how they are started, how they are ended.
 
-A pid alone proves nothing. A process is ours only if boot id, start time and command line agree,
-checked while a pidfd keeps the pid from being reused; signals go through that pidfd.
+A pid alone proves nothing. A process is ours only if boot id, start time and user agree, checked
+while a pidfd keeps the pid from being reused; signals go through that pidfd. Its command line says
+nothing: a process can rewrite its own.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ToolError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ToolError
 
 Identity = dict[str, t.Any]
+KILL_TIMEOUT = 10.0
 
 
 @functools.cache
@@ -39,17 +41,18 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def command_line(pid: int) -> str:
+def real_uid(pid: int) -> int | None:
+    """Whose process it is, by the kernel and not by the owner of its /proc files, which it can change."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            return stream.read(65536).replace(b"\0", b" ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+        with open(f"/proc/{pid}/status", "rb") as stream:
+            return next(int(line.split()[1]) for line in stream if line.startswith(b"Uid:"))
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        return None
 
 
 def identify(pid: int) -> Identity:
     """What the record keeps of a process that we have just started."""
-    return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}
+    return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id(), "uid": real_uid(pid)}
 
 
 class Process:
@@ -60,40 +63,30 @@ class Process:
         self.pidfd = pidfd
 
     @classmethod
-    def find(cls, identity: Identity | None, marker: str) -> Process | None:
-        """The live process of *identity* if its command line holds *marker* (the VM's id), else ``None``."""
+    def find(cls, identity: Identity | None) -> Process | None:
+        """The live process of *identity*, or ``None``."""
         if not identity or identity.get("boot_id") != boot_id() or not identity.get("start_time"):
             return None
-        return cls._open(identity["pid"], marker, identity["start_time"])
+        return cls._open(identity["pid"], identity["uid"], identity["start_time"])
 
     @classmethod
-    def _open(cls, pid: int, marker: str, started: int | None) -> Process | None:
+    def _open(cls, pid: int, uid: int, started: int | None) -> Process | None:
         try:
             pidfd = os.pidfd_open(pid)
-        except (ProcessLookupError, OSError):
+        except OSError:
             return None
         seen = start_time(pid)
-        if seen is not None and started in (None, seen) and marker in command_line(pid):
+        if seen is not None and started in (None, seen) and real_uid(pid) == uid:
             return cls(pid, pidfd)
         os.close(pidfd)
         return None
 
     @classmethod
-    def scan(cls, uid: int, marker: str) -> list[Process]:
-        """Live processes of *uid* whose command line holds *marker*: for records whose writer died."""
-        found = []
-        for entry in os.listdir("/proc"):
-            if not entry.isdigit():
-                continue
-            try:
-                if os.stat(f"/proc/{entry}").st_uid != uid:
-                    continue
-            except FileNotFoundError:
-                continue
-            process = cls._open(int(entry), marker, None)
-            if process:
-                found.append(process)
-        return found
+    def scan(cls, uid: int) -> list[Process]:
+        """Live processes of *uid*, which belongs to one VM of one store: for what no record tells of."""
+        pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+        found = (cls._open(pid, uid, None) for pid in pids if real_uid(pid) == uid)
+        return [process for process in found if process is not None]
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -110,11 +103,19 @@ class Process:
         return True
 
     def end(self, grace: float = 5.0) -> None:
-        """SIGTERM, then SIGKILL after *grace* seconds; returns when it is gone."""
-        self.signal(signal.SIGTERM)
-        if not self.wait(grace):
+        """SIGTERM, then SIGKILL after *grace* seconds, at once with 0; returns when it is gone.
+
+        :raises HypervisorError: it does not end, so that nothing that it holds can be given back.
+        """
+        if grace > 0:
+            self.signal(signal.SIGTERM)
+        if grace <= 0 or not self.wait(grace):
             self.signal(signal.SIGKILL)
-            self.wait(10.0)
+            if not self.wait(KILL_TIMEOUT):
+                raise HypervisorError(
+                    f"process {self.pid} does not end, not even by SIGKILL",
+                    remedy=f"See what it waits for (cat /proc/{self.pid}/stack), mend that, and run this again.",
+                )
 
     def close(self) -> None:
         os.close(self.pidfd)
@@ -132,19 +133,20 @@ def run_tool(
     stdin: bytes | None = None,
     uid: int | None = None,
     gid: int | None = None,
+    groups: t.Sequence[int] = (),
     timeout: float = 600.0,
     package: str | None = None,
     ok: t.Container[int] = (0,),
 ) -> bytes:
     """Run an external tool without a shell and give its standard output.
 
-    :param uid: drop to this user first (for files that a guest can write).
+    :param uid: drop to this user first (for files that a guest can write), with *groups* and no others.
     :param package: what to install if the tool is missing, for the message.
     :raises ToolError: missing, failed (with its last lines of output) or too slow.
     """
     extra: dict[str, t.Any] = {}
     if uid is not None:
-        extra = {"user": uid, "group": gid if gid is not None else uid, "extra_groups": []}
+        extra = {"user": uid, "group": gid if gid is not None else uid, "extra_groups": list(groups)}
     try:
         done = subprocess.run(  # pylint: disable=subprocess-run-check,ansible-bad-function  # no AnsibleModule here
             list(argv),

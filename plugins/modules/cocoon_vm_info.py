@@ -54,6 +54,24 @@ vms:
   returned: always
   type: list
   elements: dict
+kept_disks:
+  description:
+    - Data disks of VMs that were removed without O(cocoon.microvm.cocoon_vm#module:force). The next VM of that name
+      takes them up; V(state=absent) with V(force=true) deletes them.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The name of the VM that was removed.
+      type: str
+    owner:
+      description: Its owner.
+      type: str
+    disks:
+      description: Its disks, each with its name and its size in bytes.
+      type: list
+      elements: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -70,7 +88,7 @@ def main() -> None:
         **store_options(),
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    run_module(module, lambda module: {"changed": False, "vms": vm_info(module.params)})
+    run_module(module, lambda module: {"changed": False, **vm_info(module.params)})
 
 
 if __name__ == "__main__":

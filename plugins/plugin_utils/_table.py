@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import textwrap
 import typing as t
 from collections.abc import Mapping, Sequence
+
+# The last column is never broken to less than this.
+MINIMUM = 20
 
 
 def cell(value: t.Any) -> str:
@@ -32,24 +36,40 @@ def pick(row: t.Any, path: str) -> t.Any:
     return row
 
 
-def table(rows: t.Iterable[t.Mapping[str, t.Any]], columns: t.Mapping[str, str]) -> list[str]:
+def _aligned(lines: list[list[str]], right: t.Sequence[bool]) -> list[str]:
+    """Cells under each other, two spaces between columns."""
+    widths = [max(len(line[place]) for line in lines) for place in range(len(right))]
+    return [
+        "  ".join(
+            text.rjust(width) if number else text.ljust(width) for text, width, number in zip(line, widths, right)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _wrapped(lines: list[list[str]], width: int) -> list[list[str]]:
+    """The last column broken to lines of its own, so that the table is *width* wide."""
+    others = [max(len(line[place]) for line in lines) for place in range(len(lines[0]) - 1)]
+    room = max(MINIMUM, width - sum(others) - 2 * len(others))
+    broken = []
+    for line in lines:
+        first, *rest = textwrap.wrap(line[-1], room, break_on_hyphens=False) or [""]
+        broken.append([*line[:-1], first])
+        # A mark in front, as leading spaces would have YAML put the line in quotes.
+        broken += [[*[".."][: len(others)], *[""] * (len(others) - 1), more] for more in rest]
+    return broken
+
+
+def table(rows: t.Iterable[t.Mapping[str, t.Any]], columns: t.Mapping[str, str], width: int = 0) -> list[str]:
     """The lines of a table.
 
     :param columns: the keys to show, in order, and their headings; a key may be a dotted path.
+    :param width: break the last column so that lines are no longer than this; 0 for as long as they are.
     """
-    keys = list(columns)
-    cells = [[str(columns[key]) for key in keys]]
-    body = [[pick(row, key) for key in keys] for row in rows]
-    cells += [[cell(value) for value in line] for line in body]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(keys))]
-    numbers = [
+    body = [[pick(row, key) for key in columns] for row in rows]
+    right = [
         bool(body) and all(isinstance(line[place], (int, float)) and not isinstance(line[place], bool) for line in body)
-        for place in range(len(keys))
+        for place in range(len(columns))
     ]
-    lines = []
-    for line in cells:
-        texts = (
-            text.rjust(width) if number else text.ljust(width) for text, width, number in zip(line, widths, numbers)
-        )
-        lines.append("  ".join(texts).rstrip())
-    return lines
+    lines = [[str(heading) for heading in columns.values()], *([cell(value) for value in line] for line in body)]
+    return _aligned(_wrapped(lines, width) if width else lines, right)

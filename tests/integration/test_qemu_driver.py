@@ -320,10 +320,10 @@ def test_hypervisor_has_only_the_intended_descriptors(guest: Guest) -> None:
 
 def test_process_is_found_by_identity_and_by_scan(guest: Guest) -> None:
     vm_id = guest.launch.vm_id
-    found = Process.find(identify(guest.process.pid), vm_id)
+    found = Process.find(identify(guest.process.pid))
     assert found is not None
     found.close()
-    scanned = Process.scan(UID, vm_id)
+    scanned = Process.scan(UID)
     assert [process.pid for process in scanned] == [guest.process.pid]
     for process in scanned:
         process.close()
@@ -529,7 +529,7 @@ def test_hypervisor_that_dies_at_its_start(lab: Lab, changes: dict[str, object],
         lab.driver.start(launch)
     assert time.monotonic() - began < 10
     assert "did not start (exit status 1)" in str(caught.value)
-    assert not Process.scan(launch.uid, launch.vm_id)
+    assert not Process.scan(launch.uid)
     assert os.listdir(launch.run_dir) == []
     assert not os.path.exists(launch.ram_path)
 
@@ -562,7 +562,7 @@ def test_launcher_killed_between_spawn_and_handshake(bootable: Lab) -> None:
         capture_output=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    found = Process.scan(launch.uid, launch.vm_id)
+    found = Process.scan(launch.uid)
     assert len(found) == 1
     with found[0] as process:
         assert bootable.driver.status(launch.run_dir) == "prelaunch"

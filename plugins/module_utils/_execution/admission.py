@@ -10,13 +10,16 @@ one by one only before anybody is refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ResourceError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_ram
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_file, write_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
 BLOCK = 512
 
@@ -30,25 +33,56 @@ def available_memory() -> int:
     return 0
 
 
-def untouched_memory(ram_dir: str) -> int:
-    """Bytes that running VMs were promised and have not touched yet."""
-    total = 0
+def free_memory(run: Run) -> tuple[int, list[str]]:
+    """Bytes that new VMs may be promised, and the ids of VMs that have ended by themselves and still hold RAM.
+
+    A RAM file belongs to its VM's user, so its size counts only up to what the record says; its blocks
+    are what it has taken. One without blocks and without a process is a promise that is about to be kept.
+    """
+    untouched, idle, ended = 0, [], 0
     try:
-        with os.scandir(ram_dir) as entries:
-            for entry in entries:
-                info = entry.stat(follow_symlinks=False)
-                total += max(0, info.st_size - info.st_blocks * BLOCK)
+        entries = list(os.scandir(run.store.paths.ram))
     except FileNotFoundError:
-        pass
-    return total
+        entries = []
+    for entry in entries:
+        info = entry.stat(follow_symlinks=False)
+        taken = info.st_blocks * BLOCK
+        record = read_json(os.path.join(run.store.paths.vm_dir(entry.name), "vm.json"))
+        if record and taken and _has_ended(record):
+            idle.append(entry.name)
+            ended += taken
+            continue
+        promised = min(info.st_size, record["config"]["memory"]) if record else info.st_size
+        untouched += max(0, promised - taken)
+    return available_memory() + ended - untouched - run.options.memory_reserve, idle
 
 
-def check_memory(run: Run, size: int) -> None:
-    """Whether the memory of one more VM fits.
+def _has_ended(record: Record) -> bool:
+    process = Process.find(record.get("process"))
+    if process is not None:
+        process.close()
+    return process is None and record.get("phase") != PHASE_START
+
+
+def _reclaim(run: Run, vm_ids: list[str]) -> None:
+    """Give back the RAM of VMs that have ended by themselves, unless somebody is at work on them."""
+    for vm_id in vm_ids:
+        path = os.path.join(run.store.paths.vm_dir(vm_id), "vm.json")
+        with contextlib.suppress(BusyError):
+            record = read_json(path)
+            if record is None:
+                continue
+            with locked(run.store.paths, [f"vm:{record['config']['name']}"], 0):
+                record = read_json(path)
+                if record is not None and _has_ended(record):
+                    remove_file(run.store.paths.ram_file(vm_id))
+
+
+def check_memory(run: Run, size: int, free: int) -> None:
+    """Whether the memory of one more VM fits into *free* bytes.
 
     :raises ResourceError: *size* bytes do not.
     """
-    free = available_memory() - untouched_memory(run.store.paths.ram) - run.options.memory_reserve
     if size > free:
         raise ResourceError(
             f"{format_size(size)} do not fit: {max(0, free) >> 20}M are left of the host's memory"
@@ -66,7 +100,10 @@ def promise_memory(run: Run, vm_id: str, uid: int, size: int) -> None:
     mount_ram(run.store.paths.ram)
     path = run.store.paths.ram_file(vm_id)
     remove_file(path)
-    check_memory(run, size)
+    free, idle = free_memory(run)
+    if idle:
+        _reclaim(run, idle)
+    check_memory(run, size, free)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, size)
@@ -112,17 +149,35 @@ def promise_disk(run: Run, vm_id: str, size: int, option: str = "storage") -> No
     others = ledger["promised"]
     if ledger["besides"] != vm_id:
         others += _promised(run, ledger["besides"]) - before
+    if size > before:
+        others = check_disk(run, others, size, option, before)
+    write_json(path, {"promised": others, "besides": vm_id}, locked=True)
+
+
+def promised_disk(run: Run) -> int:
+    """Bytes that all VMs are promised, by the ledger."""
+    ledger = read_json(_ledger_path(run))
+    return 0 if ledger is None else int(ledger["promised"]) + _promised(run, ledger["besides"])
+
+
+def check_disk(run: Run, others: int, size: int, option: str, before: int = 0) -> int:
+    """Whether *size* bytes fit beside the *others* that are promised; gives the others, counted anew if need be.
+
+    :param before: what of *size* has been promised already.
+    :raises ResourceError: they do not.
+    """
     info = os.statvfs(run.store.paths.root)
     free = info.f_bavail * info.f_frsize
-    if size > before and others + size > int(free * run.options.disk_overcommit):
-        promised, held = _count_disks(run)
-        others = promised - before
-        limit = int((free + held) * run.options.disk_overcommit)
-        if others + size > limit:
-            raise ResourceError(
-                f"{format_size(size)} of disk do not fit into {run.store.paths.root}: of {limit >> 20}M,"
-                f" {others >> 20}M are promised",
-                option,
-                "Free some space, ask for less, or raise disk_overcommit (disks are sparse).",
-            )
-    write_json(path, {"promised": others, "besides": vm_id}, locked=True)
+    if others + size <= int(free * run.options.disk_overcommit):
+        return others
+    promised, held = _count_disks(run)
+    others = promised - before
+    limit = int((free + held) * run.options.disk_overcommit)
+    if others + size > limit:
+        raise ResourceError(
+            f"{format_size(size)} of disk do not fit into {run.store.paths.root}: of {limit >> 20}M,"
+            f" {others >> 20}M are promised",
+            option,
+            "Free some space, ask for less, or raise disk_overcommit (disks are sparse).",
+        )
+    return others

@@ -11,11 +11,11 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import errno
-import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import plan_item
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.readiness import await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
@@ -23,7 +23,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import Job
-    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import Target
 
 
 @dataclasses.dataclass
@@ -43,33 +42,58 @@ class Item:
         return t.cast(str, self.definition["name"])
 
     @property
+    def restarts(self) -> bool:
+        return self.plan is not None and self.plan.restarts
+
+    @property
     def due(self) -> bool:
         return self.error is None and self.plan is not None and self.plan.changed
 
 
 def plan_items(run: Run, items: t.Iterable[Item]) -> None:
     """Read each record and plan it; what cannot be planned is the item's error."""
+    run.forget()
     for item in items:
+        item.error = None
         try:
             item.record = run.store.vm_record(item.name)
             item.plan = plan_item(run, item.record, item.definition)
-        except CocoonError as exc:
-            item.error = exc
+        except Exception as exc:
+            item.plan = None
+            item.error = explained(exc, "plan")
 
 
 def converge(run: Run, items: t.Sequence[Item], check: bool) -> None:
     """Plan everything, then carry it out, restarts a few at a time; results are left in *items*."""
-    plan_items(run, items)
+    absent = [item for item in items if item.definition.get("state") == "absent"]
+    others = [item for item in items if item not in absent]
+    run.leaving = {vm_id for item in absent for vm_id in [run.store.index("vm").lookup(item.name)] if vm_id}
+    plan_items(run, [*absent, *others])
     if check:
         return
-    at_once = [item for item in items if item.due and not (item.plan and item.plan.restarts)]
-    restarts = [item for item in items if item.due and item.plan and item.plan.restarts]
-    _round(run, at_once)
+    # What goes is gone first, so that the others can take its ports, addresses and memory.
+    _round(run, [item for item in absent if item.due or item.error])
+    if run.leaving:
+        run.leaving = set()
+        plan_items(run, others)
+    # What could not be planned is looked at again under the lock: others may be at work on that VM.
+    _round(run, [item for item in others if item.error or (item.due and not item.restarts)])
+    _restart(run, [item for item in others if item.due and item.restarts])
+    await_guests(run, [item for item in others if item.error is None and not item.done])
+
+
+def _restart(run: Run, items: t.Sequence[Item]) -> None:
+    """At most max_unavailable at a time; when one does not come back, the rest is left as it is."""
     size = max(1, run.options.max_unavailable)
-    for start in range(0, len(restarts), size):
-        _round(run, restarts[start : start + size])
-    late = [item for item in items if item.error is None and not item.done]
-    _await_guests(run, late)
+    for start in range(0, len(items), size):
+        _round(run, items[start : start + size])
+        lost = next((item.name for item in items[start : start + size] if item.error), None)
+        if lost is not None:
+            for item in items[start + size :]:
+                item.error = CocoonError(
+                    f"not restarted, because '{lost}' did not come back", remedy="Mend that one first, then run again."
+                )
+            return
 
 
 def _round(run: Run, items: t.Sequence[Item]) -> None:
@@ -78,14 +102,14 @@ def _round(run: Run, items: t.Sequence[Item]) -> None:
         return
     try:
         with locked(run.store.paths, [f"vm:{item.name}" for item in items], run.options.lock_timeout):
-            run.forget()
             plan_items(run, items)
             _execute(run, [item for item in items if item.due])
     except (CocoonError, OSError) as exc:
         for item in items:
-            item.error = item.error or explained(exc, "lock")
+            if not item.done:
+                item.error = item.error or explained(exc, "preparation")
         return
-    _await_guests(run, [item for item in items if item.error is None])
+    await_guests(run, [item for item in items if item.error is None])
 
 
 def _execute(run: Run, items: t.Sequence[Item]) -> None:
@@ -103,9 +127,9 @@ def _execute(run: Run, items: t.Sequence[Item]) -> None:
             list(pool.map(_carry_out, ready))
     try:
         run.sync_networks()
-    except CocoonError as exc:
+    except (CocoonError, OSError) as exc:
         for item in ready:
-            item.error = item.error or exc
+            item.error = item.error or explained(exc, "firewall")
 
 
 def _explicit_first(item: Item) -> int:
@@ -134,17 +158,21 @@ def _allocate(run: Run, items: t.Sequence[Item]) -> None:
                 item.error = explained(exc, "create")
 
 
-def explained(exc: CocoonError | OSError, where: str) -> CocoonError:
+def explained(exc: Exception, where: str) -> CocoonError:
     """An error for the user; *where* is the step that met it."""
     if isinstance(exc, CocoonError):
         return exc
+    if not isinstance(exc, OSError):
+        return CocoonError(
+            f"{where}: {type(exc).__name__}: {exc}", remedy="This is a defect of the collection: please report it."
+        )
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
             f"{where}: no space is left on the file system of the store",
             "root_dir",
             "Free some, or put root_dir on a larger file system.",
         )
-    return CocoonError(f"{where}: {exc.strerror}: {exc.filename}")
+    return CocoonError(f"{where}: {exc.strerror}" + (f": {exc.filename}" if exc.filename else ""))
 
 
 def _carry_out(item: Item) -> None:
@@ -157,102 +185,17 @@ def _carry_out(item: Item) -> None:
 
     if item.plan is None or item.job is None:
         return
-    if item.job.record is not None:  # before a step takes the VM for one that does not run
-        power.end_strays(item.job.record)
     steps = list(item.plan.steps)
     if item.plan.step("create"):
         steps = [step for step in steps if step.name not in ("stop", "remove")]
-    for step in steps:
-        try:
-            STEPS[step.name](item.job, **step.args)
-        except (CocoonError, OSError) as exc:
-            item.error = explained(exc, step.name)
-            break
-        item.done.append(str(step))
-    item.record = item.job.record
-
-
-def _await_guests(run: Run, items: t.Sequence[Item]) -> None:
-    """Wait for the guests that were started, or whose earlier wait did not come to its end."""
-    pairs = [(item, target) for item in items for target in [_target(run, item)] if target is not None]
-    if not pairs:
-        return
-    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import wait_all
-
+    where = "recovery"
     try:
-        wait_all([target for _item, target in pairs])
-        for item, target in pairs:
-            _settle(run, item, target)
-    finally:
-        for _item, target in pairs:
-            target.process.close()
-
-
-def condition_of(definition: Record) -> str:
-    """What the record keeps of the condition that a start waited for."""
-    kind = definition.get("wait_for") or "process"
-    if kind == "port":
-        return f"port:{definition.get('wait_port') or 22}"
-    if kind == "console":
-        return f"console:{definition.get('wait_pattern') or ''}"
-    return t.cast(str, kind)
-
-
-def _target(run: Run, item: Item) -> Target | None:
-    """What to wait for, or nothing: no wait asked for, not running, or known to have been met."""
-    record, definition = item.record, item.definition
-    if not record or not record.get("pid") or definition.get("state") not in ("started", "restarted"):
-        return None
-    if item.job is None or item.job.begun is None:
-        met = (record.get("ready") or {}).get("condition")
-        if condition_of(definition) in ("process", met):
-            return None
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power
-
-    process = power.find_process(record)
-    if process is None:
-        item.error = CocoonError(f"the hypervisor of '{item.name}' ended right after its start")
-        return None
-    from ansible_collections.cocoon.microvm.plugins.module_utils._guest import wait
-
-    begun = item.job.begun if item.job and item.job.begun else time.monotonic()
-    timeout = float(definition.get("timeout") or wait.DEFAULT_TIMEOUT)
-    address = next((c["network"]["ip"] for c in record["network_configs"] if c.get("network", {}).get("ip")), "")
-    kind = definition.get("wait_for") or "process"
-    if kind in ("ping", "port") and not address:
-        process.close()
-        item.error = CocoonError(
-            "no NIC has an address that is known here", "wait_for", "Use a network with a subnet, or wait_for: console."
-        )
-        return None
-    paths = run.store.paths
-    return wait.Target(
-        name=item.name,
-        vm_id=record["id"],
-        condition=kind,
-        begun=begun,
-        deadline=begun + timeout,
-        process=process,
-        ip=address,
-        port=definition.get("wait_port") or wait.DEFAULT_PORT,
-        pattern=definition.get("wait_pattern") or wait.DEFAULT_PATTERN,
-        console_socket=f"{paths.vm_run(record['id'])}/console.sock",
-        console_log=paths.console_log(record["id"]),
-    )
-
-
-def _settle(run: Run, item: Item, target: Target) -> None:
-    """Write down that a guest answered, or make its silence the item's error."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._errors import GuestTimeoutError
-
-    if target.error is not None:
-        item.error = GuestTimeoutError(f"VM '{item.name}': {target.error}", "timeout")
-        return
-    item.seconds = target.seconds
-    ready = {"condition": condition_of(item.definition), "seconds": target.seconds}
-    with locked(run.store.paths, [f"vm:{item.name}"], run.options.lock_timeout):
-        record = run.store.vm_record(item.name)
-        if record and item.record and record.get("process") == item.record.get("process"):
-            record["ready"] = ready
-            run.store.write_vm(record)
-            item.record = record
+        if item.job.record is not None:  # before a step takes the VM for one that does not run
+            power.end_strays(item.job.record)
+        for step in steps:
+            where = step.name
+            STEPS[where](item.job, **step.args)
+            item.done.append(str(step))
+    except Exception as exc:
+        item.error = explained(exc, where)
+    item.record = item.job.record

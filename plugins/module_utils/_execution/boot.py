@@ -25,7 +25,7 @@ def ip_parameter(config: NetworkConfig, index: int, hostname: str) -> str | None
     if not network or not network.get("ip"):
         return None
     netmask = ipaddress.IPv4Network(f"0.0.0.0/{network['prefix']}").netmask
-    dns = list(config.get("dns") or DEFAULT_DNS)[:2]
+    dns = list(DEFAULT_DNS if config.get("dns") is None else config["dns"])[:2]
     fields = [network["ip"], "", network.get("gateway", ""), str(netmask), hostname, f"eth{index}", "off", *dns]
     return "ip=" + ":".join(fields)
 

@@ -9,19 +9,20 @@ check mode say what a run would say, and lets a run fail before it touches anyth
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, reserve
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED, Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import RUNNING, Record
 
 
 def check(run: Run, record: Record | None, plan: Plan) -> None:
     """Raise what carrying out *plan* would raise about MACs, addresses, ports, memory and disk.
 
-    :raises CocoonError: something is taken, or does not fit.
+    :raises CocoonError: something is taken, or does not fit beside what the run has planned before.
     """
     vm_id = record["id"] if record else None
     create, nics, ports = plan.step("create"), plan.step("set_nics"), plan.step("set_ports")
@@ -29,13 +30,48 @@ def check(run: Run, record: Record | None, plan: Plan) -> None:
         wanted = create.args["wanted"]
         _check_nics(run, vm_id, wanted["nics"], wanted.get("network"))
         _check_ports(run, vm_id, [nic.get("network") for nic in wanted["nics"]], wanted["ports"])
-        if plan.step("start"):
-            admission.check_memory(run, wanted["memory"])
     if nics:
         _check_nics(run, vm_id, nics.args["nics"], nics.args.get("network"))
     if ports and record:
         names = [config.get("network_name") for config in record.get("network_configs") or []]
         _check_ports(run, vm_id, names, ports.args["ports"])
+    _check_memory(run, record, plan)
+    _check_disk(run, record, plan)
+
+
+def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:
+    """What a start takes, less what the same VM, or one that goes before it, holds until then."""
+    held = record["config"].get("memory", 0) if record and plan.state_before == RUNNING else 0
+    if plan.step("remove") or plan.step("stop"):
+        run.memory_planned -= held
+    if not plan.step("start"):
+        return
+    configured = plan.step("configure")
+    changed = (configured.args["fields"].get("config") or {}) if configured else {}
+    wanted = plan.wanted or changed
+    size = wanted.get("memory") or (record or {"config": {}})["config"].get("memory", 0)
+    free, _idle = admission.free_memory(run)
+    admission.check_memory(run, size, free - run.memory_planned)
+    run.memory_planned += size
+
+
+def _check_disk(run: Run, record: Record | None, plan: Plan) -> None:
+    """What new and larger disks may come to hold beyond what the VM is promised."""
+    more, option = 0, "data_disks"
+    for step in plan.steps:
+        if step.name == "create":
+            kept = record if record and record.get("state") == REMOVED else None
+            more += reserve.disk_bytes(step.args["wanted"], kept) - (kept or {}).get("promised_disk", 0)
+            option = "storage"
+        elif step.name == "add_disk":
+            more += step.args["disk"]["size"]
+        elif step.name == "grow_disk" and record:
+            disks = {disk["name"]: disk["size"] for disk in record.get("data_disks") or []}
+            more += step.args["size"] - disks.get(step.args["disk"], record["config"].get("storage", 0))
+            option = "storage" if step.args["disk"] == "cow" else option
+    if more > 0 and os.path.isdir(run.store.paths.root):
+        admission.check_disk(run, admission.promised_disk(run) + run.disk_planned, more, option)
+        run.disk_planned += more
 
 
 def _check_nics(run: Run, vm_id: str | None, nics: t.Sequence[Record], default: str | None) -> None:
@@ -44,19 +80,19 @@ def _check_nics(run: Run, vm_id: str | None, nics: t.Sequence[Record], default: 
     for index, nic in enumerate(nics):
         if nic.get("mac"):
             holder = run.store.index("mac").lookup(nic["mac"])
-            if holder not in (None, vm_id):
+            if holder not in (None, vm_id, *run.leaving):
                 raise ConflictError(
                     f"{nic['mac']} belongs to another VM", f"nics[{index}].mac", "Choose another one, or leave it out."
                 )
         network = run.network(nic.get("network") or default or "")
-        if nic.get("ip") and network:
+        if nic.get("ip") and network and manager.lease_holder(run.store, network["id"], nic["ip"]) not in run.leaving:
             manager.choose_ip(run.store, network, "", nic["ip"], vm_id=vm_id)
 
 
 def _check_ports(run: Run, vm_id: str | None, names: t.Sequence[str | None], ports: t.Sequence[str]) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
-    if not ports:
+    if not ports or run.leaving:  # with ports that are about to be free, only the run itself can tell
         return
     networks = [network for network in (run.network(name) for name in names if name) if network]
     reachable = [network for network in networks if network.get("subnet")]

@@ -22,7 +22,7 @@ def observe(record: Record | None) -> Observed:
     """Whether the VM's process is there."""
     if not record or not record.get("process"):
         return Observed(running=False, paused=False)
-    process = Process.find(record["process"], record["id"])
+    process = Process.find(record["process"])
     if process is None:
         return Observed(running=False, paused=False)
     process.close()
@@ -57,7 +57,7 @@ def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
     observed = observe(record)
     plan = plan_vm(record, observed, definition, context(run, needs(record, definition, observed)))
-    if plan.step("create") or plan.step("set_nics") or plan.step("set_ports"):
+    if plan.changed:
         from ansible_collections.cocoon.microvm.plugins.module_utils._execution import forecast
 
         forecast.check(run, record, plan)

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_memory
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_log
@@ -24,21 +23,30 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Netwo
 LOGIN_FILE = "login.json"
 # Seconds between two pushes of the power button.
 PRESS_AGAIN = 2.0
+CLOSING = 2.0
+QCOW2_OVERHEAD = 64 << 20
 
 
 def find_process(record: Record) -> Process | None:
     """The VM's hypervisor process, if it is alive and proven ours."""
-    return Process.find(record.get("process"), record["id"])
+    return Process.find(record.get("process"))
 
 
 def end_strays(record: Record) -> None:
     """End processes of a start whose writer died before it could record them."""
     if record.get("phase") != PHASE_START or record.get("phase_boot_id") != boot_id():
         return
-    for process in Process.scan(record["uid"], record["id"]):
+    end_all(record)
+
+
+def end_all(record: Record) -> None:
+    """End every process of the VM's user, which is nobody else's, recorded or not.
+
+    :raises HypervisorError: one does not end.
+    """
+    for process in Process.scan(record["uid"]):
         with process:
-            process.signal(signal.SIGKILL)
-            process.wait(10.0)
+            process.end(grace=0)
 
 
 def clear_runtime(run: Run, record: Record) -> None:
@@ -72,6 +80,7 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
     run.mark("start.memory")
     try:
         image = run.known_image(record["image_id"])
+        _refresh_nics(run, record)
         record["boot_config"] = boot.boot_config(record, image)
         record["storage_configs"] = _storage_configs(run, record, image)
         set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
@@ -99,6 +108,13 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
         )
     run.mark("start.running")
     return begun
+
+
+def _refresh_nics(run: Run, record: Record) -> None:
+    """What the network says of its guests reaches them at their next start."""
+    for config in record["network_configs"]:
+        network = run.known_network(config["network_name"])
+        config.update(mtu=network.get("mtu") or 0, dns=network.get("dns") or [])
 
 
 def _storage_configs(run: Run, record: Record, image: Record) -> list[Record]:
@@ -164,7 +180,22 @@ def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[t.Any]) 
         fw_cfg={"opt/cocoon/login": login} if os.path.exists(login) else {},
         balloon=record.get("balloon"),
         watchdog=bool(record.get("watchdog")),
+        file_limit=file_limit(record),
     )
+
+
+def file_limit(record: Record) -> int:
+    """How large the hypervisor may make a file: its RAM or its largest disk, with what qcow2 adds to it."""
+    disks = [disk["size"] for disk in record.get("data_disks") or []]
+    largest = max(record["config"]["memory"], record["config"]["storage"], *disks)
+    return int(largest + largest // 16 + QCOW2_OVERHEAD)
+
+
+def raise_file_limit(process: Process, record: Record) -> None:
+    """Before a disk is attached or grows: let the running hypervisor write what the record allows by now."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.launch import limit_files
+
+    limit_files(process.pid, file_limit(record))
 
 
 def disk_of(run: Run, record: Record, item: Record) -> t.Any:
@@ -229,8 +260,10 @@ def _shut_down(run: Run, record: Record, process: Process, timeout: float) -> bo
     while True:
         try:
             run.driver(record["hypervisor"]).powerdown(run.store.paths.vm_run(record["id"]))
+        except BusyError:
+            pass  # somebody else talks to it; press again
         except CocoonError:
-            return process.wait(0)
+            return process.wait(CLOSING)  # its control socket is closed: it is about to end, or it is broken
         left = deadline - time.monotonic()
         if process.wait(min(PRESS_AGAIN, max(0.0, left))):
             return True

@@ -258,6 +258,7 @@ def _reserve_rest(run: Run, record: Record) -> None:
     directory = run.store.paths.vm_dir(record["id"])
     os.makedirs(directory, 0o710, exist_ok=True)
     os.chown(directory, 0, record["uid"])
+    os.chmod(directory, 0o710)  # whatever the umask of this task is
     run.store.write_vm(record)
     run.mark("create.record")
     run.store.index("uid").reserve(str(record["uid"]), record["id"])

@@ -42,15 +42,19 @@ class Run:
         self.mark = mark or _no_mark
         self.network_lock = threading.Lock()
         self.networks_changed = False
+        # What the plans of this pass would take, and the VMs that are removed before any of them is carried out.
+        self.memory_planned = self.disk_planned = 0
+        self.leaving: set[str] = set()
         self._networks: dict[str, Record | None] = {}
         self._images: dict[str, Record | None] = {}
         self._drivers: dict[str, t.Any] = {}
         self._ensured: set[str] = set()
 
     def forget(self) -> None:
-        """Look networks and images up again: locks were taken since."""
+        """Look networks and images up again, and count anew what plans would take: another pass begins."""
         self._networks.clear()
         self._images.clear()
+        self.memory_planned = self.disk_planned = 0
 
     def network(self, name: str) -> Record | None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager

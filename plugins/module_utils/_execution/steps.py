@@ -77,7 +77,7 @@ def leftover_disks(run: Run, record: Record) -> list[Record]:
 
 def abandon(run: Run, record: Record) -> Record | None:
     """Take a half-made or half-removed VM apart; gives the record that keeps its data disks, if any."""
-    if record["state"] == REMOVED:
+    if record["state"] == REMOVED and not record.get("delete_data_disks"):
         return record
     disks = leftover_disks(run, record)
     if not disks:
@@ -106,11 +106,11 @@ def create(job: Job, wanted: Record) -> None:
 def _end(run: Run, record: Record) -> None:
     """No process, socket, RAM or log of this VM from here on."""
     if record.get("uid"):
-        power.end_strays(record)
         process = power.find_process(record)
         if process is not None:
             with process:
                 process.end()
+        power.end_all(record)  # what is released from here on must be held by nobody
     power.clear_runtime(run, record)
     mounts.unmount(run.store.paths.vm_log(record["id"]))
     remove_tree(run.store.paths.vm_log(record["id"]))
@@ -134,7 +134,7 @@ def start(job: Job) -> None:
         for config in record["network_configs"]:
             run.ensure_network(config["network_name"])
         run.sync_networks()
-    except CocoonError:
+    except (CocoonError, OSError):
         if job.promised:
             power.clear_runtime(run, record)
         raise

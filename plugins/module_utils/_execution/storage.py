@@ -13,7 +13,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Stat
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, boot, power
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 DETACH_TIMEOUT = 20.0
@@ -73,6 +73,9 @@ def write_login(run: Run, record: Record, login: Record) -> None:
     with os.fdopen(fd, "wb") as stream:
         os.fchown(fd, record["uid"], record["uid"])
         stream.write(json.dumps(document, sort_keys=True).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    fsync_dir(os.path.dirname(path))
 
 
 def _crypt(password: str) -> str:
@@ -112,7 +115,8 @@ def grow_disk(run: Run, record: Record, disk: str, size: int) -> None:
     run.mark("grow_disk.promised")
     process = power.find_process(record)
     if process is not None:
-        process.close()
+        with process:
+            power.raise_file_limit(process, {**record, "data_disks": [*record["data_disks"], {"size": size}]})
         run.driver(record["hypervisor"]).resize_disk(run.store.paths.vm_run(record["id"]), serial, size)
     else:
         grow_file(run, record, path, size, fstype)
@@ -156,7 +160,8 @@ def add_disk(run: Run, record: Record, disk: Record) -> None:
     run.mark("add_disk.made")
     process = power.find_process(record)
     if process is not None:
-        process.close()
+        with process:
+            power.raise_file_limit(process, {**record, "data_disks": [*record["data_disks"], entry]})
         path = boot.data_disk(record["id"], disk["name"], run.store.paths)
         item = {"path": path, "ro": False, "serial": disk["name"]}
         driver = run.driver(record["hypervisor"])

@@ -98,8 +98,11 @@ class _Port:
             return
         self.close()
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        code = self.socket.connect_ex((target.ip, target.port))
-        self.due = now + (CONNECT_TIMEOUT if code in (0, errno.EINPROGRESS) else RETRY)
+        if self.socket.connect_ex((target.ip, target.port)) in (0, errno.EINPROGRESS):
+            self.due = now + CONNECT_TIMEOUT
+        else:  # no route yet; such a socket counts as ready, and has no error left to tell
+            self.close()
+            self.due = now + RETRY
 
     def ready(self, target: Target) -> None:
         if self.socket is None:

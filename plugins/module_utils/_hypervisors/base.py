@@ -77,6 +77,7 @@ class Launch:
     :param run_dir: root's own (0700) directory of the VM; holds its sockets.
     :param fw_cfg: item name (``opt/…``) to the file that holds its content.
     :param balloon: bytes that the balloon takes; ``None`` for no balloon.
+    :param file_limit: the largest file that the process may make, its RAM and disks included; ``None`` for no limit.
     """
 
     vm_id: str
@@ -99,6 +100,7 @@ class Launch:
     fw_cfg: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     balloon: int | None = None
     watchdog: bool = False
+    file_limit: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -133,17 +134,24 @@ def log_tail(path: str, lines: int = TAIL_LINES) -> str:
 
 
 def spawn(
-    argv: t.Sequence[str], uid: int, gid: int, groups: t.Sequence[int], fds: t.Sequence[int], log: int
+    argv: t.Sequence[str],
+    uid: int,
+    gid: int,
+    groups: t.Sequence[int],
+    fds: t.Sequence[int],
+    log: int,
+    file_limit: int = resource.RLIM_INFINITY,
 ) -> Process:
     """The process, exec'd and held by a pidfd.
 
     :param fds: descriptors it inherits under the same numbers.
     :param log: its standard output and error.
+    :param file_limit: bytes beyond which it cannot make a file grow, even after an escape.
     :raises HypervisorError: there is no such program, or it may not be run like this.
     """
     # On a thread, as a network namespace is a thread's, and a child has that of the thread which made it.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(_spawn_apart, argv, uid, gid, groups, fds, log).result()
+        return thread.submit(_spawn_apart, argv, uid, gid, groups, fds, log, file_limit).result()
 
 
 def _leave_network() -> None:
@@ -160,7 +168,13 @@ def _leave_network() -> None:
 
 
 def _spawn_apart(
-    argv: t.Sequence[str], uid: int, gid: int, groups: t.Sequence[int], fds: t.Sequence[int], log: int
+    argv: t.Sequence[str],
+    uid: int,
+    gid: int,
+    groups: t.Sequence[int],
+    fds: t.Sequence[int],
+    log: int,
+    file_limit: int,
 ) -> Process:
     _leave_network()
     try:
@@ -181,10 +195,22 @@ def _spawn_apart(
     except OSError as exc:
         raise HypervisorError(f"cannot run {argv[0]}: {exc.strerror}") from exc
     # Popen returns after the exec, and until somebody waits for the child its pid is not reused.
-    process = Process(child.pid, os.pidfd_open(child.pid))
+    try:
+        process = Process(child.pid, os.pidfd_open(child.pid))
+        limit_files(child.pid, file_limit)
+    except OSError as exc:
+        child.kill()
+        child.wait()
+        raise HypervisorError(f"cannot hold on to {argv[0]}: {exc.strerror}") from exc
     # It is meant to outlive us: Popen must neither wait for it nor warn about it.
     child.returncode = 0
     return process
+
+
+def limit_files(pid: int, size: int) -> None:
+    """Keep a process from making any file larger than *size* bytes, where our root may (CAP_SYS_RESOURCE)."""
+    with contextlib.suppress(PermissionError):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
 
 
 def kill(process: Process, grace: float = 0.0) -> int | None:

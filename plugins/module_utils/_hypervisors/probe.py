@@ -66,8 +66,9 @@ def cached(paths: Paths, key: str, ask: t.Callable[[], Answer]) -> Answer:
     found = read_json(path) if os.path.isdir(directory) else None
     if found is None:
         found = ask()
-        # Where there is no store yet (check mode, a first look) nothing is created for our sake.
-        if os.path.isdir(paths.run) and os.access(paths.run, os.W_OK):
+        # Where there is no store yet (check mode, a first look) nothing is created for our sake, and a
+        # problem is not kept: it may be mended at any time.
+        if not found.get("problem") and os.path.isdir(paths.run) and os.access(paths.run, os.W_OK):
             os.makedirs(directory, 0o700, exist_ok=True)
             write_json(path, found)
     return found

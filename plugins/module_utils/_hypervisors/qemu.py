@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import time
 import typing as t
 
@@ -149,7 +150,8 @@ class QemuDriver:
             stack.callback(os.close, log)
             groups = launch.groups + (probe.kvm_group() if launch.accel == "kvm" else ())
             passed = [*fds.values(), *(fd for nic in launch.nics for fd in nic.fds)]
-            return launcher.spawn(argv, launch.uid, launch.gid, groups, passed, log)
+            limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
+            return launcher.spawn(argv, launch.uid, launch.gid, groups, passed, log, limit)
 
     @staticmethod
     def _run(launch: Launch, process: Process, deadline: float) -> None:
@@ -276,7 +278,7 @@ def _root_ports(qmp: Qmp) -> dict[str, str | None]:
     ports: dict[str, str | None] = {}
     for device in _devices(qmp.execute("query-pci")):
         name = str(device.get("qdev_id"))
-        if name.startswith("port") and name[4:].isdecimal():
+        if name.startswith("port") and name[4:].isdecimal() and len(name) < 8:
             bridge = device.get("pci_bridge")
             behind = [str(child.get("qdev_id")) for child in _devices([bridge])]
             ports[name] = behind[0] if behind else None

@@ -235,11 +235,12 @@ def _ensure_layer(
 
 def _convert(store: Store, layer: Layer, workspace: str, keep: str, target: str, about: str) -> findings.Findings:
     place = os.path.join(workspace, layer.digest)
-    os.mkdir(place, 0o711)
+    os.mkdir(place, 0o700)
     inspector = findings.Inspector(keep)
     output = os.path.join(place, "erofs")
     gid = images.blob_gid(store, layer.digest)
     if erofs.takes_tar(erofs.MKFS):
+        os.chmod(place, 0o711)  # for mkfs, which runs as a user of its own and is fed through a pipe
         scratch = os.path.join(place, "scratch")
         os.mkdir(scratch, 0o700)
         for path in (output, scratch):

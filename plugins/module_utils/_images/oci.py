@@ -158,7 +158,8 @@ def select(layout: Layout, tag: str | None, machine: str | None = None) -> Manif
         _collect(layout, descriptor, found, seen, MAX_NESTING)
     fitting = {digest: manifest for digest, manifest in found.items() if manifest.platform == f"linux/{architecture}"}
     if not fitting:
-        have = ", ".join(sorted({manifest.platform for manifest in found.values()} | seen)) or "nothing"
+        others = {platform for platform in seen if "/" in platform}
+        have = ", ".join(sorted({manifest.platform for manifest in found.values()} | others)) or "nothing"
         raise UnsupportedError(
             f"the layout has no image for linux/{architecture}", "source", f"It has: {have}. Get one for this host."
         )
@@ -175,13 +176,16 @@ def _tags(index: t.Mapping[str, t.Any]) -> str:
 def _collect(
     layout: Layout, descriptor: t.Mapping[str, t.Any], found: dict[str, Manifest], seen: set[str], depth: int
 ) -> None:
-    """Add the images that *descriptor* leads to."""
+    """Add the images that *descriptor* leads to; *seen* collects indexes and the platforms passed over."""
     platform = descriptor.get("platform")
     if platform and (platform["os"] == "unknown" or not _could_fit(platform)):
         seen.add(f"{platform['os']}/{platform['architecture']}")  # attestations, and other machines' images
         return
     document = read_document(layout, descriptor)
     if descriptor.get("mediaType") in INDEX_TYPES or "manifests" in document:
+        if descriptor["digest"] in seen:
+            return
+        seen.add(descriptor["digest"])
         if depth == 0:
             raise BadArchive("the layout's indexes are nested too deep")
         for item in _check(document, "index", descriptor["digest"])["manifests"]:

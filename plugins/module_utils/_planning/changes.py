@@ -132,8 +132,13 @@ def wanted_nics(record: Record | None, definition: Definition) -> list[Definitio
             return [{"network": network, "mac": None, "ip": None}]
         return [dict(nic, network=network, ip=None) if nic["network"] == before else nic for nic in have]
     wanted = []
+    # What one entry of the list asks for, another one does not inherit.
+    asked = {key: {nic[key] for nic in definition["nics"] if nic.get(key)} for key in ("mac", "ip")}
     for index, nic in enumerate(definition["nics"]):
-        old = have[index] if index < len(have) else {}
+        old = dict(have[index]) if index < len(have) else {}
+        for key, values in asked.items():
+            if old.get(key) in values and nic.get(key) != old.get(key):
+                old[key] = None
         name = nic.get("network") or network or old.get("network") or before
         if not name:
             raise InputError("names no network", f"nics[{index}].network", "Name one here or in the option network.")

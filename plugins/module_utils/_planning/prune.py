@@ -49,6 +49,10 @@ def plan_prune(
     )
 
 
-def prune_definition(name: str, force: bool = False) -> Definition:
-    """The definition that removes a pruned VM; its data disks go only with *force*."""
-    return {"name": name, "state": "absent", "force": force}
+def prune_definition(name: str, owner: str, force: bool = False) -> Definition:
+    """The definition that removes a pruned VM; its data disks go only with *force*.
+
+    It names the owner, and ``pruned`` keeps *force* from overruling it: the VM may have changed hands
+    since it was listed.
+    """
+    return {"name": name, "state": "absent", "owner": owner, "force": force, "pruned": True}

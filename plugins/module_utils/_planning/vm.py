@@ -150,7 +150,7 @@ def _plan_absent(record: Record | None, observed: Observed, definition: Definiti
     if record is None or (removed and not (force and disks)):
         return Plan(name, "none")
     owner = definition.get("owner")
-    if owner is not None and record.get("owner") not in (None, owner) and not force:
+    if owner is not None and record.get("owner") not in (None, owner) and (not force or definition.get("pruned")):
         raise ChangeRefusedError(
             f"VM '{name}' belongs to '{record['owner']}'", "owner", "Set force: true to remove it nevertheless."
         )

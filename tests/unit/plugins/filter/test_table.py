@@ -32,6 +32,18 @@ def test_odd_values() -> None:
     ]
 
 
+def test_a_last_column_that_is_too_wide_is_broken() -> None:
+    rows = [{"a": "one", "b": "these words are too many for one line"}, {"a": "two", "b": "these-go-on-and-on-and-on"}]
+    assert cocoon_table(rows, {"a": "A", "b": "B"}, 25) == [
+        "A    B",
+        "one  these words are too",
+        "..   many for one line",
+        "two  these-go-on-and-on-a",
+        "..   nd-on",
+    ]
+    assert cocoon_table([{"a": None}], {"a": "A"}, 25) == ["A", "-"]
+
+
 def test_no_rows() -> None:
     assert cocoon_table([], {"a": "A", "b": "B"}) == ["A  B"]
 

@@ -32,7 +32,7 @@ def test_the_command_line_is_the_contract() -> None:
         "console=ttyS0 loglevel=3 boot=cocoon-overlay cocoon.layers=cocoon-layer1,cocoon-layer0"
         " cocoon.cow=cocoon-cow rw net.ifnames=0 cocoon.hostname=web1"
         " ip=10.0.0.2::10.0.0.1:255.255.255.0:web1:eth0:off:10.0.0.53"
-        " ip=10.9.0.2:::255.255.255.252:web1:eth2:off:8.8.8.8:1.1.1.1 quiet"
+        " ip=10.9.0.2:::255.255.255.252:web1:eth2:off quiet"
     )
 
 

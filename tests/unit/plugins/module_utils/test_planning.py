@@ -962,7 +962,22 @@ def test_prune(listed, options, expected):
         {"config": {"name": "old"}, "owner": "us", "state": "removed"},
     ]
     assert plan_prune([{"name": name} for name in listed], records, "us", **options) == expected
-    assert prune_definition("db1") == {"name": "db1", "state": "absent", "force": False}
+    assert prune_definition("db1", "us")["owner"] == "us"
+
+
+def test_a_pruned_vm_that_changed_hands_stays_even_with_force():
+    record = {"id": "x", "config": {"name": "db1"}, "owner": "them", "state": "stopped"}
+    with pytest.raises(ChangeRefusedError, match="belongs to 'them'"):
+        plan_vm(record, Observed(), prune_definition("db1", "us", force=True), Context())
+
+
+def test_a_nic_does_not_inherit_what_another_one_asks_for():
+    nics = [{"network_name": "a", "mac": mac, "network": {"ip": ip}} for mac, ip in (("m1", ".5"), ("m2", ".6"))]
+    wanted = table.wanted_nics(
+        {"config": {"network": "a"}, "network_configs": nics},
+        {"nics": [{"mac": "m2", "ip": ".6"}, {"network": "a"}]},
+    )
+    assert [(nic["mac"], nic["ip"]) for nic in wanted] == [("m2", ".6"), (None, None)]
 
 
 @pytest.mark.parametrize("definitions, flags", [([], {}), ([{"name": "a"}], {"limited": True}),

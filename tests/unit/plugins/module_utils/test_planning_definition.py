@@ -71,7 +71,7 @@ def test_values(option, value, expected):
         ("accel", "hax", "accel", "tcg"),
         ("image", "../../etc/passwd", "image", "image"),
         ("image", "", "image", "image"),
-        ("cpu", 0, "cpu", "1 to 255"),
+        ("cpu", 0, "cpu", "1 to 240"),
         ("cpu", "two", "cpu", "whole number"),
         ("cpu", True, "cpu", "whole number"),
         ("memory", "10Q", "memory", "512M"),

@@ -1,0 +1,108 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which guests of a batch to wait for, and what the record keeps of the answer."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, GuestTimeoutError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.batch import Item as Waiting
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import Target
+
+
+def await_guests(run: Run, items: t.Sequence[Waiting]) -> None:
+    """Wait for the guests that were started, or whose earlier wait did not come to its end."""
+    pairs = [(item, target) for item in items for target in [_target(run, item)] if target is not None]
+    if not pairs:
+        return
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import wait_all
+
+    try:
+        wait_all([target for _item, target in pairs])
+        for item, target in pairs:
+            try:
+                _settle(run, item, target)
+            except (CocoonError, OSError) as exc:
+                item.error = CocoonError(f"VM '{item.name}' answers, which could not be written down: {exc}")
+    except OSError as exc:
+        for item, target in pairs:
+            item.error = CocoonError(f"cannot wait for {target.awaited}: {exc.strerror}")
+    finally:
+        for _item, target in pairs:
+            target.process.close()
+
+
+def condition_of(definition: Record) -> str:
+    """What the record keeps of the condition that a start waited for."""
+    kind = definition.get("wait_for") or "process"
+    if kind == "port":
+        return f"port:{definition.get('wait_port') or 22}"
+    if kind == "console":
+        return f"console:{definition.get('wait_pattern') or ''}"
+    return t.cast(str, kind)
+
+
+def _target(run: Run, item: Waiting) -> Target | None:
+    """What to wait for, or nothing: no wait asked for, not running, or known to have been met."""
+    record, definition = item.record, item.definition
+    if not record or not record.get("pid") or definition.get("state") not in ("started", "restarted"):
+        return None
+    if item.job is None or item.job.begun is None:
+        met = (record.get("ready") or {}).get("condition")
+        if condition_of(definition) in ("process", met):
+            return None
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power
+
+    process = power.find_process(record)
+    if process is None:
+        item.error = CocoonError(f"the hypervisor of '{item.name}' ended right after its start")
+        return None
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest import wait
+
+    begun = item.job.begun if item.job and item.job.begun else time.monotonic()
+    timeout = float(definition["timeout"]) if "timeout" in definition else wait.DEFAULT_TIMEOUT
+    address = next((c["network"]["ip"] for c in record["network_configs"] if c.get("network", {}).get("ip")), "")
+    kind = definition.get("wait_for") or "process"
+    if kind in ("ping", "port") and not address:
+        process.close()
+        item.error = CocoonError(
+            "no NIC has an address that is known here", "wait_for", "Use a network with a subnet, or wait_for: console."
+        )
+        return None
+    paths = run.store.paths
+    return wait.Target(
+        name=item.name,
+        vm_id=record["id"],
+        condition=kind,
+        begun=begun,
+        deadline=begun + timeout,
+        process=process,
+        ip=address,
+        port=definition.get("wait_port") or wait.DEFAULT_PORT,
+        pattern=definition.get("wait_pattern") or wait.DEFAULT_PATTERN,
+        console_socket=f"{paths.vm_run(record['id'])}/console.sock",
+        console_log=paths.console_log(record["id"]),
+    )
+
+
+def _settle(run: Run, item: Waiting, target: Target) -> None:
+    """Write down that a guest answered, or make its silence the item's error."""
+    if target.error is not None:
+        item.error = GuestTimeoutError(f"VM '{item.name}': {target.error}", "timeout")
+        return
+    item.seconds = target.seconds
+    ready = {"condition": condition_of(item.definition), "seconds": target.seconds}
+    with locked(run.store.paths, [f"vm:{item.name}"], run.options.lock_timeout):
+        record = run.store.vm_record(item.name)
+        if record and item.record and record.get("process") == item.record.get("process"):
+            record["ready"] = ready
+            run.store.write_vm(record)
+            item.record = record

@@ -33,7 +33,8 @@ hypervisor:
   choices: [auto, qemu, cloud-hypervisor, firecracker]
 accel:
   description:
-    - Whether the CPU is virtualised by KVM or emulated (TCG). V(auto), or omitted at creation, takes KVM where it works.
+    - Whether the CPU is virtualised by KVM or emulated (TCG).
+    - V(auto), or omitted at creation, takes KVM where it works.
   type: str
   choices: [auto, kvm, tcg]
 image:
@@ -50,7 +51,7 @@ memory:
   type: str
 storage:
   description:
-    - Size of the system disk, such as V(10G), which is what applies where omitted at creation. It can grow, never shrink.
+    - Size of the system disk, such as V(20G); V(10G) where omitted at creation. It can grow, never shrink.
   type: str
 queue_size:
   description:

@@ -9,6 +9,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
 
 

@@ -250,6 +250,7 @@ action:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.engine import converge

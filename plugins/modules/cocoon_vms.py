@@ -129,6 +129,7 @@ failed_vms:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,

@@ -237,8 +237,8 @@ def test_an_image_holds_what_it_needs_and_no_secret(flavour: str, request: pytes
         assert text_of(image, "etc/hostname") == "cocoon\n"
 
 
-def test_a_tiny_guest_lives(tiny: Kit) -> None:
-    """One boot: network, login, data disk, hot plug, growth, services, power button."""
+def test_a_tiny_guest_lives(tiny: Kit, scratch: Path) -> None:
+    """One boot: network, login, a play, data disk, hot plug, growth, services, power button."""
     keys = [tiny.public_key(), f'{tiny.public_key()} a "comment" with ü']
     with booted(tiny, 96, tiny.login(user="root", password=None, ssh_keys=keys)) as guest:
         guest.wait_line("cocoon: ready guest")
@@ -250,6 +250,16 @@ def test_a_tiny_guest_lives(tiny: Kit) -> None:
         assert len(tiny.ssh("cat /root/.ssh/authorized_keys").splitlines()) == 2
         assert "/dev/vdc /mnt/data1 ext4" in tiny.ssh("cat /proc/mounts")
         assert tiny.netns.run("curl", "-s", f"http://{ADDRESS}/") == "guest\n"
+
+        # A play, too: there is no Python, so by the module raw.
+        login_vars = {
+            "ansible_host": ADDRESS,
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(tiny.key),
+        }
+        play = {"hosts": "guest", "gather_facts": False, "tasks": [{"name": "Ask", "ansible.builtin.raw": "hostname"}]}
+        run = Playbooks(tiny.netns, scratch, {})([play], {"all": {"hosts": {"guest": login_vars}}})
+        assert run.result("Ask")["stdout"].strip() == "guest"
 
         hot = tiny.folder / "hot.raw"
         make_ext4(hot, 32 << 20)
@@ -327,7 +337,6 @@ def test_a_play_runs_in_a_debian_guest(debian: Kit, scratch: Path) -> None:
         "ansible_user": "ops",
         "ansible_become": True,
         "ansible_ssh_private_key_file": str(debian.key),
-        "ansible_python_interpreter": "/usr/bin/python3",
     }
     tasks = [
         {"name": "Ping", "ansible.builtin.ping": None},
@@ -337,7 +346,9 @@ def test_a_play_runs_in_a_debian_guest(debian: Kit, scratch: Path) -> None:
     with booted(debian, 512, login) as guest:
         guest.wait_line("cocoon: ready guest")
         play = [{"hosts": "guest", "gather_facts": False, "tasks": tasks}]
-        run = Playbooks(debian.netns, scratch, {})(play, {"all": {"hosts": {"guest": guest_vars}}}, run_timeout=600)
+        variables = {"ansible_python_interpreter": "/usr/bin/python3"}
+        inventory = {"all": {"hosts": {"guest": guest_vars}}}
+        run = Playbooks(debian.netns, scratch, variables)(play, inventory, run_timeout=600)
         assert run.result("Ping")["ping"] == "pong"
         assert run.result("Who")["stdout"] == "root"
         assert run.result("Failed units")["stdout"] == ""

@@ -319,7 +319,6 @@ def test_hypervisor_has_only_the_intended_descriptors(guest: Guest) -> None:
 
 
 def test_process_is_found_by_identity_and_by_scan(guest: Guest) -> None:
-    vm_id = guest.launch.vm_id
     found = Process.find(identify(guest.process.pid))
     assert found is not None
     found.close()

@@ -124,6 +124,7 @@ def changed(run: Run) -> list[str]:
     return sorted(item["name"] for result in results for item in result.get("results", []) if item["changed"])
 
 
+@pytest.mark.smoke
 def test_an_inventory_becomes_vms_and_an_edit_changes_just_that(site: Site) -> None:
     site.hypervisor("hv1")["cocoon_vms"] = {"a1": {"memory": "96M"}, "a2": None}
     site.hypervisor("hv2")["cocoon_vms"] = [{"name": "a1"}]

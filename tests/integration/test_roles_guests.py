@@ -46,21 +46,24 @@ def test_the_demo_and_its_end(
         "image_cache_dir": str(images.CACHE),
     }
     demo = Playbooks(netns, scratch, variables)
-    first = demo("cocoon.microvm.demo", EXAMPLE)
-    table = first.results("cocoon.microvm.vms : Show the VMs")[-1]["msg"]
-    assert table[0].split() == ["VM", "STATE", "HYPERVISOR", "ACCEL", "ADDRESS", "BOOT", "SECONDS"]
-    assert [line.split()[:3] for line in table[1:]] == [[name, "running", "qemu"] for name in ("web1", "web2", "db1")]
-    for line in table[1:]:
-        assert line.split()[4].startswith("10.231.77.")
-        assert float(line.split()[5]) > 0
-    records = modules(netns, dirs)("cocoon_vm_info")["vms"]
-    assert {record["owner"] for record in records} == {"demo"}
-    assert [len(record["data_disks"]) for record in records if record["config"]["name"] == "db1"] == [1]
-    assert demo("cocoon.microvm.demo", EXAMPLE).total("changed") == 0
-    demo(TEARDOWN, EXAMPLE)
+    try:
+        first = demo("cocoon.microvm.demo", EXAMPLE)
+        table = first.results("cocoon.microvm.vms : Show the VMs")[-1]["msg"]
+        assert table[0].split() == ["VM", "STATE", "HYPERVISOR", "ACCEL", "ADDRESS", "BOOT", "SECONDS"]
+        assert [line.split()[:3] for line in table[1:]] == [
+            [name, "running", "qemu"] for name in ("web1", "web2", "db1")
+        ]
+        for line in table[1:]:
+            assert line.split()[4].startswith("10.231.77.")
+            assert float(line.split()[5]) > 0
+        records = modules(netns, dirs)("cocoon_vm_info")["vms"]
+        assert {record["owner"] for record in records} == {"demo"}
+        assert [len(record["data_disks"]) for record in records if record["config"]["name"] == "db1"] == [1]
+        assert demo("cocoon.microvm.demo", EXAMPLE).total("changed") == 0
+    finally:
+        demo(TEARDOWN, EXAMPLE)
     assert not [path for path in (*dirs.values(), cache) if Path(path).exists()]
-    assert netns.run("ip", "-br", "link").split()[0::3][:1] == ["lo"]
-    assert len(netns.run("ip", "-br", "link").splitlines()) == 1
+    assert [line.split()[0] for line in netns.run("ip", "-br", "link").splitlines()] == ["lo"]
     assert netns.run("nft", "list", "ruleset") == ""
 
 
@@ -105,6 +108,7 @@ def fixture_key(tmp_path: Path) -> Key:
     return make_key(tmp_path)
 
 
+@pytest.mark.smoke
 def test_plays_reach_vms_of_a_local_hypervisor(
     make_netns: Callable[[], Netns],
     make_store: Callable[[], dict[str, str]],

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -123,7 +122,7 @@ class Packages:
             raise SystemExit(f"cannot read {deb}")
 
     def get(self, name: str) -> bytes:
-        for _ in range(10):
+        for _hop in range(10):
             if name in self.files:
                 return self.files[name]
             if name not in self.links:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -77,7 +76,8 @@ class Apt:
         """Run apt with its archives in a directory, which `download` takes as the working directory."""
         directory = directory or self.debs
         command = [tool, *self.options, f"-oDir::Cache::archives={directory}", *arguments]
-        result = subprocess.run(command, cwd=directory, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        result = subprocess.run(command, cwd=directory, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                                check=False)
         if result.returncode:
             raise SystemExit(f"{tool} {' '.join(arguments)} failed:\n{result.stderr.strip()[-2000:]}")
         return result.stdout

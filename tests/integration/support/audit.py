@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,3 +226,14 @@ def is_private(path: Path, uid: int) -> bool:
     """Whether a disk is its VM's alone."""
     info = path.lstat()
     return stat.S_ISREG(info.st_mode) and info.st_uid == uid and stat.S_IMODE(info.st_mode) == 0o600
+
+
+def clean(engine: Engine) -> None:
+    """Remove all VMs, and then what the engine has lost sight of, so that one failure does not bring others."""
+    names = [name for name, _id in engine.store.index("vm").entries()]
+    for run in [engine.start_vms({"name": name, "state": "absent", "force": True}) for name in names]:
+        run.wait()
+    for pid, _vm in processes(engine):
+        os.kill(pid, signal.SIGKILL)
+    if not records(engine):
+        (Path(engine.paths.root) / "index" / "disk.json").unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils import _api
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine as networks
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
@@ -198,6 +199,11 @@ class Engine:
             return networks.converge(params, check)
 
         return Forked(self.netns, job, kill_at)
+
+    def start_image(self, **options: Any) -> Forked:
+        """Begin to converge an image."""
+        wanted = images.Wanted(**options)
+        return Forked(self.netns, lambda _mark: images.converge(self.paths, wanted, False).changed)
 
     # -- runs to the end ------------------------------------------------------------------------------------------------
 

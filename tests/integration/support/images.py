@@ -46,7 +46,8 @@ def built(name: str, scratch: Path) -> Path:
     # Nothing to download from: the build has to do with what is there.
     netns = make_netns(f"{PREFIX}-image")
     try:
-        variables = {"image": name, "target": str(building), "cache": str(CACHE)}
+        flavour = "debian" if name == "host" else name
+        variables = {"image": name, "flavour": flavour, "target": str(building), "cache": str(CACHE)}
         Playbooks(netns, scratch, {})(HERE / "build_image.yml", variables=variables, run_timeout=600)
         building.replace(target)
     finally:

@@ -160,17 +160,23 @@ def boot_files(source: Path, folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def make_lab(
-    netns: Netns, store: dict[str, str], modules: Callable[..., Modules], image: Path, folder: Path
+    netns: Netns,
+    store: dict[str, str],
+    modules: Callable[..., Modules],
+    image: Path,
+    folder: Path,
+    name: str = "tiny",
 ) -> Iterator[Lab]:
     """A lab, and at the end nothing of it.
 
     :param folder: for keys and temporary files; must be there.
+    :param name: what the image is called.
     """
     runner = modules(netns, store)
     lab = Lab(netns, store, runner, folder, make_key(folder))
     try:
         runner("cocoon_network", name="lab", subnet="10.91.0.0/24", nat=False)
-        runner("cocoon_image", name="tiny", source=str(image))
+        runner("cocoon_image", name=name, source=str(image))
         yield lab
     finally:
         lab.remove_everything()

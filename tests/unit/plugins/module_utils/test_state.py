@@ -10,6 +10,7 @@ import stat
 import threading
 
 import pytest
+
 from ansible_collections.cocoon.microvm.plugins.module_utils import _state as state
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ConflictError, StateError

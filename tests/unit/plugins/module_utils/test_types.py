@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 

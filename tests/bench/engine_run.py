@@ -1,0 +1,98 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine in a process of its own, with a clock around it: reads a job as JSON, writes the timings as JSON.
+
+{"params": {...}, "batches": [[VM options, ...], ...], "repeat": 5, "sync": true}
+
+The options of a batch go through the argument spec first, outside the measured time. With "sync": false nothing is
+flushed to disk: that is for filling a store, never for measuring.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+BEGAN = time.perf_counter()
+
+
+class Waits:
+    """Time that passes while we wait for a hypervisor: it is the hypervisor's, not ours."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def around(self, function: Any) -> Any:
+        """The same function, with its time added up."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.spent += time.perf_counter() - began
+
+        return timed
+
+
+def cpu() -> float:
+    """Processor seconds of this process and of the tools that it has called and waited for."""
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def typed(spec: dict[str, Any], items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items as the argument spec hands them to the engine."""
+    from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+    validator = ArgumentSpecValidator(spec)
+    result = []
+    for item in items:
+        checked = validator.validate(item)
+        if checked.error_messages:
+            raise SystemExit(f"{item.get('name')}: {'; '.join(checked.error_messages)}")
+        result.append(checked.validated_parameters)
+    return result
+
+
+def main() -> None:
+    """Run the batches one after the other; measure each."""
+    job = json.load(sys.stdin)
+    if not job.get("sync", True):
+        os.fsync = lambda fd: None  # type: ignore[assignment]
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _api, _process
+    from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import vm_options
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qmp
+
+    waits = Waits()
+    # The engine blocks on a hypervisor in two places only: reading its replies, and waiting for its end.
+    qmp.Qmp._receive = waits.around(qmp.Qmp._receive)  # type: ignore[method-assign]
+    _process.Process.wait = waits.around(_process.Process.wait)  # type: ignore[method-assign]
+    imported = time.perf_counter() - BEGAN
+    runs = []
+    for _turn in range(job.get("repeat", 1)):
+        for items in job["batches"]:
+            definitions = typed(vm_options(), items)
+            before, used, waits.spent = time.perf_counter(), cpu(), 0.0
+            results = _api.converge_vms(job["params"], definitions, False)
+            wall = time.perf_counter() - before
+            failed = [f"{entry['name']}: {entry['msg']}" for entry in results if entry.get("failed")]
+            runs.append(
+                {
+                    "wall": wall,
+                    "cpu": cpu() - used,
+                    "waited": waits.spent,
+                    "changed": sum(bool(entry["changed"]) for entry in results),
+                    "failed": failed,
+                }
+            )
+    json.dump({"import": imported, "runs": runs}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

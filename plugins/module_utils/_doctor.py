@@ -29,6 +29,7 @@ TOOL_PACKAGES = (
     (("mkfs.ext4", "e2fsck", "resize2fs"), "system and data disks", "e2fsprogs", "e2fsprogs", FAIL),
     (("nft",), "NAT, published ports and isolation", "nftables", "nftables", FAIL),
     (("zstd",), "images that are compressed with it", "zstd", "zstd", WARN),
+    (("openssl",), "passwords of guests", "openssl", "openssl", WARN),
 )
 
 

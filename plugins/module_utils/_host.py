@@ -29,6 +29,7 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "resize2fs": (),
     "nft": ("--version",),
     "zstd": ("--version",),
+    "openssl": ("version",),
 }
 # Import name and the name under which it is distributed.
 LIBRARIES = {"pyroute2": "pyroute2", "jsonschema": "jsonschema", "requests_unixsocket": "requests-unixsocket"}

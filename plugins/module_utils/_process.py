@@ -19,7 +19,11 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ToolError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    HypervisorError,
+    ResourceError,
+    ToolError,
+)
 
 Identity = dict[str, t.Any]
 KILL_TIMEOUT = 10.0
@@ -143,6 +147,7 @@ def run_tool(
     :param uid: drop to this user first (for files that a guest can write), with *groups* and no others.
     :param package: what to install if the tool is missing, for the message.
     :raises ToolError: missing, failed (with its last lines of output) or too slow.
+    :raises ResourceError: it found no space left.
     """
     extra: dict[str, t.Any] = {}
     if uid is not None:
@@ -165,6 +170,12 @@ def run_tool(
     except subprocess.TimeoutExpired:
         raise ToolError(f"{argv[0]} did not finish within {timeout:g} s") from None
     if done.returncode not in ok:
+        if b"No space left on device" in done.stderr + done.stdout:
+            raise ResourceError(
+                f"no space is left for what {argv[0]} writes",
+                "root_dir",
+                "Free some, or put root_dir on a larger file system.",
+            )
         tail = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()[-5:]
         raise ToolError(f"{argv[0]} failed ({done.returncode}): {' | '.join(tail)}")
     return done.stdout

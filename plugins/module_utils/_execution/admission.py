@@ -57,6 +57,13 @@ def free_memory(run: Run) -> tuple[int, list[str]]:
     return available_memory() + ended - untouched - run.options.memory_reserve, idle
 
 
+def held_memory(run: Run, vm_id: str) -> int:
+    """Bytes that a VM has been promised, whether it runs or a killed run left them."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.lstat(run.store.paths.ram_file(vm_id)).st_size
+    return 0
+
+
 def _has_ended(record: Record) -> bool:
     process = Process.find(record.get("process"))
     if process is not None:

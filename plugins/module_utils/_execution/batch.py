@@ -21,6 +21,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import Job
 
@@ -166,7 +168,7 @@ def explained(exc: Exception, where: str) -> CocoonError:
         return CocoonError(
             f"{where}: {type(exc).__name__}: {exc}", remedy="This is a defect of the collection: please report it."
         )
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+    if exc.errno in NO_SPACE:
         return ResourceError(
             f"{where}: no space is left on the file system of the store",
             "root_dir",
@@ -181,7 +183,7 @@ def _carry_out(item: Item) -> None:
     The allocation of a new VM has taken apart what was left of one before, so those steps are done.
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import STEPS
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import STEPS, make_room
 
     if item.plan is None or item.job is None:
         return
@@ -194,7 +196,13 @@ def _carry_out(item: Item) -> None:
             power.end_strays(item.job.record)
         for step in steps:
             where = step.name
-            STEPS[where](item.job, **step.args)
+            try:
+                STEPS[where](item.job, **step.args)
+            except OSError as exc:
+                if exc.errno not in NO_SPACE or not item.plan.step("remove"):
+                    raise
+                make_room(item.job)
+                STEPS[where](item.job, **step.args)
             item.done.append(str(step))
     except Exception as exc:
         item.error = explained(exc, where)

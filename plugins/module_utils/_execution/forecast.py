@@ -16,7 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Conf
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, reserve
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED, Plan
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import RUNNING, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
 def check(run: Run, record: Record | None, plan: Plan) -> None:
@@ -41,9 +41,8 @@ def check(run: Run, record: Record | None, plan: Plan) -> None:
 
 def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:
     """What a start takes, less what the same VM, or one that goes before it, holds until then."""
-    held = record["config"].get("memory", 0) if record and plan.state_before == RUNNING else 0
-    if plan.step("remove") or plan.step("stop"):
-        run.memory_planned -= held
+    if record and (plan.step("remove") or plan.step("stop") or plan.step("start")):
+        run.memory_planned -= admission.held_memory(run, record["id"])
     if not plan.step("start"):
         return
     configured = plan.step("configure")
@@ -61,10 +60,14 @@ def _check_disk(run: Run, record: Record | None, plan: Plan) -> None:
     for step in plan.steps:
         if step.name == "create":
             kept = record if record and record.get("state") == REMOVED else None
-            more += reserve.disk_bytes(step.args["wanted"], kept) - (kept or {}).get("promised_disk", 0)
+            more += reserve.disk_bytes(step.args["wanted"], kept) - (record or {}).get("promised_disk", 0)
             option = "storage"
-        elif step.name == "add_disk":
-            more += step.args["disk"]["size"]
+        elif step.name == "add_disk" and record:
+            kept_disks = {disk["name"]: disk["size"] for disk in record.get("detached_disks") or []}
+            more += step.args["disk"]["size"] - kept_disks.get(step.args["disk"]["name"], 0)
+        elif step.name == "rebuild" and record:
+            more += step.args["wanted"]["storage"] - record["config"].get("storage", 0)
+            option = "storage"
         elif step.name == "grow_disk" and record:
             disks = {disk["name"]: disk["size"] for disk in record.get("data_disks") or []}
             more += step.args["size"] - disks.get(step.args["disk"], record["config"].get("storage", 0))

@@ -59,6 +59,12 @@ def unmount(path: str) -> None:
         _call("umount2", os.fsencode(path), MNT_DETACH)
 
 
+def unmount_unused(path: str) -> None:
+    """Detach the file system at *path* if nothing is in it; the host's lock is held."""
+    if is_mounted(path) and not os.listdir(path):
+        unmount(path)
+
+
 def mount_ram(path: str) -> None:
     """The tmpfs of guest RAM: admission keeps it from filling, so its own limit is all of the memory."""
     mount_tmpfs(path, "size=100%,mode=0711")

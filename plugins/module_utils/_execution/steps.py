@@ -25,7 +25,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     REMOVED,
     SECRETS,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
@@ -105,7 +105,8 @@ def create(job: Job, wanted: Record) -> None:
 
 def _end(run: Run, record: Record) -> None:
     """No process, socket, RAM or log of this VM from here on."""
-    if record.get("uid"):
+    # A removal that was killed may have given the uid back, and another VM may have it by now.
+    if record.get("uid") and run.store.index("uid").lookup(str(record["uid"])) == record["id"]:
         process = power.find_process(record)
         if process is not None:
             with process:
@@ -114,6 +115,7 @@ def _end(run: Run, record: Record) -> None:
     power.clear_runtime(run, record)
     mounts.unmount(run.store.paths.vm_log(record["id"]))
     remove_tree(run.store.paths.vm_log(record["id"]))
+    mounts.unmount_unused(run.store.paths.ram)
     run.mark("remove.runtime")
 
 
@@ -170,6 +172,12 @@ def remove(job: Job, delete_data_disks: bool = False) -> None:
         else:
             discard(run, record)
     job.record = None
+
+
+def make_room(job: Job) -> None:
+    """On a full file system a VM that is to go loses its system disk first, so that the rest can be written down."""
+    if job.record is not None and not job.record.get("bare"):
+        remove_file(boot.system_disk(job.record, job.run.store.paths))
 
 
 def keep_disks(run: Run, record: Record, disks: list[Record]) -> None:

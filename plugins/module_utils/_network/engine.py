@@ -83,23 +83,24 @@ def facts_of(store: Store | None, name: str, absent: bool) -> plan.Facts:
     record = leases.read_record(store, network_id)
     if record is None:
         return plan.Facts(bare=True)
-    users = leases.users(store, network_id)
     foreign: list[str] = []
     missing: list[str] = []
     if not absent:
         # A record whose making did not end may have the name of a bridge that it never got.
         missing = [] if record.get("phase") == CREATING else manager.missing(store, record)
-    elif not users:
+    else:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
         foreign = kernel.foreign_ports(record)
+    # After the interfaces: whose is there already is noted already.
+    users = leases.users(store, network_id)
     return plan.Facts(
         record=record,
         users=tuple(sorted(leases.vm_name(store, vm_id) for vm_id in users)),
         leases=len(leases.names(store, network_id, "leases")),
         ports=tuple(str(_port(item)) for item in ports.published(store, network_id)),
         missing=tuple(missing),
-        foreign_ports=tuple(foreign),
+        foreign_ports=() if users else tuple(foreign),
     )
 
 

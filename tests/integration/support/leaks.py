@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import PREFIX, TOKEN
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import PREFIX, TOKEN, WORK
 
 DEFAULT_DIRS = ("/var/lib/cocoon-microvm", "/run/cocoon-microvm", "/var/log/cocoon-microvm")
 SYSCTLS = (
@@ -100,8 +100,8 @@ def snapshot() -> set[str]:
     """Everything on the machine that a test could leave behind, except processes."""
     things = {f"interface {name}" for _index, name in socket.if_nameindex()}
     things |= {f"network namespace {name}" for name in names("/run/netns")}
-    # /run/netns becomes a mount of its own with the first namespace that anybody adds, and stays one.
-    things |= {f"mount {path}" for path in mounts() if path != "/run/netns"}
+    # Elsewhere a machine mounts for its own reasons, such as logins and containers.
+    things |= {f"mount {path}" for path in mounts() if path.startswith((*DEFAULT_DIRS, *TEMPORARY, str(WORK)))}
     things |= {f"nftables {table}" for table in tables()}
     things |= {f"sysctl {name}={read(f'/proc/sys/{name}').strip()}" for name in SYSCTLS}
     for folder in DEFAULT_DIRS:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
@@ -25,7 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, fsync_dir, locked, remove_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, flock, fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
 MKFS_EXT4 = ("mkfs.ext4", "-F", "-m", "0", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,discard")
@@ -33,6 +34,7 @@ FICLONE = 0x40049409
 CHUNK = 1 << 20
 BLOCK = 4096
 TEMPLATE_TIMEOUT = 60.0
+TOOL_PATIENCE = 60.0
 # A tool that works on a hostile file may use this much address space and processor time.
 TOOL_LIMITS = ("prlimit", f"--as={2 << 30}", "--cpu=600", "--")
 NO_CLONE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ETXTBSY)
@@ -95,6 +97,7 @@ def grow(path: str, size: int, fstype: str, uid: int, disk_format: str = "raw", 
         return
     fd = open_disk(path, uid)
     try:
+        _claim(fd, path)
         present = os.fstat(fd).st_size
         if present > size:
             raise ChangeRefusedError(
@@ -103,11 +106,31 @@ def grow(path: str, size: int, fstype: str, uid: int, disk_format: str = "raw", 
             )
         os.ftruncate(fd, size)
         os.fsync(fd)
+        if fstype == "ext4":
+            _guest_tool(["e2fsck", "-fp", path], uid, gid, "e2fsprogs", ok=(0, 1), fds=(fd,))
+            _guest_tool(["resize2fs", path], uid, gid, "e2fsprogs", fds=(fd,))
     finally:
         os.close(fd)
-    if fstype == "ext4":
-        _guest_tool(["e2fsck", "-fp", path], uid, gid, "e2fsprogs", ok=(0, 1))
-        _guest_tool(["resize2fs", path], uid, gid, "e2fsprogs")
+
+
+def _claim(fd: int, path: str) -> None:
+    """Hold a disk as long as *fd* is open anywhere; tools inherit it, so they hold it when we are killed.
+
+    :raises BusyError: one of them is still at work.
+    """
+    flock(fd, f"the disk {path}", time.monotonic() + TOOL_PATIENCE, TOOL_PATIENCE)
+
+
+def await_tools(path: str, uid: int) -> None:
+    """Return once no tool of a run that was killed is at work on a disk.
+
+    :raises BusyError: it takes too long.
+    """
+    fd = open_disk(path, uid, os.O_RDONLY)
+    try:
+        _claim(fd, path)
+    finally:
+        os.close(fd)
 
 
 def open_disk(path: str, uid: int, flags: int = os.O_RDWR) -> int:
@@ -248,8 +271,15 @@ def _dig_holes(fd: int) -> None:
         os.pwrite(fd, block, position)
 
 
-def _guest_tool(argv: list[str], uid: int, gid: int | None, package: str, ok: t.Container[int] = (0,)) -> None:
+def _guest_tool(
+    argv: list[str],
+    uid: int,
+    gid: int | None,
+    package: str,
+    ok: t.Container[int] = (0,),
+    fds: t.Sequence[int] = (),
+) -> None:
     """Run a tool on a file that a guest may have written: as the VM's uid, with little memory and time."""
     # The VM's directory is open to its own group; another one comes beside it.
     groups = [] if gid is None else [gid]
-    run_tool([*TOOL_LIMITS, *argv], uid=uid, groups=groups, timeout=660.0, package=package, ok=ok)
+    run_tool([*TOOL_LIMITS, *argv], uid=uid, groups=groups, timeout=660.0, package=package, ok=ok, fds=fds)

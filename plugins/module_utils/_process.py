@@ -19,11 +19,7 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
-    HypervisorError,
-    ResourceError,
-    ToolError,
-)
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ResourceError, ToolError
 
 Identity = dict[str, t.Any]
 KILL_TIMEOUT = 10.0
@@ -141,11 +137,13 @@ def run_tool(
     timeout: float = 600.0,
     package: str | None = None,
     ok: t.Container[int] = (0,),
+    fds: t.Sequence[int] = (),
 ) -> bytes:
     """Run an external tool without a shell and give its standard output.
 
     :param uid: drop to this user first (for files that a guest can write), with *groups* and no others.
     :param package: what to install if the tool is missing, for the message.
+    :param fds: descriptors that it inherits, such as one that holds a lock for as long as it works.
     :raises ToolError: missing, failed (with its last lines of output) or too slow.
     :raises ResourceError: it found no space left.
     """
@@ -160,6 +158,7 @@ def run_tool(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             timeout=timeout,
+            pass_fds=tuple(fds),
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
             **extra,
         )

@@ -315,11 +315,11 @@ def locked(paths: Paths, names: t.Iterable[str], timeout: float) -> t.Iterator[N
             path = os.path.join(paths.locks, name if name == "host" else f"{name.split(':', 1)[0]}-{hashed(name)}")
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
-            _flock(fd, name, deadline, timeout)
+            flock(fd, name, deadline, timeout)
         yield
 
 
-def _flock(fd: int, name: str, deadline: float, timeout: float) -> None:
+def flock(fd: int, name: str, deadline: float, timeout: float) -> None:
     """flock with a deadline. flock knows none of its own, so wait in short steps that grow to 10 ms."""
     pause = 0.001
     while True:

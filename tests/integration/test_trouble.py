@@ -17,7 +17,13 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
-from ansible_collections.cocoon.microvm.tests.integration.support.engine import GUEST, IDLE, Engine, idle_image
+from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
+    GUEST,
+    IDLE,
+    Engine,
+    data_disk,
+    idle_image,
+)
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules
 
@@ -145,6 +151,23 @@ def test_file_system_is_full(small: Engine, left: int) -> None:
     (Path(small.paths.root) / "ballast").unlink()
     small.vm(**UP)
     assert not audit.wrong(small)
+
+
+@pytest.mark.parametrize("change", ({}, {"state": "present", "data_disks": [{**DISK, "size": "24M"}]}), ids=("start", "grow"))
+def test_disk_that_a_tool_is_still_at_work_on(engine: Engine, change: Changes) -> None:
+    """resize2fs outlives a module that is killed: nobody touches the disk before it has come to its end."""
+    made = {**UP, "state": "present", "data_disks": [DISK]}
+    engine.vm(**made)
+    path = data_disk(engine.paths, engine.record("vm"), "data")
+    with subprocess.Popen(["flock", "--no-fork", path, "sleep", "60"]) as tool:
+        time.sleep(0.2)
+        run = engine.start_vms({**made, "state": "started", **change})
+        time.sleep(0.5)
+        assert not audit.processes(engine) and path.stat().st_size == 16 * MIB
+        tool.kill()
+    outcome = run.wait()
+    assert outcome.results[0]["changed"] and not outcome.results[0].get("failed")
+    assert not audit.wrong(engine)
 
 
 # -- hypervisors that do not start --------------------------------------------------------------------------------------

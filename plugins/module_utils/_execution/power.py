@@ -10,6 +10,7 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_memory
@@ -83,6 +84,9 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
         _refresh_nics(run, record)
         record["boot_config"] = boot.boot_config(record, image)
         record["storage_configs"] = _storage_configs(run, record, image)
+        for item in record["storage_configs"]:
+            if not item["ro"]:
+                await_tools(item["path"], record["uid"])
         set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
         run.mark("start.record")
         process, begun = _spawn(run, record, image)

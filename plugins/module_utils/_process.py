@@ -50,6 +50,17 @@ def real_uid(pid: int) -> int | None:
         return None
 
 
+def processes_by_uid() -> dict[int, list[int]]:
+    """All processes of the host by whose they are: one look for as many questions as there are."""
+    found: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            uid = real_uid(int(entry))
+            if uid is not None:
+                found.setdefault(uid, []).append(int(entry))
+    return found
+
+
 def identify(pid: int) -> Identity:
     """What the record keeps of a process that we have just started."""
     return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id(), "uid": real_uid(pid)}
@@ -82,11 +93,14 @@ class Process:
         return None
 
     @classmethod
-    def scan(cls, uid: int) -> list[Process]:
-        """Live processes of *uid*, which belongs to one VM of one store: for what no record tells of."""
-        pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-        found = (cls._open(pid, uid, None) for pid in pids if real_uid(pid) == uid)
-        return [process for process in found if process is not None]
+    def scan(cls, uid: int, pids: t.Iterable[int] | None = None) -> list[Process]:
+        """Live processes of *uid*, which belongs to one VM of one store: for what no record tells of.
+
+        :param pids: where to look; everywhere if not given.
+        """
+        if pids is None:
+            pids = processes_by_uid().get(uid, ())
+        return [process for process in (cls._open(pid, uid, None) for pid in pids) if process is not None]
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

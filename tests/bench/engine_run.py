@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The engine in a process of its own, with a clock around it: reads a job as JSON, writes the timings as JSON.
 
-{"params": {...}, "batches": [[VM options, ...], ...], "repeat": 5, "sync": true}
+{"params": {...}, "batches": [[VM options, ...], ...], "repeat": 5, "sync": true, "still": false}
 
 The options of a batch go through the argument spec first, outside the measured time. With "sync": false nothing is
-flushed to disk: that is for filling a store, never for measuring.
+flushed to disk: that is for filling a store, never for measuring. With "still": true a hypervisor is held still as soon
+as it runs: twenty guests that boot on two cores would be measured in place of the engine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from typing import Any
@@ -22,7 +24,7 @@ BEGAN = time.perf_counter()
 
 
 class Waits:
-    """Time that passes while we wait for a hypervisor: it is the hypervisor's, not ours."""
+    """Time that passes in some functions, added up."""
 
     def __init__(self) -> None:
         self.spent = 0.0
@@ -38,6 +40,26 @@ class Waits:
                 self.spent += time.perf_counter() - began
 
         return timed
+
+
+def hold_still() -> None:
+    """Stop each hypervisor after its start, and let it go when it is to end."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import QemuDriver
+    from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+
+    start, end = QemuDriver.start, Process.end
+
+    def started(*args: Any, **kwargs: Any) -> Process:
+        process = start(*args, **kwargs)
+        process.signal(signal.SIGSTOP)
+        return process
+
+    def ended(process: Process, *args: Any, **kwargs: Any) -> None:
+        process.signal(signal.SIGCONT)
+        end(process, *args, **kwargs)
+
+    QemuDriver.start = started  # type: ignore[method-assign]
+    Process.end = ended  # type: ignore[method-assign]
 
 
 def cpu() -> float:
@@ -69,7 +91,10 @@ def main() -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import vm_options
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qmp
 
-    waits = Waits()
+    if job.get("still"):
+        hold_still()
+    waits, flushes = Waits(), Waits()
+    os.fsync = flushes.around(os.fsync)
     # The engine blocks on a hypervisor in two places only: reading its replies, and waiting for its end.
     qmp.Qmp._receive = waits.around(qmp.Qmp._receive)  # type: ignore[method-assign]
     _process.Process.wait = waits.around(_process.Process.wait)  # type: ignore[method-assign]
@@ -78,7 +103,7 @@ def main() -> None:
     for _turn in range(job.get("repeat", 1)):
         for items in job["batches"]:
             definitions = typed(vm_options(), items)
-            before, used, waits.spent = time.perf_counter(), cpu(), 0.0
+            before, used, waits.spent, flushes.spent = time.perf_counter(), cpu(), 0.0, 0.0
             results = _api.converge_vms(job["params"], definitions, False)
             wall = time.perf_counter() - before
             failed = [f"{entry['name']}: {entry['msg']}" for entry in results if entry.get("failed")]
@@ -87,6 +112,7 @@ def main() -> None:
                     "wall": wall,
                     "cpu": cpu() - used,
                     "waited": waits.spent,
+                    "flushed": flushes.spent,
                     "changed": sum(bool(entry["changed"]) for entry in results),
                     "failed": failed,
                 }

@@ -60,7 +60,7 @@ class Fleet:
         return [{"name": f"vm{index:05d}", **options} for index in range(first, first + count)]
 
     def engine(
-        self, batches: Sequence[Items], repeat: int = 1, sync: bool = True, **params: Any
+        self, batches: Sequence[Items], repeat: int = 1, sync: bool = True, still: bool = False, **params: Any
     ) -> list[dict[str, Any]]:
         """Run the engine by itself; one measurement a batch and turn.
 
@@ -72,6 +72,7 @@ class Fleet:
             "batches": list(batches),
             "repeat": repeat,
             "sync": sync,
+            "still": still,
         }
         done = subprocess.run(
             [*self.netns.enter(), "nice", "-n", "-15", sys.executable, str(HERE / "engine_run.py")],

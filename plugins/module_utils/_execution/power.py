@@ -37,15 +37,21 @@ def end_strays(record: Record) -> None:
     """End processes of a start whose writer died before it could record them."""
     if record.get("phase") != PHASE_START or record.get("phase_boot_id") != boot_id():
         return
-    end_all(record)
+    _end_all(Process.scan(record["uid"]))
 
 
-def end_all(record: Record) -> None:
-    """End every process of the VM's user, which is nobody else's, recorded or not.
+def end_unrecorded(run: Run, record: Record) -> None:
+    """End what else runs as the VM's user, which is nobody else's.
 
-    :raises HypervisorError: one does not end.
+    Under seccomp a hypervisor cannot fork, so there is nothing unless something went badly wrong:
+    one look at the host at the beginning of a round is enough.
     """
-    for process in Process.scan(record["uid"]):
+    _end_all(Process.scan(record["uid"], run.processes().get(record["uid"], ())))
+
+
+def _end_all(processes: t.Iterable[Process]) -> None:
+    """:raises HypervisorError: one does not end."""
+    for process in processes:
         with process:
             process.end(grace=0)
 

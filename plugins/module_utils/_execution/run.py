@@ -10,6 +10,7 @@ import threading
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import processes_by_uid
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
 
@@ -40,7 +41,7 @@ class Run:
         self.store = store
         self.options = options
         self.mark = mark or _no_mark
-        self.network_lock = threading.Lock()
+        self.lock = threading.Lock()
         self.networks_changed = False
         # What the plans of this pass would take, and the VMs that are removed before any of them is carried out.
         self.memory_planned = self.disk_planned = 0
@@ -49,12 +50,21 @@ class Run:
         self._images: dict[str, Record | None] = {}
         self._drivers: dict[str, t.Any] = {}
         self._ensured: set[str] = set()
+        self._processes: dict[int, list[int]] | None = None
 
     def forget(self) -> None:
         """Look networks and images up again, and count anew what plans would take: another pass begins."""
         self._networks.clear()
         self._images.clear()
+        self._processes = None
         self.memory_planned = self.disk_planned = 0
+
+    def processes(self) -> dict[int, list[int]]:
+        """The host's processes by uid, looked up once a pass."""
+        with self.lock:
+            if self._processes is None:
+                self._processes = processes_by_uid()
+            return self._processes
 
     def network(self, name: str) -> Record | None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
@@ -93,7 +103,7 @@ class Run:
         """Bring a network's kernel objects up, once per run."""
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
-        with self.network_lock:
+        with self.lock:
             if name not in self._ensured:
                 manager.ensure(self.store, self.known_network(name))
                 self._ensured.add(name)
@@ -102,7 +112,7 @@ class Run:
         """Apply the published ports that changed in this run, in one go."""
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
-        with self.network_lock:
+        with self.lock:
             if not self.networks_changed:
                 return
             self.networks_changed = False  # what other threads change from here on is for the next one

@@ -111,7 +111,7 @@ def _end(run: Run, record: Record) -> None:
         if process is not None:
             with process:
                 process.end()
-        power.end_all(record)  # what is released from here on must be held by nobody
+        power.end_unrecorded(run, record)  # what is released from here on must be held by nobody
     power.clear_runtime(run, record)
     mounts.unmount(run.store.paths.vm_log(record["id"]))
     remove_tree(run.store.paths.vm_log(record["id"]))

@@ -73,21 +73,24 @@ def life(fleet: Fleet, runs: int) -> list[Row]:
 def own_time(fleet: Fleet, runs: int) -> list[Row]:
     """3. The engine's own time for one VM of twenty, with the tools that it calls.
 
-    One VM at a time, so that waiting for a hypervisor can be told from working, and with the guests held still.
+    What has to do with hypervisors is done one VM at a time, so that waiting for one can be told from working, and with
+    the guests held still.
     """
     steps = {
-        "create and start": fleet.vms(fleet.size, state="started", wait_for="process"),
-        "forced stop": fleet.named(fleet.size, state="stopped", force=True),
-        "start": fleet.named(fleet.size, state="started", wait_for="process"),
-        "remove": fleet.named(fleet.size, state="absent", force=True),
+        "create, in parallel": (16, fleet.vms(fleet.size, state="present")),
+        "remove, in parallel": (16, fleet.named(fleet.size, state="absent", force=True)),
+        "create and start": (1, fleet.vms(fleet.size, state="started", wait_for="process")),
+        "forced stop": (1, fleet.named(fleet.size, state="stopped", force=True)),
+        "start": (1, fleet.named(fleet.size, state="started", wait_for="process")),
+        "remove": (1, fleet.named(fleet.size, state="absent", force=True)),
     }
     wall: dict[str, list[float]] = {name: [] for name in steps}
     used: dict[str, list[float]] = {name: [] for name in steps}
     flushed: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(runs):
         say(f"   the engine's own time, run {turn + 1} of {runs} ...")
-        for name, items in steps.items():
-            entry = fleet.engine([items], parallel=1, still=True)[0]
+        for name, (parallel, items) in steps.items():
+            entry = fleet.engine([items], parallel=parallel, still=True)[0]
             wall[name].append((entry["wall"] - entry["waited"]) / fleet.size * 1000)
             used[name].append(entry["cpu"] / fleet.size * 1000)
             flushed[name].append(entry["flushed"] / fleet.size * 1000)
@@ -96,7 +99,8 @@ def own_time(fleet: Fleet, runs: int) -> list[Row]:
         middle = statistics.median(wall[name])
         rows.append(Row("3", f"engine's own time a VM: {name}", "ms", wall[name], "25 ms", middle <= 25))
         rows.append(Row("3", f"of that on the processor: {name}", "ms", used[name]))
-        rows.append(Row("3", f"of that flushing to disk: {name}", "ms", flushed[name]))
+        if steps[name][0] == 1:  # side by side, they would add up to more than there is
+            rows.append(Row("3", f"of that flushing to disk: {name}", "ms", flushed[name]))
     return rows
 
 

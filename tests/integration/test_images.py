@@ -1038,7 +1038,8 @@ def test_disks_of_vms(paths: Paths, work: Path) -> None:
     one, two = folder / "data-a.raw", folder / "data-b.raw"
     for disk in (one, two):
         _disks.create_data(str(disk), 64 << 20, "ext4", uid)
-    uuids = {subprocess.run(["blkid", "-o", "value", "-s", "UUID", d], capture_output=True).stdout for d in (one, two)}
+    blkid = ["blkid", "-o", "value", "-s", "UUID"]
+    uuids = {subprocess.run([*blkid, disk], capture_output=True, check=True).stdout for disk in (one, two)}
     assert len(uuids) == 2
     for disk, size in ((one, 128 << 20), (cow, 2 << 30)):
         for _time in range(2):

@@ -89,7 +89,9 @@ CASES = (
     case("stop-forced", UP, {**DOWN, **NOW}),
     case("absent", {**UP, **PORT}, {**GONE, **ASKED}),
     case("absent-keeping-disks", {**UP, **PORT, "data_disks": TWO}, {**GONE, **ASKED}, places="remove"),
-    case("absent-with-disks", {**UP, "data_disks": TWO}, {**GONE, **NOW}, places="remove"),
+    case(
+        "absent-with-disks", {**UP, "data_disks": TWO}, {**GONE, **NOW}, places="remove.record remove.uid remove.files"
+    ),
     case("absent-with-kept-disks", {**MADE, "data_disks": TWO}, GONE, {**GONE, **NOW}),
     case(
         "create-with-kept-disks",
@@ -99,7 +101,7 @@ CASES = (
         places="create",
     ),
     case("add-disk-live", {**UP, "data_disks": ONE}, {**UP, "data_disks": TWO}),
-    case("add-disk-offline", {**MADE, "data_disks": ONE}, {**MADE, "data_disks": TWO}),
+    case("add-disk-offline", {**MADE, "data_disks": ONE}, {**MADE, "data_disks": TWO}, places="add_disk.file"),
     case(
         "add-kept-disk",
         {**MADE, "data_disks": TWO},
@@ -112,11 +114,13 @@ CASES = (
     case("grow-disk-offline", {**MADE, "data_disks": TWO}, {**MADE, "data_disks": disks(data="24M", raw="24M")}),
     case("grow-system-disk", DOWN, {**DOWN, "storage": "48M"}),
     case("nics", {**DOWN, **PORT}, {**DOWN, "nics": NICS}),
-    case("nics-of-running", UP, {**MADE, "nics": NICS[:1], **RESTART}, places="set_nics"),
+    case("nics-of-running", UP, {**MADE, "nics": NICS[:1], **RESTART}, places="set_nics.taken set_nics.written"),
     case("ports", {**UP, **PORT}, {**UP, "ports": ["{port}:81", "{port}:80/udp"]}),
     case("ports-added", {**UP, **PORT}, {**UP, "ports": ["{port}:80", "{port}:80/udp"]}),
-    case("rebuild", {**UP, "data_disks": ONE}, {**UP, "image": "other", "storage": "48M", **ANEW}, places="stop rebuild"),
-    case("rebuild-stopped", {**DOWN, "data_disks": ONE}, {**MADE, "image": "other", **ANEW}),
+    case(
+        "rebuild", {**UP, "data_disks": ONE}, {**UP, "image": "other", "storage": "48M", **ANEW}, places="stop rebuild"
+    ),
+    case("rebuild-stopped", DOWN, {**MADE, "image": "other", **ANEW}, places="rebuild.record rebuild.removed"),
     case("restart", UP, {**MADE, "memory": "72M", **RESTART}),
     case("configure", UP, {**MADE, "labels": {"tier": "web"}}),
     case("balloon", {**UP, "memory": "96M", "balloon": "8M"}, {**UP, "memory": "96M", "balloon": "16M"}),
@@ -317,7 +321,7 @@ def cleaned(engine: Engine) -> Iterator[None]:
         raise
 
 
-# -- what a running guest has to let go of ------------------------------------------------------------------------------
+# -- what a running guest has to let go of ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("force", (False, True), ids=("kept", "deleted"))
@@ -345,7 +349,7 @@ def test_drop_disk_live(engine: Engine, modules: Callable[..., Modules], tiny_im
     assert not audit.held(engine) and not audit.ledger(engine)
 
 
-# -- networks -----------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------------------------
 
 THIRD = {"name": "third", "subnet": "10.93.0.0/24"}
 NETWORK_CASES = {

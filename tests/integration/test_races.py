@@ -106,7 +106,7 @@ def test_same_vm(engine: Engine, wanted: str) -> None:
         "data_disks": [{"name": "data", "size": "16M"}],
     }
     definition = vm("same", **(given if wanted == "given" else {}))
-    outcomes = finish([engine.start_vms(definition) for _ in range(MANY)])
+    outcomes = finish([engine.start_vms(definition) for _time in range(MANY)])
     assert not failures(outcomes)
     assert sum(changed(outcomes)) == 1
     assert len(audit.records(engine)) == 1
@@ -115,7 +115,7 @@ def test_same_vm(engine: Engine, wanted: str) -> None:
 def test_modules_create_the_same_vm(engine: Engine, modules: Callable[..., Modules]) -> None:
     """Those that do not get the lock in time say so, and nothing else goes wrong."""
     module = modules(engine.netns, engine.dirs).with_defaults(lock_timeout=1)
-    runs = [module.start("cocoon_vm", **vm("same")) for _ in range(MANY // 2)]
+    runs = [module.start("cocoon_vm", **vm("same")) for _time in range(MANY // 2)]
     results = [module.finish(run) for run in runs]
     errors = [result["msg"] for result in results if result.failed]
     assert all("is busy, waited 1 s" in error and "lock_timeout" in error for error in errors), errors
@@ -239,7 +239,7 @@ def test_disk_is_promised_once(engine: Engine) -> None:
 
 def test_networks(engine: Engine) -> None:
     """The same network from many processes, and overlapping subnets at once."""
-    outcomes = finish([engine.start_network(name="shared", subnet="10.97.0.0/24") for _ in range(8)])
+    outcomes = finish([engine.start_network(name="shared", subnet="10.97.0.0/24") for _time in range(8)])
     assert not failures_of_networks(outcomes)
     assert sum(outcome.results["changed"] for outcome in outcomes) == 1
     runs = [engine.start_network(name=f"over{number}", subnet="10.98.0.0/24") for number in range(4)]

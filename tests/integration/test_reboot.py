@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -65,7 +66,7 @@ def reboot(engine: Engine) -> None:
     for pid, _vm in audit.processes(engine):
         pidfd = os.pidfd_open(pid)
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        assert select_exit(pidfd)
+        assert select.select([pidfd], [], [], 10)[0]
         os.close(pidfd)
     for path in mounts():
         if path.startswith((engine.paths.run + "/", engine.paths.log + "/")):
@@ -80,15 +81,6 @@ def reboot(engine: Engine) -> None:
         if record.get("process"):
             record["process"]["boot_id"] = "00000000-0000-0000-0000-000000000000"
             path.write_text(json.dumps(record), encoding="utf-8")
-
-
-def select_exit(pidfd: int) -> bool:
-    """Whether the process ended."""
-    import select
-
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(10_000))
 
 
 def identity(engine: Engine) -> dict[str, Any]:

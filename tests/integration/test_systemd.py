@@ -34,7 +34,7 @@ STARTED = {**VM, "state": "started", "wait_for": "console", "timeout": BOOT}
 # As strict as a host can be about what users leave behind; and a process that is left behind by one.
 LOGIND = "/etc/systemd/logind.conf.d/strict.conf"
 STRICT = f"mkdir -p {LOGIND.rpartition('/')[0]} && printf '[Login]\\nKillUserProcesses=yes\\n' > {LOGIND}"
-LEFT_BEHIND = "sleep 86399"
+LEFT_BEHIND = "setsid sleep 86399"
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,7 @@ class Host:
         """Log in and look, until a command gives what is wanted."""
         deadline = time.monotonic() + patience
         while (found := self.shell(script)) != wanted:
-            if time.monotonic() > deadline:
-                state = self.shell("systemctl --no-pager status user.slice; journalctl --no-pager -n 50")
-                raise AssertionError(f"{script}: still {found!r}, not {wanted!r}\n{state}")
+            assert time.monotonic() < deadline, f"{script}: still {found!r}, not {wanted!r}"
             time.sleep(0.5)
 
 
@@ -123,90 +121,75 @@ def host(lab: Lab, tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -
     return host
 
 
-def module(name: str, /, **options: Any) -> dict[str, Any]:
-    return {"name": name, f"cocoon.microvm.{name}": options}
+def module(what: str, /, **options: Any) -> dict[str, Any]:
+    return {"name": what, f"cocoon.microvm.{what}": options}
 
 
 @pytest.fixture(scope="module")
 def inner(host: Host) -> Record:
     """A VM on the host, started in a session that has ended since."""
     run = host.run(
-        {"name": "session", "ansible.builtin.command": "cat /proc/self/cgroup"},
-        {"name": "left behind", "ansible.builtin.shell": f"setsid {LEFT_BEHIND} > /dev/null 2>&1 &"},
+        # In the same session, a process as any user may leave one behind; it says where it is and who.
+        {
+            "name": "session",
+            "ansible.builtin.shell": f"cat /proc/self/cgroup; {LEFT_BEHIND} > /dev/null 2>&1 & echo $!",
+        },
         module("cocoon_network", **NETWORK),
         module("cocoon_image", name="tiny", source="/root/tiny.tar"),
         module("cocoon_vm", **STARTED),
     )
-    vm = run.result("cocoon_vm")["vm"]
-    cgroup = run.result("session")["stdout"].splitlines()[-1]
+    cgroup, left = run.result("session")["stdout"].split()
     # The login was a session of systemd's, and our task was in it.
-    assert "/user.slice/" in cgroup and cgroup.endswith(".scope"), cgroup
     session = cgroup.rpartition("/session-")[2].partition(".scope")[0]
-    host.until(f"loginctl show-session {session} --property=State 2> /dev/null || true", "")
-    return {**vm, "session": session}
+    assert "/user.slice/" in cgroup and session.isdigit() and left.isdigit(), cgroup
+    host.until(f"systemctl is-active session-{session}.scope || true", "inactive")
+    return {**run.result("cocoon_vm")["vm"], "left": left}
 
 
 def unit_of(vm: Record) -> str:
     return f"cocoon-microvm-{vm['id']}-{vm['pid']}.scope"
 
 
-def cgroup_of(host: Host, vm: Record) -> str:
-    return host.shell(f"cat /proc/{vm['pid']}/cgroup")
-
-
-def test_a_vm_has_a_scope_of_its_own(host: Host, inner: Record) -> None:
-    """Below our slice, with the whole hypervisor in it and nothing else."""
-    unit = unit_of(inner)
-    assert cgroup_of(host, inner) == f"0::/cocoon.slice/cocoon-microvm.slice/{unit}"
-    assert host.shell(f"systemctl is-active {unit}") == "active"
-    # The kernel's own threads for a KVM guest are in there too; they have no command line.
-    processes = f"$(cat /sys/fs/cgroup/cocoon.slice/cocoon-microvm.slice/{unit}/cgroup.procs)"
-    named = f'for pid in {processes}; do [ -z "$(tr -d "\\0" < /proc/$pid/cmdline)" ] || echo $pid; done'
-    assert host.shell(named) == str(inner["pid"])
-
-
 def test_a_vm_outlives_the_session_that_started_it(host: Host, inner: Record) -> None:
-    """The session is gone, and with it what a user leaves behind. The VM is not."""
-    assert host.shell(f"pgrep -fx '{LEFT_BEHIND}' || true") == ""
-    assert inner["session"] not in host.shell("loginctl list-sessions --no-legend | awk '{print $1}'").split()
-    found = host.run(module("cocoon_vm_info", names=["inner"])).result("cocoon_vm_info")["vms"][0]
-    assert (found["state"], found["pid"]) == ("running", inner["pid"])
+    """The session has ended, and with it what the user left behind. The VM is in a scope of its own, with no others."""
+    pid, unit = inner["pid"], unit_of(inner)
+    cgroup = f"/cocoon.slice/cocoon-microvm.slice/{unit}"
+    # The kernel's own threads for a KVM guest are in there too; they have no command line.
+    named = 'for pid in $(cat {}/cgroup.procs); do [ -z "$(tr -d "\\0" < /proc/$pid/cmdline)" ] || echo $pid; done'
+    named = named.format(f"/sys/fs/cgroup{cgroup}")
+    gone = f"[ -e /proc/{inner['left']} ] || echo gone"
+    found = host.shell(f"{gone}; cat /proc/{pid}/cgroup; systemctl is-active {unit}; {named}").splitlines()
+    assert found == ["gone", f"0::{cgroup}", "active", str(pid)]
 
 
 def test_a_vm_on_a_kvm_host_has_the_accelerators_group(host: Host, inner: Record) -> None:
     """And no other of the host's, and still no capabilities."""
-    status = dict(line.split(":\t", 1) for line in host.shell(f"cat /proc/{inner['pid']}/status").splitlines())
-    groups = [int(word) for word in status["Groups"].split()]
-    owner = host.shell("stat -c %g /dev/kvm 2> /dev/null || true")
-    assert [group for group in groups if group < 1 << 16] == ([int(owner)] if inner["accel"] == "kvm" else [])
+    lines = host.shell(f"cat /proc/{inner['pid']}/status; stat --format=Owner:%g /dev/kvm || true").splitlines()
+    status = {name: value.strip() for name, _colon, value in (line.partition(":") for line in lines)}
+    groups = [group for group in status["Groups"].split() if int(group) < 1 << 16]
+    assert groups == ([status["Owner"]] if inner["accel"] == "kvm" else [])
     assert int(status["CapEff"], 16) == 0 and status["Seccomp"] == "2"
 
 
 def test_a_vm_outlives_the_end_of_all_users(host: Host, inner: Record) -> None:
     """All sessions are stopped, ours among them; the next one finds the VM as it was."""
-    began = "systemctl show user.slice --property=ActiveEnterTimestampMonotonic"
-    before = host.shell(began)
-    host.lab.ssh(host.vm, "sudo systemd-run --quiet --no-block systemctl stop user.slice; sleep 30", user=USER)
-    assert host.shell(began) != before
-    assert cgroup_of(host, inner).endswith(unit_of(inner))
+    began = "systemctl show user.slice --property=ActiveEnterTimestampMonotonic --value"
+    cut = "sudo systemd-run --quiet --no-block systemctl stop user.slice; sleep 60; echo not cut off"
+    answer = host.lab.ssh(host.vm, f"{began}; {cut}", user=USER, timeout=BOOT)
+    assert "not cut off" not in answer.output
+    assert host.shell(began) != answer.output.strip()
+    assert host.shell(f"cat /proc/{inner['pid']}/cgroup").endswith(unit_of(inner))
 
 
 def test_a_second_run_changes_nothing_and_nothing_stays_of_a_vm(host: Host, inner: Record) -> None:
-    """Neither process nor unit, once it has stopped; neither record nor mount, once it is removed."""
-    units = {"name": "units", "ansible.builtin.command": "systemctl list-units --all --plain --no-legend *.scope"}
+    """Neither process nor unit, neither record nor mount, once it has been stopped and removed."""
     run = host.run(
         module("cocoon_vm", **STARTED),
-        units,
         {**module("cocoon_vm", **VM, state="stopped", stop_timeout=60), "name": "stop"},
-        {**units, "name": "units after"},
         {**module("cocoon_vm", name="inner", state="absent"), "name": "remove"},
-        {
-            "name": "what is left",
-            "ansible.builtin.shell": "ls /var/lib/cocoon-microvm/vms; grep cocoon-microvm/ /proc/mounts",
-        },
     )
-    assert not run.result("cocoon_vm").changed
-    assert unit_of(inner) in run.result("units")["stdout"]
+    assert not run.result("cocoon_vm").changed and run.result("cocoon_vm")["vm"]["pid"] == inner["pid"]
     assert run.result("stop")["vm"]["reason"] == "shut down"
-    assert "cocoon" not in run.result("units after")["stdout"]
-    assert run.result("what is left")["stdout"].split()[1::6] == ["/run/cocoon-microvm/ram"]
+    units = "systemctl list-units --all --plain --no-legend 'cocoon-microvm*.scope'"
+    left = "ls /var/lib/cocoon-microvm/vms; grep cocoon-microvm/ /proc/mounts; pgrep -a qemu-system || true"
+    assert host.shell(f"{units}; {left}") == ""

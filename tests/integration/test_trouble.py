@@ -57,7 +57,7 @@ def engine(store: Engine) -> Iterator[Engine]:
     assert not audit.held(store) and not audit.ledger(store)
 
 
-# -- too little of something --------------------------------------------------------------------------------------------
+# -- too little of something -----------------------------------------------------------------------------------------
 
 
 def test_memory_does_not_fit(engine: Engine) -> None:
@@ -90,7 +90,9 @@ def test_memory_that_a_killed_run_was_promised_is_not_counted_twice(engine: Engi
         admission.available_memory = available
 
 
-@pytest.mark.parametrize("options", ({"storage": "90T"}, {"data_disks": [{**DISK, "size": "90T"}]}), ids=("system", "data"))
+@pytest.mark.parametrize(
+    "options", ({"storage": "90T"}, {"data_disks": [{**DISK, "size": "90T"}]}), ids=("system", "data")
+)
 def test_disk_does_not_fit(engine: Engine, options: Changes) -> None:
     strict = engine.with_options(disk_overcommit=1.0)
     error = strict.refused(**{**UP, **options})
@@ -153,7 +155,9 @@ def test_file_system_is_full(small: Engine, left: int) -> None:
     assert not audit.wrong(small)
 
 
-@pytest.mark.parametrize("change", ({}, {"state": "present", "data_disks": [{**DISK, "size": "24M"}]}), ids=("start", "grow"))
+@pytest.mark.parametrize(
+    "change", ({}, {"state": "present", "data_disks": [{**DISK, "size": "24M"}]}), ids=("start", "grow")
+)
 def test_disk_that_a_tool_is_still_at_work_on(engine: Engine, change: Changes) -> None:
     """resize2fs outlives a module that is killed: nobody touches the disk before it has come to its end."""
     made = {**UP, "state": "present", "data_disks": [DISK]}
@@ -170,7 +174,7 @@ def test_disk_that_a_tool_is_still_at_work_on(engine: Engine, change: Changes) -
     assert not audit.wrong(engine)
 
 
-# -- hypervisors that do not start --------------------------------------------------------------------------------------
+# -- hypervisors that do not start -----------------------------------------------------------------------------------
 
 
 def test_hypervisor_dies_at_start(engine: Engine) -> None:
@@ -235,7 +239,7 @@ def wait_until(condition: Callable[[], bool], patience: float = 10) -> None:
         time.sleep(0.01)
 
 
-# -- guests that do not answer ------------------------------------------------------------------------------------------
+# -- guests that do not answer ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,7 @@ def _carry_out(item: Item) -> None:
 
     The allocation of a new VM has taken apart what was left of one before, so those steps are done.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import STEPS, make_room
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import STEPS, make_room, recover
 
     if item.plan is None or item.job is None:
         return
@@ -192,8 +191,7 @@ def _carry_out(item: Item) -> None:
         steps = [step for step in steps if step.name not in ("stop", "remove")]
     where = "recovery"
     try:
-        if item.job.record is not None:  # before a step takes the VM for one that does not run
-            power.end_strays(item.job.record)
+        recover(item.job)
         for step in steps:
             where = step.name
             try:

@@ -270,6 +270,17 @@ def _reserve_rest(run: Run, record: Record) -> None:
     run.mark("create.ports")
 
 
+def unpin_images(run: Run, record: Record) -> None:
+    """Let go of the images that a rebuild held besides the VM's own."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    for image_id in record["held_images"]:
+        if image_id != record["image_id"]:
+            images.unpin(run.store, image_id, record["id"])
+    record["held_images"] = []
+    run.store.write_vm(record)
+
+
 def _release_holdings(run: Run, record: Record) -> None:
     """Ports, addresses, MACs, networks, image: all but the name, the uid and the files."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images

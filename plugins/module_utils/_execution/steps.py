@@ -24,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     PHASE_REMOVE,
     REMOVED,
     SECRETS,
+    is_made,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -45,6 +46,17 @@ class Job:
         if self.record is None:
             raise StateError("the plan has a step for a VM that does not exist")
         return self.record
+
+
+def recover(job: Job) -> None:
+    """Before the steps of a plan, take back what a killed run began and what none of them may come back to."""
+    record = job.record
+    if record is None or not is_made(record):
+        return
+    power.end_strays(record)  # or a step takes the VM for one that does not run
+    if record.get("held_images") and record.get("phase") != PHASE_REBUILD:
+        reserve.unpin_images(job.run, record)
+    storage.settle(job.run, record)
 
 
 def reserve_job(job: Job, wanted: Record, starts: bool) -> None:
@@ -327,8 +339,7 @@ def rebuild(job: Job, wanted: Record) -> None:
     run, record = job.run, job.known
     image = run.known_image(wanted["image"])
     storage.promise_system_disk(run, record, wanted["storage"])
-    held = {record["image_id"], *(record.get("held_images") or [])}
-    record["held_images"] = sorted(held | {image["id"]})
+    record["held_images"] = sorted({record["image_id"], image["id"], *(record.get("held_images") or [])})
     run.store.write_vm(record)
     run.mark("rebuild.begun")
     images.pin(run.store, image["id"], record["id"])
@@ -349,10 +360,9 @@ def rebuild(job: Job, wanted: Record) -> None:
     run.mark("rebuild.record")
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
     storage.rebuild_system_disk(run, record, login or None)
-    for image_id in held - {image["id"]}:
-        images.unpin(run.store, image_id, record["id"])
+    reserve.unpin_images(run, record)
     run.mark("rebuild.unpinned")
-    power.set_state(run, record, types.STOPPED, "rebuilt", phase=None, held_images=[])
+    power.set_state(run, record, types.STOPPED, "rebuilt", phase=None)
     run.mark("rebuild.done")
 
 

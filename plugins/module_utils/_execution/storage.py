@@ -92,6 +92,17 @@ def _promise(run: Run, record: Record, size: int, option: str = "data_disks") ->
         run.store.write_vm(record)
 
 
+def settle(run: Run, record: Record) -> None:
+    """Forget the disks and promises of changes that did not come about."""
+    record["detached_disks"] = [
+        disk
+        for disk in record["detached_disks"]
+        if os.path.lexists(boot.data_disk(record["id"], disk["name"], run.store.paths))
+    ]
+    if wanted_bytes(record) < record["promised_disk"]:
+        _promise(run, record, wanted_bytes(record))
+
+
 def promise_system_disk(run: Run, record: Record, size: int) -> None:
     """Have a rebuild's new system disk promised before the old one goes."""
     _promise(run, record, wanted_bytes(record) + size - record["config"]["storage"], "storage")

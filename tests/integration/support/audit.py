@@ -12,7 +12,6 @@ import json
 import os
 import re
 import signal
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,7 @@ def links(engine: Engine) -> list[str]:
     return [line.split(":")[1].strip().split("@")[0] for line in engine.netns.run("ip", "-o", "link").splitlines()]
 
 
-# -- what there should be -----------------------------------------------------------------------------------------------
+# -- what there should be --------------------------------------------------------------------------------------------
 
 
 def listed(engine: Engine) -> set[str]:
@@ -171,7 +170,7 @@ def _listed(engine: Engine, vm_id: str, record: dict[str, Any]) -> Iterator[str]
         yield f"run {vm_id}"
         yield f"ram {vm_id} {record['config']['memory']}"
         yield from (f"tap {config['tap']}" for config in record["network_configs"])
-    if record.get("started_at") or record["state"] == "error":
+    if record["state"] == "running" or os.path.exists(engine.paths.vm_log(vm_id)):  # the log outlives the process
         yield f"log {vm_id}"
         yield f"log mount {vm_id}"
 
@@ -220,12 +219,6 @@ def _wrong_record(record: dict[str, Any]) -> Iterator[str]:
             yield f"storage_configs has {serials}"
     if record["promised_disk"] != size:
         yield f"promised_disk is {record['promised_disk']}, its disks are {size}"
-
-
-def is_private(path: Path, uid: int) -> bool:
-    """Whether a disk is its VM's alone."""
-    info = path.lstat()
-    return stat.S_ISREG(info.st_mode) and info.st_uid == uid and stat.S_IMODE(info.st_mode) == 0o600
 
 
 def clean(engine: Engine) -> None:

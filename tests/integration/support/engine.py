@@ -182,7 +182,7 @@ class Engine:
         """A VM's record as it is on disk."""
         return self.store.vm_record(name)
 
-    # -- runs that go on beside the tests -------------------------------------------------------------------------------
+    # -- runs that go on beside the tests ----------------------------------------------------------------------------
 
     def start_vms(self, *items: Params, kill_at: int | None = None, check: bool = False) -> Forked:
         """Begin to converge VMs."""
@@ -205,7 +205,7 @@ class Engine:
         wanted = images.Wanted(**options)
         return Forked(self.netns, lambda _mark: images.converge(self.paths, wanted, False).changed)
 
-    # -- runs to the end ------------------------------------------------------------------------------------------------
+    # -- runs to the end ---------------------------------------------------------------------------------------------
 
     def vms(self, *items: Params, kill_at: int | None = None, check: bool = False) -> Outcome:
         """Converge VMs; what came of it, good or bad."""

@@ -127,13 +127,13 @@ def _end(run: Run, record: Record) -> None:
     power.clear_runtime(run, record)
     mounts.unmount(run.store.paths.vm_log(record["id"]))
     remove_tree(run.store.paths.vm_log(record["id"]))
-    mounts.unmount_unused(run.store.paths.ram)
     run.mark("remove.runtime")
 
 
 def discard(run: Run, record: Record) -> None:
     """Take a VM apart, whatever is there of it. The host's lock is held."""
     _end(run, record)
+    mounts.unmount_unused(run.store.paths.ram)
     if record.get("promised_disk"):
         admission.promise_disk(run, record["id"], 0)
     reserve.release(run, record)
@@ -177,6 +177,7 @@ def remove(job: Job, delete_data_disks: bool = False) -> None:
         reserve.give_back_ports(run, record, reserve.all_ports(record))
         run.sync_networks()
         run.mark("remove.unpublished")
+    _end(run, record)  # an unmount takes the kernel a while, so not under the host's lock
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
         disks = leftover_disks(run, record)
         if disks:
@@ -195,6 +196,7 @@ def make_room(job: Job) -> None:
 def keep_disks(run: Run, record: Record, disks: list[Record]) -> None:
     """Take a VM apart but for its data disks, which wait for a VM of the same name."""
     _end(run, record)
+    mounts.unmount_unused(run.store.paths.ram)
     reserve.release_all_but_disks(run, record, [disk["name"] for disk in disks])
     size = sum(disk["size"] for disk in disks)
     admission.promise_disk(run, record["id"], size)

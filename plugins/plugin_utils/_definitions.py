@@ -54,7 +54,7 @@ def _named(variable: str, name: t.Any, definition: t.Any) -> Definition:
     if definition is None:
         definition = {}
     if not isinstance(definition, Mapping):
-        raise DefinitionError(f"{variable}: '{name}' must be a dictionary of options, not {definition!r}")
+        raise DefinitionError(f"{variable}: '{name}' must be a dictionary of options, not {type(definition).__name__}")
     if str(definition.get("name", name)) != str(name):
         raise DefinitionError(f"{variable}: '{name}' says that its name is '{definition['name']}'")
     return {**definition, "name": str(name)}

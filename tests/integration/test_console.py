@@ -102,7 +102,7 @@ def test_what_a_full_log_cannot_take_can_be_waited_for(lab: Lab, flooding: tuple
     """A task waits while the guest still floods; then it says something else for once."""
     vm = flooding[0]
     pattern = "^over [0-9]+ and out"
-    wait = {"state": "started", "wait_for": "console", "wait_pattern": pattern, "timeout": 120}
+    wait: Record = {"state": "started", "wait_for": "console", "wait_pattern": pattern, "timeout": 120}
     child = lab.module.start("cocoon_vm", name="flooding", **wait)
     assert lab.ssh(
         vm, "killall yes; sleep 1; for i in 1 2 3 4 5; do echo; echo over $i and out; sleep 2; done > /dev/ttyS0"
@@ -118,7 +118,7 @@ def test_others_are_waited_for_by_their_consoles(lab: Lab, flooding: tuple[Recor
     result = lab.vm("quiet", state="started", wait_for="console", timeout=120, ssh_keys=[lab.key.public])
     vm = result["vm"]
     assert result["boot_seconds"] > 0 and vm["ready"]["condition"].startswith("console:")
-    own = {"state": "started", "wait_for": "console", "wait_pattern": "own words: [a-z]+!"}
+    own: Record = {"state": "started", "wait_for": "console", "wait_pattern": "own words: [a-z]+!"}
     failure = lab.vm("quiet", ok=False, **own, timeout=1)
     assert "own words" in failure["msg"] and str(lab.path("log", vm["id"], "console.log")) in failure["msg"]
     lab.vm("quiet", state="started", wait_for="port", timeout=60)

@@ -59,7 +59,7 @@ def guests(lab: Lab) -> tuple[Record, Record]:
     """
     disks = [{"name": "data", "size": "16M"}]
     login = {"ssh_keys": [lab.key.public], "password": "not to be seen"}
-    given = {"state": "started", "accel": "tcg", "cpu": 2, "data_disks": disks, **login}
+    given: Record = {"state": "started", "accel": "tcg", "cpu": 2, "data_disks": disks, **login}
     ours = lab.vm("ours", owner="us", **given)["vm"]
     neighbour = lab.vm("neighbour", owner="them", image="other", **given)["vm"]
     return ours, neighbour

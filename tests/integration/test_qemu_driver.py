@@ -322,10 +322,7 @@ def test_process_is_found_by_identity_and_by_scan(guest: Guest) -> None:
     found = Process.find(identify(guest.process.pid))
     assert found is not None
     found.close()
-    scanned = Process.scan(UID)
-    assert [process.pid for process in scanned] == [guest.process.pid]
-    for process in scanned:
-        process.close()
+    assert guest.process.pid in pids_of(UID)
 
 
 def test_sockets_are_closed_to_the_hypervisors_own_user(guest: Guest) -> None:
@@ -513,6 +510,14 @@ def test_guest_that_writes_its_console_for_ever(bootable: Lab) -> None:
         command("umount", logs)
 
 
+def pids_of(uid: int) -> set[int]:
+    """The processes of a user; the guest that this file's tests share is one of them."""
+    found = Process.scan(uid)
+    for process in found:
+        process.close()
+    return {process.pid for process in found}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -523,12 +528,13 @@ def test_guest_that_writes_its_console_for_ever(bootable: Lab) -> None:
 )
 def test_hypervisor_that_dies_at_its_start(lab: Lab, changes: dict[str, object], message: str) -> None:
     launch = lab.launch(**{"boot": {"kernel_path": "/dev/null", "cmdline": ""}, **changes})
+    before = pids_of(launch.uid)
     began = time.monotonic()
     with pytest.raises(HypervisorError, match=message) as caught:
         lab.driver.start(launch)
     assert time.monotonic() - began < 10
     assert "did not start (exit status 1)" in str(caught.value)
-    assert not Process.scan(launch.uid)
+    assert pids_of(launch.uid) == before
     assert os.listdir(launch.run_dir) == []
     assert not os.path.exists(launch.ram_path)
 
@@ -541,8 +547,9 @@ def test_file_system_without_direct_io_names_the_option(lab: Lab) -> None:
 
 
 def test_launcher_killed_between_spawn_and_handshake(bootable: Lab) -> None:
-    """The next run finds the process by user and id; the guest has not run."""
+    """The next run finds the process by its user; the guest has not run."""
     launch = bootable.launch()
+    before = pids_of(launch.uid)
     code = textwrap.dedent(
         """
         import os, pickle, signal, sys
@@ -561,9 +568,10 @@ def test_launcher_killed_between_spawn_and_handshake(bootable: Lab) -> None:
         capture_output=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    found = Process.scan(launch.uid)
-    assert len(found) == 1
-    with found[0] as process:
+    left = pids_of(launch.uid) - before
+    assert len(left) == 1
+    (process,) = Process.scan(launch.uid, left)
+    with process:
         assert bootable.driver.status(launch.run_dir) == "prelaunch"
         process.end(2.0)
         assert start_time(process.pid) is None

@@ -109,7 +109,7 @@ def host(lab: Lab, tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -
     size = tiny_image.stat().st_size
     # Faster than a copy by ssh, whose encryption is emulated too.
     disk = {"name": "tiny", "size": -(-size // (1 << 20)) * (1 << 20), "fstype": "none"}
-    options = {**HOST, "user": USER, "ssh_keys": [lab.key.public], "data_disks": [disk]}
+    options: Record = {**HOST, "user": USER, "ssh_keys": [lab.key.public], "data_disks": [disk]}
     vm = lab.vm("host", **options)["vm"]
     with lab.path("root", "vms", vm["id"], "data-tiny.raw").open("r+b") as stream:
         stream.write(tiny_image.read_bytes())

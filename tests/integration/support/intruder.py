@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import socket
@@ -36,16 +37,7 @@ SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 CONNECT = 0.5
 # What is private on any host.
-HOST_FILES = (
-    "/etc/shadow",
-    "/etc/gshadow",
-    "/etc/sudoers",
-    "/dev/mem",
-    "/dev/kmsg",
-    "/proc/kcore",
-    "/dev/vda",
-    "/root",
-)
+HOST_FILES = ("/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/dev/mem", "/proc/kcore", "/dev/vda", "/dev/sda")
 
 Found = dict[str, list[str]]
 
@@ -272,7 +264,7 @@ def try_sockets(listeners: Iterable[tuple[str, int]], link: str) -> Callable[[],
     def work() -> Found:
         attempts: dict[str, Callable[[], Any]] = {"see traffic": see_traffic, "raw": ping, "take down": take_down}
         for place in listeners:
-            attempts[f"connect to {place[0]!r} {place[1]}"] = lambda place=place: connect(place)
+            attempts[f"connect to {place[0]!r} {place[1]}"] = functools.partial(connect, place)
         return {name: ["done"] for name, attempt in attempts.items() if _succeeds(attempt)}
 
     return work

@@ -145,7 +145,7 @@ def address(vm: Mapping[str, Any]) -> str:
     return str(vm["network_configs"][0]["network"]["ip"])
 
 
-def boot_files(source: Path, folder: Path) -> dict[str, str]:
+def boot_files(source: Path, folder: Path) -> dict[str, Any]:
     """The kernel of an image, and its initramfs with a few bytes more: boot files that no other image has."""
     with tarfile.open(source) as archive:
         found = {}

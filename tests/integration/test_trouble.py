@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, forecast
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
     GUEST,
@@ -103,6 +105,42 @@ def test_disk_does_not_fit(engine: Engine, options: Changes) -> None:
     for change in (options, {"data_disks": [{**DISK, "size": "90T"}]}):
         assert "disk_overcommit" in strict.refused(**{**UP, "data_disks": [DISK], "allow_restart": True, **change})
     assert not audit.wrong(engine) and engine.record("vm") == before
+
+
+@pytest.mark.parametrize("kept", (False, True), ids=("new", "with-kept-disks"))
+@pytest.mark.parametrize("lacking", ("memory", "disk", "mac", "ip", "port", "image"))
+def test_what_the_forecast_could_not_see(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, lacking: str, kept: bool
+) -> None:
+    """Others were faster: what had been taken until then is given back, and kept disks stay kept."""
+    nic = {"network": "lab", "mac": "02:00:00:00:00:66", "ip": "10.100.0.66"}
+    engine.vm(**{**UP, "name": "other", "state": "present", "nics": [nic], "ports": ["20066:80"]})
+    wanted = {**UP, "data_disks": [DISK]}
+    if kept:
+        engine.vm(**{**wanted, "state": "present"})
+        engine.vm(name="vm", state="absent")
+    before = audit.held(engine), audit.ledger(engine)
+    options: Changes = {
+        "mac": {"nics": [{"network": "lab", "mac": nic["mac"]}]},
+        "ip": {"nics": [{"network": "lab", "ip": nic["ip"]}]},
+        "port": {"ports": ["20067:80", "20066:80"]},
+    }.get(lacking, {})
+    poor = {"memory": {"memory_reserve": "900G"}, "disk": {"disk_overcommit": 0.1}}.get(lacking, {})
+    if lacking == "disk":
+        wanted["storage"] = "90T"
+    if lacking == "image":
+        monkeypatch.setattr(images, "pin", images_gone)
+    monkeypatch.setattr(forecast, "check", lambda *_args: None)
+    assert engine.with_options(**poor).refused(**wanted, **options)
+    assert (audit.held(engine), audit.ledger(engine)) == before
+    assert not audit.wrong(engine)
+    monkeypatch.undo()
+    engine.vm(**wanted | {"storage": "32M"})
+    assert not audit.wrong(engine)
+
+
+def images_gone(*_args: Any) -> None:
+    raise NotFoundError("the image is not in the store", "image")
 
 
 @pytest.fixture
@@ -282,6 +320,7 @@ def test_hypervisor_ends_while_waited_for(engine: Engine) -> None:
     outcome = run.wait()
     assert time.monotonic() - begun < 10
     error = outcome.results[0]["msg"]
-    assert "the hypervisor ended while the task waited for a ping" in error and "console.log" in error, error
+    while_waited = "the hypervisor ended while the task waited for a ping" in error
+    assert (while_waited or "ended right after its start" in error) and "the console log is" in error, error
     assert engine.vm(**UP)["changed"]
     assert not audit.wrong(engine)

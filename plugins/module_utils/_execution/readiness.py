@@ -8,7 +8,11 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, GuestTimeoutError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    CocoonError,
+    GuestTimeoutError,
+    HypervisorError,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -63,7 +67,13 @@ def _target(run: Run, item: Waiting) -> Target | None:
 
     process = power.find_process(record)
     if process is None:
-        item.error = CocoonError(f"the hypervisor of '{item.name}' ended right after its start")
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.launch import log_tail
+
+        log = run.store.paths.hypervisor_log(record["id"])
+        item.error = HypervisorError(
+            f"the hypervisor of '{item.name}' ended right after its start; the last lines of {log}:"
+            f" {log_tail(log) or '(none)'}; the console log is {run.store.paths.console_log(record['id'])}"
+        )
         return None
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest import wait
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
@@ -135,7 +136,8 @@ def discard(run: Run, record: Record) -> None:
     _end(run, record)
     mounts.unmount_unused(run.store.paths.ram)
     if record.get("promised_disk"):
-        admission.promise_disk(run, record["id"], 0)
+        with contextlib.suppress(OSError):  # a full file system: the ledger is too high until it is counted anew
+            admission.promise_disk(run, record["id"], 0)
     reserve.release(run, record)
 
 

@@ -23,6 +23,7 @@ Records = dict[str, dict[str, Any]]
 # What a run that came to its end leaves in no record.
 UNFINISHED = ("phase", "restarting", "kept_disks", "planned_nics", "planned_ports", "delete_data_disks", "held_images")
 SETTLED = ("created", "running", "stopped", "error", "removed")
+OWN_NAME = re.compile(r"(^|\.)\d+\.[a-z2-7]{8}\.tmp$")
 TAP = re.compile(r"^cm[a-z2-7]{8}-\d+$")
 
 
@@ -62,12 +63,10 @@ def held(engine: Engine) -> set[str]:
 
 
 def _half_written(engine: Engine) -> Iterator[str]:
-    """Temporary files that nobody will ever write again."""
+    """Temporary files with a name of their own, that nobody will ever write again."""
     root = Path(engine.paths.root)
     for folder in (root / "index", root / "networks", root / "images" / "users"):
-        for path in folder.rglob("*.tmp"):
-            if path.name != "disk.json.tmp":
-                yield f"file {path.relative_to(root)}"
+        yield from (f"file {path.relative_to(root)}" for path in folder.rglob("*.tmp") if OWN_NAME.search(path.name))
 
 
 def _indexed(engine: Engine) -> Iterator[str]:

@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Hype
 
 Identity = dict[str, t.Any]
 KILL_TIMEOUT = 10.0
+DYING_TIMEOUT = 5.0
 
 
 @functools.cache
@@ -86,10 +87,13 @@ class Process:
             pidfd = os.pidfd_open(pid)
         except OSError:
             return None
+        process = cls(pid, pidfd)
         seen = start_time(pid)
         if seen is not None and started in (None, seen) and real_uid(pid) == uid:
-            return cls(pid, pidfd)
-        os.close(pidfd)
+            return process
+        if seen is None:  # a zombie whose other threads may still hold its TAPs and files
+            process.wait(DYING_TIMEOUT)
+        process.close()
         return None
 
     @classmethod

@@ -215,8 +215,13 @@ class Playbooks:
             ANSIBLE_NOCOLOR="true",
             ANSIBLE_PIPELINING="true",
             ANSIBLE_RETRY_FILES_ENABLED="false",
-            # The master connections of ssh are gone soon after the run: they would count as left behind.
-            ANSIBLE_SSH_ARGS="-o ControlMaster=auto -o ControlPersist=2s -o UserKnownHostsFile=/dev/null",
+            # The master connections of ssh are gone soon after the run, even those to a guest that is gone: they would
+            # count as left behind. They are named by host and user, which other namespaces have as well.
+            ANSIBLE_SSH_ARGS=(
+                "-o ControlMaster=auto -o ControlPersist=2s -o UserKnownHostsFile=/dev/null"
+                " -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+            ),
+            ANSIBLE_SSH_CONTROL_PATH_DIR=str(self.folder / "cp"),
             COCOON_TEST_RECORD=str(record),
             LC_ALL="C.UTF-8",
             PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

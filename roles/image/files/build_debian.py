@@ -19,16 +19,6 @@ from pathlib import Path
 
 from packages import common_options, digest, read_manifest, verified
 
-DEFAULT_SOURCES = {
-    "debian": (
-        "deb MIRROR/debian {suite} main\n"
-        "deb MIRROR/debian {suite}-updates main\n"
-        "deb MIRROR/debian-security {suite}-security main\n"),
-    "ubuntu": (
-        "deb MIRROR/ubuntu {suite} main universe\n"
-        "deb MIRROR/ubuntu {suite}-updates main universe\n"
-        "deb MIRROR/ubuntu {suite}-security main universe\n"),
-}
 DPKG_OPTIONS = [
     "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*", "path-exclude=/usr/share/lintian/*",
     "path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias",
@@ -38,6 +28,17 @@ DPKG_OPTIONS = [
     "path-exclude=/usr/lib/udev/hwdb.d/*", "path-exclude=/lib/udev/hwdb.d/*",
     "path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",
 ]
+
+
+def host_sources(suite: str) -> str:
+    """sources.list lines for the guest: where the host gets *suite*, its updates and its security fixes from."""
+    words = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for line in subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines():
+        uri, release, component = line.split()
+        if release in (suite, f"{suite}-updates", f"{suite}-security"):
+            found.setdefault((uri, release), {})[component] = None
+    return "".join(f"deb {uri} {release} {' '.join(parts)}\n" for (uri, release), parts in sorted(found.items()))
 
 
 def make_repository(debs: list[Path], repository: Path) -> None:
@@ -87,7 +88,7 @@ def scratch_directory(cache: Path) -> Iterator[str]:
 def build(cache: Path, manifest: dict, output: Path) -> None:
     spec = manifest["spec"]
     hooks = Path(__file__).resolve().parent / "guest" / "debian"
-    sources = manifest["sources"] or DEFAULT_SOURCES[spec["vendor"]].format(suite=spec["suite"])
+    sources = manifest["sources"] or host_sources(spec["suite"])
     debs = verified(cache, manifest)
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(max(map(ar_time, debs))), "COCOON_SOURCES": sources,
                    "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}

@@ -19,10 +19,13 @@ state:
     - V(present) creates a VM that is missing and applies changed options, and never changes the power state.
     - V(started) and V(stopped) do what V(present) does, and see to the power state.
     - V(restarted) stops and starts the VM, creating it if it is missing, and always reports a change.
+    - V(paused) is V(started) with the guest standing still; V(started) lets it go on.
+    - V(hibernated) saves the memory of a running VM to disk and ends it, and V(started) goes on from there. V(stopped)
+      would lose that memory, and is refused without O(force).
     - V(absent) stops the VM and removes it with its system disk. Its data disks are kept for the next VM of that name
       and deleted only with O(force).
   type: str
-  choices: [present, started, stopped, restarted, absent]
+  choices: [present, started, stopped, restarted, paused, hibernated, absent]
   default: present
 hypervisor:
   description:
@@ -39,7 +42,18 @@ accel:
   choices: [auto, kvm, tcg]
 image:
   description:
-    - Name or digest of an image in the host's store, see M(cocoon.microvm.cocoon_image). Required to create a VM.
+    - Name or digest of an image in the host's store, see M(cocoon.microvm.cocoon_image). Required to create a VM
+      without O(snapshot).
+  type: str
+snapshot:
+  description:
+    - Name of a snapshot to make the VM from instead of an image, see M(cocoon.microvm.cocoon_snapshot).
+    - If it has the memory of a running VM, the clone goes on from there at its first start, with its own name, MACs,
+      addresses and disks. It shares the pages of memory that neither changes.
+    - CPUs, memory, disks, image and devices are the snapshot's. O(storage), O(data_disks) and O(balloon) may grow or be
+      added to; anything else that differs is refused. Of a snapshot without memory, only the disks and the image are
+      fixed.
+    - Applies at creation only. A later difference is refused.
   type: str
 cpu:
   description:

@@ -52,20 +52,25 @@ def converge_vms(
         ``msg`` where it went wrong, and ``boot_seconds`` where a start was waited for.
     :raises InputError: a bad argument; nothing has been touched.
     """
-    options = options_of(params)
     definitions = validate_all(items, option)
     owner = params.get("owner")
     for definition in definitions:
         if owner and "owner" not in definition:
             definition["owner"] = owner
-    paths = Paths.from_params(params)
-    store = (Store.load(paths) or _unmade(paths)) if check else Store.open(paths)
-    run = Run(store, options, mark)
+    run = open_run(params, check, mark)
     if params.get("prune"):
-        definitions += _pruned(store, definitions, params)
+        definitions += _pruned(run.store, definitions, params)
     batch = [Item(definition) for definition in definitions]
     converge(run, batch, check)
     return [_result(item, check) for item in batch]
+
+
+def open_run(params: t.Mapping[str, t.Any], check: bool, mark: t.Callable[[str], None] | None = None) -> Run:
+    """A run over the store that *params* name, made if it is not there, unless it is only looked at."""
+    options = options_of(params)
+    paths = Paths.from_params(params)
+    store = (Store.load(paths) or _unmade(paths)) if check else Store.open(paths)
+    return Run(store, options, mark)
 
 
 def _unmade(paths: Paths) -> Store:

@@ -52,6 +52,7 @@ def vm_resources() -> Spec:
         "hypervisor": {"type": "str", "choices": ["auto", "qemu", "cloud-hypervisor", "firecracker"]},
         "accel": {"type": "str", "choices": ["auto", "kvm", "tcg"]},
         "image": {"type": "str"},
+        "snapshot": {"type": "str"},
         "cpu": {"type": "int"},
         "memory": {"type": "str"},
         "storage": {"type": "str"},
@@ -94,7 +95,7 @@ def vm_options() -> Spec:
         "name": {"type": "str", "required": True},
         "state": {
             "type": "str",
-            "choices": ["present", "started", "stopped", "restarted", "absent"],
+            "choices": ["present", "started", "stopped", "restarted", "paused", "hibernated", "absent"],
             "default": "present",
         },
         **vm_resources(),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -26,18 +25,17 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
+from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import copy_data, segments
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, flock, fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
 MKFS_EXT4 = ("mkfs.ext4", "-F", "-m", "0", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,discard")
-FICLONE = 0x40049409
 CHUNK = 1 << 20
 BLOCK = 4096
 TEMPLATE_TIMEOUT = 60.0
 TOOL_PATIENCE = 60.0
 # A tool that works on a hostile file may use this much address space and processor time.
 TOOL_LIMITS = ("prlimit", f"--as={2 << 30}", "--cpu=600", "--")
-NO_CLONE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ETXTBSY)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -162,53 +160,6 @@ def copy_sparse(source: str, target: str, uid: int | None = None, mode: int = 0o
             copy_data(source_fd, target_fd)
     finally:
         os.close(source_fd)
-
-
-def copy_data(source_fd: int, target_fd: int) -> None:
-    """The contents of *source_fd* into the empty file *target_fd*, holes kept."""
-    try:
-        fcntl.ioctl(target_fd, FICLONE, source_fd)
-        return
-    except OSError as exc:
-        if exc.errno not in NO_CLONE:
-            raise
-    size = os.fstat(source_fd).st_size
-    os.ftruncate(target_fd, size)
-    for start, end in segments(source_fd, size):
-        _copy_range(source_fd, target_fd, start, end)
-
-
-def segments(fd: int, size: int) -> t.Iterator[tuple[int, int]]:
-    """(start, end) of each stretch of data in a file."""
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:
-                return
-            raise
-        position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        yield start, position
-
-
-def _copy_range(source_fd: int, target_fd: int, start: int, end: int) -> None:
-    by_kernel = True
-    while start < end:
-        if by_kernel:
-            try:
-                done = os.copy_file_range(source_fd, target_fd, end - start, start, start)
-            except OSError as exc:
-                if exc.errno not in NO_CLONE:
-                    raise
-                by_kernel = False
-                continue
-        else:  # other file systems on either side: the page cache copies
-            os.lseek(target_fd, start, os.SEEK_SET)
-            done = os.sendfile(target_fd, source_fd, start, end - start)
-        if done == 0:
-            raise StateError("a disk became shorter while it was copied")
-        start += done
 
 
 @contextlib.contextmanager

@@ -301,30 +301,32 @@ def make_runtime_directories(paths: Paths) -> None:
 
 
 @contextlib.contextmanager
-def locked(paths: Paths, names: t.Iterable[str], timeout: float) -> t.Iterator[None]:
+def locked(paths: Paths, names: t.Iterable[str], timeout: float, shared: t.Iterable[str] = ()) -> t.Iterator[None]:
     """Hold the locks *names* (``vm:web1``, ``network:lab``, ``image:…``, ``host``), taken in sorted order.
 
     The files are never deleted, so that a lock is one inode for ever.
 
     :param timeout: seconds to wait in all.
+    :param shared: locks to hold beside others who only read.
     :raises BusyError: somebody else held one of them for all that time.
     """
     with contextlib.ExitStack() as stack:
         deadline = time.monotonic() + timeout
-        for name in sorted(set(names)):
+        alone = set(names)
+        for name in sorted(alone | set(shared)):
             path = os.path.join(paths.locks, name if name == "host" else f"{name.split(':', 1)[0]}-{hashed(name)}")
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
-            flock(fd, name, deadline, timeout)
+            flock(fd, name, deadline, timeout, fcntl.LOCK_EX if name in alone else fcntl.LOCK_SH)
         yield
 
 
-def flock(fd: int, name: str, deadline: float, timeout: float) -> None:
+def flock(fd: int, name: str, deadline: float, timeout: float, kind: int = fcntl.LOCK_EX) -> None:
     """flock with a deadline. flock knows none of its own, so wait in short steps that grow to 10 ms."""
     pause = 0.001
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
             return
         except OSError as exc:
             if exc.errno not in (errno.EWOULDBLOCK, errno.EINTR):

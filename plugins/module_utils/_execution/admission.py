@@ -16,7 +16,7 @@ import os
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_ram
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_file, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
@@ -37,7 +37,8 @@ def free_memory(run: Run) -> tuple[int, list[str]]:
     """Bytes that new VMs may be promised, and the ids of VMs that have ended by themselves and still hold RAM.
 
     A RAM file belongs to its VM's user, so its size counts only up to what the record says; its blocks
-    are what it has taken. One without blocks and without a process is a promise that is about to be kept.
+    are what it has taken. One without blocks and without a process is a promise that is about to be kept. That of
+    a clone stays without blocks: what it has taken is its process's own.
     """
     untouched, idle, ended = 0, [], 0
     try:
@@ -52,9 +53,20 @@ def free_memory(run: Run) -> tuple[int, list[str]]:
             idle.append(entry.name)
             ended += taken
             continue
+        if record and record.get("memory_mode") == PRIVATE:
+            taken = anonymous_memory(record.get("pid") or 0)
         promised = min(info.st_size, record["config"]["memory"]) if record else info.st_size
         untouched += max(0, promised - taken)
     return available_memory() + ended - untouched - run.options.memory_reserve, idle
+
+
+def anonymous_memory(pid: int) -> int:
+    """Bytes of memory that a process has for itself alone; 0 if it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as stream:
+        for line in stream:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def held_memory(run: Run, vm_id: str) -> int:

@@ -103,7 +103,8 @@ def _round(run: Run, items: t.Sequence[Item]) -> None:
     if not items:
         return
     try:
-        with locked(run.store.paths, [f"vm:{item.name}" for item in items], run.options.lock_timeout):
+        sources = {f"snapshot:{name}" for item in items for name in [item.definition.get("snapshot")] if name}
+        with locked(run.store.paths, [f"vm:{item.name}" for item in items], run.options.lock_timeout, sources):
             plan_items(run, items)
             _execute(run, [item for item in items if item.due])
     except (CocoonError, OSError) as exc:

@@ -12,24 +12,31 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Context, Needs, Observed, Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    PHASE_SAVE,
+    Context,
+    Needs,
+    Observed,
+    Plan,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
 def observe(record: Record | None) -> Observed:
-    """Whether the VM's process is there."""
-    if not record or not record.get("process"):
+    """Whether the VM's process is there, and whether its guest stands still."""
+    # The process of a hibernated VM is on its way out: what is in its memory has been saved.
+    if not record or not record.get("process") or record.get("state") == types.HIBERNATED:
         return Observed(running=False, paused=False)
     process = Process.find(record["process"])
     if process is None:
         return Observed(running=False, paused=False)
     process.close()
-    return Observed(running=True, paused=record.get("state") == types.PAUSED)
+    return Observed(running=True, paused=record.get("state") == types.PAUSED or record.get("phase") == PHASE_SAVE)
 
 
-def context(run: Run, required: Needs) -> Context:
+def context(run: Run, required: Needs, snapshots: t.Mapping[str, Record | None]) -> Context:
     """Load just what the plan needs."""
     probes: dict[str, t.Any] = {}
     capabilities: dict[str, t.Any] = {}
@@ -46,6 +53,7 @@ def context(run: Run, required: Needs) -> Context:
     return Context(
         images={name: run.image(name) for name in required.images},
         networks={name: run.network(name) for name in required.networks},
+        snapshots=snapshots,
         probes=probes,
         capabilities=capabilities,
         auto=auto,
@@ -56,7 +64,11 @@ def context(run: Run, required: Needs) -> Context:
 def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
     observed = observe(record)
-    plan = plan_vm(record, observed, definition, context(run, needs(record, definition, observed)))
+    required = needs(record, definition, observed)
+    snapshots = {name: run.snapshot(name) for name in required.snapshots}
+    if snapshots:
+        required = needs(record, definition, observed, snapshots)
+    plan = plan_vm(record, observed, definition, context(run, required, snapshots))
     if plan.changed:
         from ansible_collections.cocoon.microvm.plugins.module_utils._execution import forecast
 
@@ -78,6 +90,10 @@ PRIVATE = frozenset(
         "planned_ports",
         "held_images",
         "promised_disk",
+        "resume",
+        "identity_pending",
+        "memory_mode",
+        "restore",
     )
 )
 

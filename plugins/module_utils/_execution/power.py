@@ -12,11 +12,11 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_memory
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_log
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
@@ -85,7 +85,11 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
             clear_runtime(run, record)
             promise_memory(run, record["id"], record["uid"], record["config"]["memory"])
     run.mark("start.memory")
+    resumes = bool(record.get("resume"))
     try:
+        if resumes:
+            resuming.check(run, record)
+            run.driver(record["hypervisor"]).check_resume(record["machine"], record["resume"]["layout"])
         image = run.known_image(record["image_id"])
         _refresh_nics(run, record)
         record["boot_config"] = boot.boot_config(record, image)
@@ -115,9 +119,22 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
             phase=None,
             restarting=False,
             ready=None,
+            **_taken_up(record),
         )
     run.mark("start.running")
+    if resumes:
+        resuming.forget(run, record)
     return begun
+
+
+def _taken_up(record: Record) -> Record:
+    """Fields of a VM that has just been started: what became of the state that it was to go on from."""
+    saved = record.get("resume") or {}
+    return {
+        "resume": None,
+        "memory_mode": PRIVATE if saved.get("memory") == resuming.MAP else None,
+        "identity_pending": saved["macs"] if saved.get("hold") else None,
+    }
 
 
 def _refresh_nics(run: Run, record: Record) -> None:
@@ -139,7 +156,8 @@ def _spawn(run: Run, record: Record, image: Record) -> tuple[Process, float]:
     """Open the TAPs, start the process, and let go of the TAPs: they live as long as the process."""
     fds: list[int] = []
     try:
-        nics = [_nic(run, config, fds) for config in record["network_configs"]]
+        hold = bool((record.get("resume") or {}).get("hold"))
+        nics = [_nic(config, fds, hold) for config in record["network_configs"]]
         run.mark("start.tap")
         paths = run.store.paths
         os.makedirs(paths.vm_run(record["id"]), 0o700, exist_ok=True)
@@ -152,11 +170,12 @@ def _spawn(run: Run, record: Record, image: Record) -> tuple[Process, float]:
             os.close(fd)
 
 
-def _nic(run: Run, config: NetworkConfig, opened: list[int]) -> t.Any:
+def _nic(config: NetworkConfig, opened: list[int], hold: bool) -> t.Any:
+    """A NIC on a TAP of its own, which is kept off the bridge while the guest takes itself for another one."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Nic
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import open_tap
 
-    fds = open_tap(config, max(1, config["num_queues"] // 2))
+    fds = open_tap(config, max(1, config["num_queues"] // 2), attached=not hold)
     opened += fds
     return Nic(mac=config["mac"], fds=tuple(fds), queue_size=config["queue_size"], mtu=config.get("mtu") or None)
 
@@ -174,7 +193,7 @@ def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[t.Any]) 
         name=config["name"],
         uid=record["uid"],
         gid=record["uid"],
-        groups=tuple(images.gids(run.store, image)),
+        groups=(*images.gids(run.store, image), *resuming.groups(run, record)),
         cpu=config["cpu"],
         memory=config["memory"],
         accel=record["accel"],
@@ -191,6 +210,7 @@ def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[t.Any]) 
         balloon=record.get("balloon"),
         watchdog=bool(record.get("watchdog")),
         file_limit=file_limit(record),
+        resume=resuming.resume_of(run, record),
     )
 
 
@@ -259,9 +279,16 @@ def stop(run: Run, record: Record, timeout: float, force: bool) -> None:
     run.mark("stop.runtime")
     if asked:
         remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), LOGIN_FILE))
+    resuming.forget(run, record)
     reason = "shut down" if asked else ("powered off" if process is not None else "the hypervisor was gone")
-    set_state(run, record, types.STOPPED, reason, pid=0, process=None, phase=None, stopped_at=types.now(), ready=None)
+    set_state(run, record, types.STOPPED, reason, **not_running())
     run.mark("stop.record")
+
+
+def not_running() -> Record:
+    """Fields of a VM whose process is gone."""
+    gone = dict.fromkeys(("process", "phase", "ready", "memory_mode", "identity_pending"))
+    return {**gone, "pid": 0, "stopped_at": types.now()}
 
 
 def _shut_down(run: Run, record: Record, process: Process, timeout: float) -> bool:

@@ -24,7 +24,9 @@ if t.TYPE_CHECKING:
 
 def await_guests(run: Run, items: t.Sequence[Waiting]) -> None:
     """Wait for the guests that were started, or whose earlier wait did not come to its end."""
-    pairs = [(item, target) for item in items for target in [_target(run, item)] if target is not None]
+    introduce(run, [item for item in items if item.job and item.record and item.record.get("identity_pending")])
+    answering = [item for item in items if item.error is None]
+    pairs = [(item, target) for item in answering for target in [_target(run, item)] if target is not None]
     if not pairs:
         return
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import wait_all
@@ -42,6 +44,39 @@ def await_guests(run: Run, items: t.Sequence[Waiting]) -> None:
     finally:
         for _item, target in pairs:
             target.process.close()
+
+
+def introduce(run: Run, items: t.Sequence[Waiting]) -> None:
+    """Tell clones who they are, and put each on its network once it has understood."""
+    if not items:
+        return
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admittance import newcomer
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.identity import tell_all
+
+    pairs = [(item, found) for item in items for found in [newcomer(run, item.record or {}, item.definition)] if found]
+    try:
+        tell_all([found for _item, found in pairs])
+        for item, found in pairs:
+            if found.error:
+                item.error = GuestTimeoutError(f"VM '{item.name}': {found.error}", "timeout")
+                continue
+            try:
+                _write_down(run, item, identity_pending=None)
+            except (CocoonError, OSError) as exc:
+                item.error = CocoonError(f"VM '{item.name}' is on its network, which could not be written down: {exc}")
+    finally:
+        for _item, found in pairs:
+            found.process.close()
+
+
+def _write_down(run: Run, item: Waiting, **fields: t.Any) -> None:
+    """Add to the record of a VM, if it is still the one that was waited for."""
+    with locked(run.store.paths, [f"vm:{item.name}"], run.options.lock_timeout):
+        record = run.store.vm_record(item.name)
+        if record and item.record and record.get("process") == item.record.get("process"):
+            record.update(fields)
+            run.store.write_vm(record)
+            item.record = record
 
 
 def condition_of(definition: Record) -> str:
@@ -109,10 +144,4 @@ def _settle(run: Run, item: Waiting, target: Target) -> None:
         item.error = GuestTimeoutError(f"VM '{item.name}': {target.error}", "timeout")
         return
     item.seconds = target.seconds
-    ready = {"condition": condition_of(item.definition), "seconds": target.seconds}
-    with locked(run.store.paths, [f"vm:{item.name}"], run.options.lock_timeout):
-        record = run.store.vm_record(item.name)
-        if record and item.record and record.get("process") == item.record.get("process"):
-            record["ready"] = ready
-            run.store.write_vm(record)
-            item.record = record
+    _write_down(run, item, ready={"condition": condition_of(item.definition), "seconds": target.seconds})

@@ -64,6 +64,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "labels": wanted.get("labels") or {},
         "accel": wanted["accel"],
         **driver.pin(wanted["accel"]),
+        **_source(run, wanted),
         "image_id": image["id"],
         "image_type": image["type"],
         "image_digest": image["digest"],
@@ -79,6 +80,17 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "login": login_of(wanted),
         "promised_disk": disk_bytes(wanted, None),
     }
+
+
+def _source(run: Run, wanted: Record) -> Record:
+    """What a clone's record says of its snapshot, and the machine that it has to have if it goes on from its memory."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+
+    if not wanted.get("snapshot_id"):
+        return {}
+    snapshot = snapshots.load_by_id(run.store, wanted["snapshot_id"]) or {}
+    pins = {key: snapshot[key] for key in ("machine", "cpu_model") if snapshot.get("kind") == snapshots.FULL}
+    return {"snapshot": wanted["snapshot"], "snapshot_id": wanted["snapshot_id"], **pins}
 
 
 def _free_uid(run: Run, vm_id: str) -> int:
@@ -287,6 +299,10 @@ def _release_holdings(run: Run, record: Record) -> None:
 
     give_back_ports(run, record, all_ports(record))
     run.mark("remove.ports")
+    if record.get("snapshot_id"):
+        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+
+        snapshots.forget_clone(run.store, record["snapshot_id"], record["id"])
     give_back_nics(run, record, [*(record.get("network_configs") or []), *(record.get("planned_nics") or [])])
     run.mark("remove.lease")
     for image_id in {record.get("image_id"), *(record.get("held_images") or [])} - {None}:
@@ -299,6 +315,7 @@ def release_all_but_disks(run: Run, record: Record, disks: t.Iterable[str]) -> N
     _release_holdings(run, record)
     directory = run.store.paths.vm_dir(record["id"])
     kept = {"vm.json", *(os.path.basename(boot.data_disk(record["id"], disk, run.store.paths)) for disk in disks)}
+    remove_tree(os.path.join(directory, "resume"))
     for name in os.listdir(directory):
         if name not in kept:
             remove_file(os.path.join(directory, name))

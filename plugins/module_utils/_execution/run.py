@@ -48,14 +48,17 @@ class Run:
         self.leaving: set[str] = set()
         self._networks: dict[str, Record | None] = {}
         self._images: dict[str, Record | None] = {}
+        self._snapshots: dict[str, Record | None] = {}
         self._drivers: dict[str, t.Any] = {}
         self._ensured: set[str] = set()
+        self._verified: set[str] = set()
         self._processes: dict[int, list[int]] | None = None
 
     def forget(self) -> None:
         """Look networks and images up again, and count anew what plans would take: another pass begins."""
         self._networks.clear()
         self._images.clear()
+        self._snapshots.clear()
         self._processes = None
         self.memory_planned = self.disk_planned = 0
 
@@ -91,6 +94,22 @@ class Run:
         if record is None:
             raise NotFoundError(f"there is no image '{name}'", "image", "Import it with cocoon_image first.")
         return record
+
+    def snapshot(self, name: str) -> Record | None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+
+        if name not in self._snapshots:
+            self._snapshots[name] = snapshots.usable(self.store, name)
+        return self._snapshots[name]
+
+    def verify(self, snapshot: Record) -> None:
+        """Look whether the files of a snapshot are as they were, once per run."""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+
+        with self.lock:
+            if snapshot["id"] not in self._verified:
+                snapshots.verify(self.store, snapshot)
+                self._verified.add(snapshot["id"])
 
     def driver(self, name: str) -> t.Any:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry

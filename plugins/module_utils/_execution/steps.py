@@ -17,16 +17,23 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     mounts,
     power,
     reserve,
+    restoring,
+    resuming,
+    saving,
     storage,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    PHASE_HIBERNATE,
     PHASE_REBUILD,
     PHASE_REMOVE,
+    PHASE_RESTORE,
+    PHASE_SAVE,
     REMOVED,
     SECRETS,
     is_made,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -55,9 +62,29 @@ def recover(job: Job) -> None:
     if record is None or not is_made(record):
         return
     power.end_strays(record)  # or a step takes the VM for one that does not run
+    if record.get("phase") == PHASE_HIBERNATE:
+        finish_hibernation(job)
+    if record.get("phase") == PHASE_SAVE:
+        go_on(job)
+    if record.get("phase") == PHASE_RESTORE:
+        restoring.finish(job.run, record, snapshots.load_by_id(job.run.store, record["restore"]["snapshot_id"]))
     if record.get("held_images") and record.get("phase") != PHASE_REBUILD:
         reserve.unpin_images(job.run, record)
     storage.settle(job.run, record)
+
+
+def go_on(job: Job) -> None:
+    """Let a guest run that a killed run stopped to save it."""
+    run, record = job.run, job.known
+    process = power.find_process(record)
+    if process is not None:
+        process.close()
+        if record["state"] == types.RUNNING:
+            run.driver(record["hypervisor"]).resume(run.store.paths.vm_run(record["id"]))
+    if record["state"] != types.HIBERNATED:
+        resuming.forget(run, record)
+    record["phase"] = None
+    run.store.write_vm(record)
 
 
 def reserve_job(job: Job, wanted: Record, starts: bool) -> None:
@@ -105,7 +132,10 @@ def create(job: Job, wanted: Record) -> None:
     run, record = job.run, job.known
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
     try:
-        storage.create_disks(run, record, login or None)
+        if wanted.get("snapshot_id"):
+            _clone(run, record)
+        else:
+            storage.create_disks(run, record, login or None)
         run.sync_networks()
     except Exception:
         with locked(run.store.paths, ["host"], run.options.lock_timeout):
@@ -114,6 +144,21 @@ def create(job: Job, wanted: Record) -> None:
         raise
     power.set_state(run, record, types.CREATED, "created", kept_disks=[])
     run.mark("create.done")
+
+
+def _clone(run: Run, record: Record) -> None:
+    """The disks of a VM that is made from a snapshot, whose lock is held, and the memory that it goes on from."""
+    snapshot = run.snapshot(record["snapshot"])
+    if snapshot is None or snapshot["id"] != record["snapshot_id"]:
+        raise StateError(f"snapshot '{record['snapshot']}' has gone", "snapshot", "Take it again with cocoon_snapshot.")
+    run.verify(snapshot)
+    resuming.clone_disks(run, record, snapshot)
+    for disk in record["data_disks"]:  # beside those of a snapshot of disks alone there may be new and larger ones
+        before = next((item["size"] for item in snapshot["data_disks"] if item["name"] == disk["name"]), 0)
+        storage.create_data_disk(run, record, disk, before)
+    if record["config"]["storage"] > snapshot["storage"]:
+        path = boot.system_disk(record, run.store.paths)
+        storage.grow_file(run, record, path, record["config"]["storage"], "ext4")
 
 
 def _end(run: Run, record: Record) -> None:
@@ -382,6 +427,42 @@ def pause(job: Job) -> None:
     power.set_state(run, record, types.PAUSED, "paused")
 
 
+def hibernate(job: Job) -> None:
+    """Save a VM's memory and devices, and end it; its disks stay where they are."""
+    run, record = job.run, job.known
+    if record["state"] == types.HIBERNATED:  # a killed run got as far as this
+        finish_hibernation(job)
+        return
+    saving.check_space(run, record, memory=True, disks=False)
+    path = resuming.make_folder(run, record["id"])
+    try:
+        saved = saving.save_running(run, record, path, disks=False, stay=True)
+        resuming.settle_hibernation(run, record, saved)
+    except BaseException:
+        go_on(job)
+        raise
+    power.set_state(run, record, types.HIBERNATED, "hibernated", phase=PHASE_HIBERNATE)
+    run.mark("hibernate.record")
+    finish_hibernation(job)
+
+
+def finish_hibernation(job: Job) -> None:
+    """End the process of a VM whose memory is safe."""
+    run, record = job.run, job.known
+    process = power.find_process(record)
+    if process is not None:
+        with process:
+            process.end(grace=0)
+    run.mark("hibernate.process")
+    power.clear_runtime(run, record)
+    power.set_state(run, record, types.HIBERNATED, "hibernated", **power.not_running())
+    run.mark("hibernate.done")
+
+
+def identify(job: Job) -> None:
+    """The guest is told who it is when the guests of the round are waited for."""
+
+
 STEPS: dict[str, t.Callable[..., None]] = {
     function.__name__: function
     for function in (
@@ -399,5 +480,7 @@ STEPS: dict[str, t.Callable[..., None]] = {
         rebuild,
         resume,
         pause,
+        hibernate,
+        identify,
     )
 }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
@@ -68,6 +69,36 @@ class Nic:
 
 
 @dataclasses.dataclass(frozen=True)
+class Resume:
+    """Where a VM goes on from, instead of booting: the same devices in the same places, and their state.
+
+    :param state: file of the devices' state, which only we read.
+    :param memory: file of the guest's RAM; ``None`` if *state* has it too.
+    :param shared: map *memory* as it is, and keep what the guest changes to itself; else it is copied to its own RAM.
+    :param layout: what :meth:`Driver.save` said of the devices' places.
+    :param hold: keep the NICs' links down until :meth:`Driver.admit`: the guest takes itself for another one.
+    """
+
+    state: str
+    memory: str | None
+    shared: bool
+    layout: t.Mapping[str, t.Any]
+    hold: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What came of :meth:`Driver.save`.
+
+    :param layout: where the devices are, and who saved them, in the driver's words; has the ``version``.
+    :param paused_seconds: how long the guest stood still.
+    """
+
+    layout: dict[str, t.Any]
+    paused_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Launch:
     """All that a driver needs to start one VM. Sizes in bytes.
 
@@ -78,6 +109,7 @@ class Launch:
     :param fw_cfg: item name (``opt/…``) to the file that holds its content.
     :param balloon: bytes that the balloon takes; ``None`` for no balloon.
     :param file_limit: the largest file that the process may make, its RAM and disks included; ``None`` for no limit.
+    :param resume: a saved state to go on from instead of booting.
     """
 
     vm_id: str
@@ -101,6 +133,7 @@ class Launch:
     balloon: int | None = None
     watchdog: bool = False
     file_limit: int | None = None
+    resume: Resume | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,3 +208,35 @@ class Driver(t.Protocol):
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         """Ask the guest's balloon to take *taken* bytes of its memory."""
+
+    def save(
+        self, run_dir: str, state: int, inside: t.Callable[[], None], *, shared: bool, limit: int, stay: bool = False
+    ) -> Saved:
+        """Stop the guest, write the devices' state to the descriptor *state*, call *inside*, let the guest go on.
+
+        It goes on, too, if anything fails, or if this process is killed in between.
+
+        :param inside: copies what has to be of the same instant: RAM file and disks.
+        :param shared: the RAM is in a file that *inside* copies; else it becomes part of the state.
+        :param limit: bytes of state beyond which the hypervisor is not believed.
+        :param stay: leave the guest stopped in the end: the process is about to be ended.
+        :raises HypervisorError: the state could not be written.
+        """
+
+    def check_resume(self, machine: str, layout: t.Mapping[str, t.Any]) -> None:
+        """Whether this host's hypervisor can load a state of *machine* (see :meth:`pin`) with that *layout*.
+
+        :raises UnsupportedError: with the reason.
+        """
+
+    def announce(self, run_dir: str, message: bytes) -> socket.socket:
+        """Tell a resumed guest who it is now; its answer comes through the socket."""
+
+    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
+        """Whether the guest's NICs have the addresses *macs*, in order.
+
+        :raises HypervisorError: one has another.
+        """
+
+    def admit(self, run_dir: str, nics: int) -> None:
+        """Raise the links of a guest that was held."""

@@ -24,11 +24,13 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import copy_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_file
 
 QMP_SOCKET = "qmp.sock"
 CONSOLE_SOCKET = "console.sock"
 AGENT_SOCKET = "agent.sock"
+IDENTITY_SOCKET = "identity.sock"
 SOCKETS = (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET)
 BACKLOG = 16
 
@@ -79,6 +81,19 @@ def create_ram(path: str, size: int, uid: int, gid: int) -> None:
             os.close(fd)
     except OSError as exc:
         raise HypervisorError(f"cannot make the guest's RAM file {path}: {exc.strerror}") from exc
+
+
+def fill_ram(path: str, source: str) -> None:
+    """Copy a saved RAM file into the guest's, holes kept."""
+    source_fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        target_fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            copy_data(source_fd, target_fd)
+        finally:
+            os.close(target_fd)
+    finally:
+        os.close(source_fd)
 
 
 def open_log(path: str, uid: int, gid: int, keep: int) -> int:
@@ -237,6 +252,6 @@ def exit_status(process: Process) -> int | None:
 
 def clean(run_dir: str, ram_path: str) -> None:
     """Remove what a hypervisor that has ended leaves: its sockets and its RAM file."""
-    for name in SOCKETS:
+    for name in (*SOCKETS, IDENTITY_SOCKET):
         remove_file(os.path.join(run_dir, name))
     remove_file(ram_path)

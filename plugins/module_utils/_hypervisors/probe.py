@@ -168,9 +168,19 @@ class _Probe:
 
 
 def inspect(binary: str) -> Answer:
-    """``version`` of *binary*, the ``machine`` behind the name q35."""
+    """``version`` of *binary*, the ``machine`` behind the name q35, all ``machines``, and ``rom``.
+
+    ``rom`` says whether it can map a file that it may only read as memory that the guest may write.
+    """
     with _Probe(binary, "-M", "none") as qmp:
-        return {"version": qmp.version(), "machine": pick_machine(qmp.execute("query-machines"))}
+        machines = qmp.execute("query-machines")
+        memory = qmp.execute("qom-list-properties", {"typename": "memory-backend-file"})
+        return {
+            "version": qmp.version(),
+            "machine": pick_machine(machines),
+            "machines": sorted(str(machine["name"]) for machine in machines),
+            "rom": any(entry.get("name") == "rom" for entry in memory),
+        }
 
 
 def pick_machine(machines: list[Answer]) -> str:

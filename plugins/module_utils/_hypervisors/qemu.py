@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import socket
 import time
 import typing as t
 
@@ -21,12 +22,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import probe, qemu_command, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import probe, qemu_command, qemu_state, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Capabilities,
     Disk,
     Launch,
     Probe,
+    Resume,
+    Saved,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp import Qmp, QmpClosedError, QmpError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
@@ -51,6 +54,7 @@ class QemuDriver:
         balloon=True,
         watchdog=True,
         live_disk_resize=True,
+        snapshots=True,
         fw_cfg=True,
     )
 
@@ -71,7 +75,7 @@ class QemuDriver:
 
     def _facts(self) -> dict[str, t.Any]:
         binary = self.binary()
-        return probe.cached(self.paths, f"qemu {probe.binary_key(binary)}", lambda: probe.inspect(binary))
+        return probe.cached(self.paths, f"facts {probe.binary_key(binary)}", lambda: probe.inspect(binary))
 
     def probe(self) -> Probe:
         try:
@@ -107,7 +111,28 @@ class QemuDriver:
         }
 
     def command(self, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
-        return qemu_command.build(self.binary(), launch, fds)
+        rom = bool(launch.resume and launch.resume.shared and self._facts()["rom"])
+        return qemu_command.build(self.binary(), launch, fds, rom)
+
+    def reads_only(self) -> bool:
+        """Whether clones can map a snapshot's RAM file without the right to write to it."""
+        return bool(self._facts()["rom"])
+
+    def check_resume(self, machine: str, layout: t.Mapping[str, t.Any]) -> None:
+        facts = self._facts()
+        saved = str(layout["version"])
+        if probe.version_tuple(facts["version"]) < probe.version_tuple(saved):
+            raise UnsupportedError(
+                f"it was saved by QEMU {saved}, and this host has {facts['version']}, which is older",
+                "hypervisor",
+                "A state is taken up by the release that saved it, or a newer one: upgrade QEMU on this host.",
+            )
+        if machine not in facts["machines"]:
+            raise UnsupportedError(
+                f"it was saved with the machine {machine}, which QEMU {facts['version']} of this host lacks",
+                "hypervisor",
+                "Use a host with a QEMU that has this machine; distributions name theirs differently.",
+            )
 
     def start(self, launch: Launch, timeout: float = 60.0) -> Process:
         deadline = time.monotonic() + timeout
@@ -139,12 +164,15 @@ class QemuDriver:
     def _spawn(self, launch: Launch) -> Process:
         with contextlib.ExitStack() as stack:
             fds = {}
-            for name in launcher.SOCKETS:
+            held = (launcher.IDENTITY_SOCKET,) if launch.resume and launch.resume.hold else ()
+            for name in (*launcher.SOCKETS, *held):
                 sock = launcher.listen(os.path.join(launch.run_dir, name))
                 stack.callback(sock.close)
                 fds[name.partition(".")[0]] = sock.fileno()
             argv = self.command(launch, fds)
             launcher.create_ram(launch.ram_path, launch.memory, launch.uid, launch.gid)
+            if launch.resume and launch.resume.memory and not launch.resume.shared:
+                launcher.fill_ram(launch.ram_path, launch.resume.memory)
             os.close(launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE))
             log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
             stack.callback(os.close, log)
@@ -158,7 +186,9 @@ class QemuDriver:
         """Greet QEMU and let the guest go."""
         path = os.path.join(launch.run_dir, launcher.QMP_SOCKET)
         with Qmp.connect(path, deadline - time.monotonic(), process.pidfd) as qmp:
-            if launch.balloon:
+            if launch.resume:
+                _load(qmp, launch, deadline)
+            elif launch.balloon:
                 qmp.execute("balloon", {"value": launch.memory - launch.balloon}, deadline - time.monotonic())
             qmp.execute("cont", timeout=max(1.0, deadline - time.monotonic()))
             status = qmp.execute("query-status", timeout=max(1.0, deadline - time.monotonic()))
@@ -178,11 +208,7 @@ class QemuDriver:
 
     def status(self, run_dir: str) -> str:
         with self.connect(run_dir) as qmp:
-            answer = qmp.execute("query-status")
-        status = answer.get("status") if isinstance(answer, dict) else None
-        if not isinstance(status, str) or not status.replace("-", "").isalpha() or len(status) > 32:
-            raise HypervisorError("the hypervisor sent no sensible status")
-        return status
+            return _status(qmp)
 
     def powerdown(self, run_dir: str) -> None:
         self._simple(run_dir, "system_powerdown")
@@ -195,6 +221,68 @@ class QemuDriver:
 
     def resume(self, run_dir: str) -> None:
         self._simple(run_dir, "cont")
+
+    def save(
+        self, run_dir: str, state: int, inside: t.Callable[[], None], *, shared: bool, limit: int, stay: bool = False
+    ) -> Saved:
+        with self.connect(run_dir) as qmp:
+            _unplug_identity(qmp)
+            ports = _root_ports(qmp)
+            runs = _status(qmp) == "running"
+            qemu_state.prepare(qmp, ignore_shared=shared)
+            # The guard begins while the guest still runs; it takes a while to be there.
+            with qemu_state.Guard(os.path.join(run_dir, launcher.QMP_SOCKET)) if runs else contextlib.nullcontext():
+                begun = time.monotonic()
+                if runs:
+                    qmp.execute("stop")
+                try:
+                    qemu_state.write_out(qmp, state, limit)
+                    inside()
+                except BaseException:
+                    if runs:
+                        qmp.execute("cont")
+                    raise
+                if runs and not stay:
+                    qmp.execute("cont")
+                paused = time.monotonic() - begun
+            version = qmp.version()
+        slots = {device[len("disk-") :]: _port_number(port) for port, device in ports.items() if device}
+        layout = {"ports": len(ports), "slots": slots, "version": version}
+        return Saved(layout, round(paused, 6) if runs else 0.0)
+
+    def announce(self, run_dir: str, message: bytes) -> socket.socket:
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            line.settimeout(TURN)
+            line.connect(os.path.join(run_dir, launcher.IDENTITY_SOCKET))
+            line.sendall(message)
+            with self.connect(run_dir) as qmp:
+                _unplug_identity(qmp)
+                qmp.execute("device_add", qemu_command.identity_device())
+        except OSError as exc:
+            line.close()
+            raise HypervisorError(f"the hypervisor does not pass the new identity on: {exc.strerror}") from exc
+        except BaseException:
+            line.close()
+            raise
+        line.setblocking(False)
+        return line
+
+    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
+        with self.connect(run_dir) as qmp:
+            filters = qmp.execute("query-rx-filter")
+            seen = {entry.get("name"): entry.get("main-mac") for entry in filters if isinstance(entry, dict)}
+            for number, mac in enumerate(macs):
+                if seen.get(qemu_command.nic_id(number)) != mac:
+                    raise HypervisorError(
+                        f"NIC {number} has the address {seen.get(qemu_command.nic_id(number))} and not {mac}"
+                    )
+
+    def admit(self, run_dir: str, nics: int) -> None:
+        with self.connect(run_dir) as qmp:
+            for number in range(nics):
+                qmp.execute("set_link", {"name": qemu_command.nic_id(number), "up": True})
+            _unplug_identity(qmp)
 
     def _simple(self, run_dir: str, command: str) -> None:
         with self.connect(run_dir) as qmp:
@@ -250,6 +338,30 @@ class QemuDriver:
             if not isinstance(memory, int) or not 0 <= taken < memory:
                 raise HypervisorError(f"a balloon cannot take {taken} bytes of this VM")
             qmp.execute("balloon", {"value": memory - taken})
+
+
+def _status(qmp: Qmp) -> str:
+    answer = qmp.execute("query-status")
+    status = answer.get("status") if isinstance(answer, dict) else None
+    if not isinstance(status, str) or not status.replace("-", "").isalpha() or len(status) > 32:
+        raise HypervisorError("the hypervisor sent no sensible status")
+    return status
+
+
+def _load(qmp: Qmp, launch: Launch, deadline: float) -> None:
+    """Make a QEMU that waits for it the VM whose state was saved; its guest does not run yet."""
+    resume = t.cast(Resume, launch.resume)
+    qemu_state.prepare(qmp, ignore_shared=resume.memory is not None)
+    qemu_state.read_in(qmp, resume.state, max(1.0, deadline - time.monotonic()))
+    if resume.hold:
+        for number in range(len(launch.nics)):
+            qmp.execute("set_link", {"name": qemu_command.nic_id(number), "up": False})
+
+
+def _unplug_identity(qmp: Qmp) -> None:
+    """Take the port away that an announcement plugged in; fine if there is none."""
+    with contextlib.suppress(QmpError):
+        qmp.execute("device_del", {"id": qemu_command.IDENTITY})
 
 
 def _start_error(launch: Launch, exc: HypervisorError, status: int | None) -> HypervisorError:

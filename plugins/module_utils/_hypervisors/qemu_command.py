@@ -26,6 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 
 SERIAL_LENGTH = 20
+IDENTITY = "identity"
 QUEUE_SIZES = tuple(1 << bits for bits in range(1, 11))
 NIC_QUEUE_SIZES = (256, 512, 1024)
 # All that QEMU has for a TAP: older releases cut a larger value down, newer ones refuse it.
@@ -185,13 +186,21 @@ def disk_device(disk: Disk, place: Options) -> Options:
     }
 
 
+def removable_ports(launch: Launch) -> dict[str, int]:
+    """The root port of each removable disk: where it was when the state was saved, else in their order."""
+    removable = [disk.serial for disk in launch.disks if disk.removable]
+    if launch.resume is None:
+        return {serial: number for number, serial in enumerate(removable)}
+    return {serial: launch.resume.layout["slots"][serial] for serial in removable}
+
+
 def _disks(launch: Launch) -> list[str]:
     words = []
-    ports = fixed = 0
+    fixed = 0
+    ports = removable_ports(launch)
     for index, disk in enumerate(launch.disks):
         if disk.removable:
-            place: Options = {"bus": port_id(ports)}
-            ports += 1
+            place: Options = {"bus": port_id(ports[disk.serial])}
         else:
             place = {"bus": "pcie.0", **function_address(DISK_SLOT, fixed)}
             fixed += 1
@@ -204,7 +213,8 @@ def _disks(launch: Launch) -> list[str]:
 
 def _ports(launch: Launch) -> list[str]:
     words = []
-    for number in range(port_count(sum(disk.removable for disk in launch.disks))):
+    count = port_count(sum(disk.removable for disk in launch.disks))
+    for number in range(launch.resume.layout["ports"] if launch.resume else count):
         port: Options = {
             "driver": "pcie-root-port",
             "id": port_id(number),
@@ -219,12 +229,27 @@ def _ports(launch: Launch) -> list[str]:
     return words
 
 
+def nic_id(number: int) -> str:
+    return f"nic{number}"
+
+
+def identity_device() -> Options:
+    """The port that is plugged in when a guest is told who it is now, as ``device_add`` takes it."""
+    return {
+        "driver": "virtserialport",
+        "id": IDENTITY,
+        "bus": "serial.0",
+        "chardev": IDENTITY,
+        "name": "org.cocoon.identity",
+    }
+
+
 def _nic(number: int, nic: Nic) -> list[str]:
     pairs = len(nic.fds)
     netdev = keyval({"id": f"net{number}", "fds": ":".join(map(str, nic.fds)), "vhost": False})
     device: Options = {
         "driver": "virtio-net-pci",
-        "id": f"nic{number}",
+        "id": nic_id(number),
         "netdev": f"net{number}",
         "mac": nic.mac,
         "bus": "pcie.0",
@@ -246,6 +271,8 @@ def _system_devices(launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
 
     virtio: Options = {"disable-legacy": "on"}
     words = [
+        # A new one at each start, so that a kernel which knows the device does not repeat its random numbers.
+        *("-device", keyval({"driver": "vmgenid", "guid": "auto", "id": "generation"})),
         "-object",
         keyval({"qom-type": "rng-random", "id": "rng", "filename": "/dev/urandom"}),
         "-device",
@@ -281,11 +308,20 @@ def _boot(launch: Launch) -> list[str]:
     return [*words, "-initrd", initrd] if initrd else words
 
 
-def _machine(launch: Launch) -> list[str]:
+def _memory(launch: Launch, rom: bool) -> Options:
+    """The file behind the guest's RAM: its own, or a snapshot's, of which it changes only its own copy."""
+    ram: Options = {"id": "ram", "mem-path": launch.ram_path, "size": launch.memory, "share": True, "dump": False}
+    if launch.resume and launch.resume.shared:
+        ram.update({"mem-path": launch.resume.memory, "share": False})
+        if rom:  # the file may be read-only then, and the guest's memory is not
+            ram.update({"readonly": True, "rom": "off"})
+    return ram
+
+
+def _machine(launch: Launch, rom: bool) -> list[str]:
     machine = {"type": launch.machine, "memory-backend": "ram", "usb": False, "vmport": "off"}
     # Not there, not probed by the guest's kernel: each costs boot time.
     machine.update({"smbus": False, "sata": False, "i8042": False})
-    ram = {"id": "ram", "mem-path": launch.ram_path, "size": launch.memory, "share": True, "dump": False}
     accel = {"accel": launch.accel, "tb-size": TCG_CACHE_MIB if launch.accel == "tcg" else None}
     return [
         *("-machine", keyval(machine)),
@@ -293,16 +329,22 @@ def _machine(launch: Launch) -> list[str]:
         *("-cpu", f"{launch.cpu_model},enforce=on"),
         *("-smp", keyval({"cpus": launch.cpu, "sockets": 1, "cores": launch.cpu, "threads": 1})),
         *("-m", f"size={launch.memory}B"),
-        *("-object", "memory-backend-file," + keyval(ram)),
+        *("-object", "memory-backend-file," + keyval(_memory(launch, rom))),
     ]
 
 
-def build(binary: str, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
+def _identity(fds: t.Mapping[str, int]) -> list[str]:
+    """The line on which a guest that goes on as another one is told so; its port is plugged in when it is."""
+    return ["-chardev", listening(IDENTITY, fds)] if IDENTITY in fds else []
+
+
+def build(binary: str, launch: Launch, fds: t.Mapping[str, int], rom: bool = False) -> list[str]:
     """The argument vector.
 
     The VM's id stands in it (SMBIOS serial number), which is what proves a process ours.
 
-    :param fds: numbers of the listening sockets ``qmp``, ``console`` and ``agent``.
+    :param fds: numbers of the listening sockets ``qmp``, ``console``, ``agent`` and perhaps ``identity``.
+    :param rom: this QEMU maps a file that it may only read as memory that the guest may write.
     :raises InputError: a value that QEMU cannot take, naming the option.
     """
     check(launch)
@@ -314,7 +356,7 @@ def build(binary: str, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
         *("-sandbox", SANDBOX),
         *("-msg", "timestamp=on"),
-        *_machine(launch),
+        *_machine(launch, rom),
         *("-rtc", "base=utc"),
         *("-chardev", listening("qmp", fds)),
         *("-mon", "chardev=qmp,mode=control"),
@@ -322,6 +364,7 @@ def build(binary: str, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
         *("-serial", "chardev:console"),
         *_boot(launch),
         *_system_devices(launch, fds),
+        *_identity(fds),
         *_ports(launch),
         *_disks(launch),
     ]
@@ -329,4 +372,4 @@ def build(binary: str, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
         words += _nic(number, nic)
     for name in sorted(launch.fw_cfg):
         words += ["-fw_cfg", keyval({"name": name, "file": launch.fw_cfg[name]})]
-    return words
+    return [*words, "-incoming", "defer"] if launch.resume else words

@@ -38,10 +38,11 @@ TC_H_ROOT = 0xFFFFFFFF
 NLM_F_CREATE_OR_REPLACE_WITH_ACK = 0x1 | 0x4 | 0x100 | 0x400
 
 
-def open_tap(config: NetworkConfig, pairs: int) -> list[int]:
+def open_tap(config: NetworkConfig, pairs: int, attached: bool = True) -> list[int]:
     """Make the TAP ``config["tap"]``, put it on the bridge ``config["bridge_dev"]`` and bring it up.
 
     :param pairs: queue pairs; more than one makes a multi-queue TAP.
+    :param attached: else it stays off the bridge until :func:`join_bridge`.
     :return: one close-on-exec descriptor a queue pair. The TAP is gone when the last one is closed.
     :raises ConflictError: an interface of that name is there already.
     :raises NotFoundError: no such bridge, or no /dev/net/tun.
@@ -52,7 +53,7 @@ def open_tap(config: NetworkConfig, pairs: int) -> list[int]:
     try:
         for queue in range(pairs):
             fds.append(_open_queue(name, multi=pairs > 1, first=queue == 0))
-        _configure(config)
+        _configure(config, attached)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -99,7 +100,22 @@ def _tap_mac(guest_mac: str | None) -> str | None:
     return first + guest_mac[2:]
 
 
-def _configure(config: NetworkConfig) -> None:
+def join_bridge(config: NetworkConfig) -> None:
+    """Put a TAP that was kept off its bridge on it.
+
+    :raises NotFoundError: the bridge is gone. :raises CocoonError: the TAP is.
+    """
+    with links.Control() as control:
+        try:
+            if config.get("bridge_dev"):
+                _bridge_mtu(control, config["bridge_dev"])
+                _attach(control, config["tap"], config["bridge_dev"])
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:  # it is on the bridge already
+                raise CocoonError(f"cannot put the TAP {config['tap']} on its bridge: {exc.strerror}") from exc
+
+
+def _configure(config: NetworkConfig, attached: bool) -> None:
     name, bridge = config["tap"], config.get("bridge_dev")
     with links.Control() as control:
         try:
@@ -114,7 +130,7 @@ def _configure(config: NetworkConfig) -> None:
                 control.set_mtu(name, mtu)
             if _set_noqueue(links.index_of(name) or 0):
                 control.set_queue_length(name, QUEUE_LENGTH)
-            if bridge:
+            if bridge and attached:
                 _attach(control, name, bridge)
             control.set_up(name)
         except OSError as exc:

@@ -153,6 +153,7 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
     :raises InputError: an option that a new disk or NIC needs is missing.
     """
     return [
+        *_snapshot(record, definition),
         *_scalars(record, definition),
         *_owner(record, definition),
         *_storage(record, definition),
@@ -173,6 +174,18 @@ def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
         if before != after:
             fields = {"config": {option: after}} if in_config else {option: after}
             yield Difference(option, shown(option, before), shown(option, after), how, fields=fields)
+
+
+def _snapshot(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    before, after = record.get("snapshot"), definition.get("snapshot")
+    if after is not None and after != before:
+        yield Difference(
+            "snapshot",
+            before,
+            after,
+            REFUSED,
+            reason=("a VM is cloned when it is made", "remove the VM and create it again, or give it another name"),
+        )
 
 
 def _owner(record: Record, definition: Definition) -> t.Iterator[Difference]:

@@ -40,6 +40,7 @@ MAX_KERNEL_ARGS = 1024
 
 _PORT_RE = re.compile(r"^(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?\Z")
 _IMAGE_RE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}\Z")
+_SNAPSHOT_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,62}\Z")
 _CONTROL_RE = re.compile(r"[\x00-\x1f\x7f]")
 
 Check = t.Callable[[t.Any, str], t.Any]
@@ -260,6 +261,12 @@ def _image(value: t.Any, option: str) -> str:
     return str(value)
 
 
+def _snapshot(value: t.Any, option: str) -> str:
+    if not _SNAPSHOT_RE.match(str(value)):
+        raise InputError(f"'{value}' is not a snapshot's name", option, "Name one as cocoon_snapshot does.")
+    return str(value)
+
+
 def _kernel_args(value: t.Any, option: str) -> str:
     return " ".join(_line("the kernel command line", MAX_KERNEL_ARGS, empty=True)(value, option).split())
 
@@ -375,6 +382,7 @@ _CHECKS: dict[str, Check] = {
     "hypervisor": _choice("auto", *HYPERVISORS),
     "accel": _choice("auto", "kvm", "tcg"),
     "image": _image,
+    "snapshot": _snapshot,
     "cpu": _integer(MIN_CPU, MAX_CPU),
     "memory": _size(MIN_MEMORY, MEMORY_UNIT),
     "storage": _size(MIN_STORAGE, DISK_UNIT),

@@ -40,6 +40,7 @@ _LACKS: t.Mapping[str, str] = {
     "user": "cannot pass login data to a guest",
     "password": "cannot pass login data to a guest",
     "ssh_keys": "cannot pass login data to a guest",
+    "state": "cannot save a running VM",
 }
 
 

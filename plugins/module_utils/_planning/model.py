@@ -24,6 +24,12 @@ PHASE_CREATE = "create"
 PHASE_START = "start"
 PHASE_REBUILD = "rebuild"
 PHASE_REMOVE = "remove"
+PHASE_SAVE = "save"
+PHASE_HIBERNATE = "hibernate"
+PHASE_RESTORE = "restore"
+
+# A record's ``memory_mode`` while its VM maps the RAM file of a snapshot and keeps its own changes to itself.
+PRIVATE = "private"
 
 # How a change is made; also the words of docs/changes.md.
 LIVE = "live"
@@ -81,6 +87,9 @@ class CapabilitiesLike(t.Protocol):
     @property
     def fw_cfg(self) -> bool: ...
 
+    @property
+    def snapshots(self) -> bool: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
@@ -96,6 +105,7 @@ class Context:
 
     :param images: image records by the name or digest asked for, ``None`` = not in the store.
     :param networks: network records by name, ``None`` = not there.
+    :param snapshots: records of complete snapshots by name, ``None`` = not there.
     :param probes: by hypervisor name.
     :param capabilities: by hypervisor name.
     :param auto: what ``hypervisor: auto`` resolves to here: (hypervisor, accel), ``None`` = nothing fits.
@@ -104,6 +114,7 @@ class Context:
 
     images: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
     networks: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
+    snapshots: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
     probes: t.Mapping[str, ProbeLike] = dataclasses.field(default_factory=dict)
     capabilities: t.Mapping[str, CapabilitiesLike] = dataclasses.field(default_factory=dict)
     auto: tuple[str, str] | None = None
@@ -117,11 +128,13 @@ class Needs:
     :param images: names or digests to resolve.
     :param networks: names to load.
     :param drivers: hypervisors to probe; ``auto`` = resolve it (and probe what it resolves to).
+    :param snapshots: names to load, and to ask again with.
     """
 
     images: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     drivers: tuple[str, ...] = ()
+    snapshots: tuple[str, ...] = ()
 
     @property
     def driver(self) -> bool:
@@ -157,7 +170,7 @@ class Change:
 class Plan:
     """What a run does to one VM, and what check mode says it would do.
 
-    :param action: ``none create rebuild update restart start stop resume remove``.
+    :param action: ``none create rebuild update restart start stop pause resume hibernate identify remove``.
     :param wanted: for a create or rebuild, every option with its value.
     :param restarts: a running VM goes down and comes back (counts toward ``max_unavailable``).
     """
@@ -242,3 +255,8 @@ def is_made(record: Record | None) -> bool:
         and record.get("state") not in (CREATING, REMOVED)
         and record.get("phase") not in (PHASE_CREATE, PHASE_REMOVE)
     )
+
+
+def is_suspended(record: Record) -> bool:
+    """Whether a VM that does not run goes on from a saved state at its next start."""
+    return bool(record.get("resume"))

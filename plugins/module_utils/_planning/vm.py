@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import (
     Difference,
     compare,
@@ -20,8 +20,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults 
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     LIVE,
     OFFLINE,
+    PHASE_HIBERNATE,
     PHASE_REBUILD,
     PHASE_REMOVE,
+    PHASE_SAVE,
     PHASE_START,
     REBUILD,
     REFUSED,
@@ -36,12 +38,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Plan,
     Step,
     is_made,
+    is_suspended,
     merge_fields,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     CREATED,
     CREATING,
     ERROR,
+    HIBERNATED,
     PAUSED,
     RUNNING,
     STOPPED,
@@ -63,21 +67,37 @@ ORDER = (
     "set_ports",
     "start",
     "resume",
+    "identify",
+    "pause",
+    "hibernate",
 )
-LATER_STATES = ("paused", "hibernated")
+# Of a VM that goes on from a saved state, what touches its devices has to wait until it runs.
+ORDER_RESUMED = (
+    *("stop", "remove", "create", "configure", "set_ports", "start", "resume", "identify"),
+    *("drop_disk", "grow_disk", "add_disk", "set_balloon", "pause", "hibernate"),
+)
+AFTER_RESUME = frozenset(("drop_disk", "grow_disk", "add_disk", "set_balloon"))
+# States that a VM is started for.
+STARTS = ("started", "restarted", "paused")
 
 
-def needs(record: Record | None, definition: Definition, observed: Observed | None = None) -> Needs:
+def needs(
+    record: Record | None,
+    definition: Definition,
+    observed: Observed | None = None,
+    snapshots: t.Mapping[str, Record | None] | None = None,
+) -> Needs:
     """What :func:`plan_vm` will look up in its context; nothing but the image's name if nothing differs.
 
     :param observed: without it a VM that is to run is taken to need its driver.
+    :param snapshots: those that an earlier answer asked for: what a clone needs, they know.
     :raises InputError: as :func:`plan_vm`.
     """
     state = definition.get("state", DEFAULT_STATE)
-    if state == "absent" or state in LATER_STATES:
+    if state == "absent":
         return Needs()
     if record is None or not is_made(record):
-        return _needs_new(record, definition)
+        return _needs_new(record, definition, snapshots)
     differences = compare(record, definition)
     rebuild = record.get("phase") == PHASE_REBUILD or any(item.how == REBUILD for item in differences)
     name, digest = definition.get("image"), record.get("image_digest")
@@ -90,7 +110,8 @@ def needs(record: Record | None, definition: Definition, observed: Observed | No
     if any(step.name == "set_nics" for item in differences for step in item.steps):
         networks = [nic["network"] for nic in wanted_nics(record, definition)]
     runs = bool(observed and observed.running and record.get("state") in (RUNNING, PAUSED))
-    starts = state == "restarted" or (not runs and (state == "started" or bool(record.get("restarting"))))
+    starts = state == "restarted" or (not runs and (state in STARTS or bool(record.get("restarting"))))
+    starts = starts or (runs and state == "hibernated")
     drivers = []
     if differences or rebuild or maybe or starts:
         asked = definition.get("hypervisor", "auto")
@@ -98,10 +119,15 @@ def needs(record: Record | None, definition: Definition, observed: Observed | No
     return Needs(_unique(images), _unique(networks), _unique(drivers))
 
 
-def _needs_new(record: Record | None, definition: Definition) -> Needs:
+def _needs_new(record: Record | None, definition: Definition, snapshots: t.Mapping[str, Record | None] | None) -> Needs:
     """For a VM to create; a half-made record stands in for what the definition leaves out."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import new_nics
 
+    if definition.get("snapshot"):
+        if snapshots is None:
+            return Needs(snapshots=(definition["snapshot"],))
+        definition, _later = clone.inherit(definition, snapshots[definition["snapshot"]])
     config = record.get("config", {}) if record else {}
     begun = record if record and record.get("state") != REMOVED else {}
     images = [definition.get("image") or config.get("image"), begun.get("image_digest")]
@@ -123,8 +149,6 @@ def plan_vm(record: Record | None, observed: Observed, definition: Definition, c
     :raises CocoonError: it cannot or may not be done; nothing has been touched.
     """
     state = definition.get("state", DEFAULT_STATE)
-    if state in LATER_STATES:
-        raise UnsupportedError(f"{state} is not supported yet", "state", "Use started or stopped.")
     if state == "absent":
         return _plan_absent(record, observed, definition)
     if record is None or not is_made(record):
@@ -139,7 +163,7 @@ def current_state(record: Record | None, observed: Observed) -> str:
     if observed.running:
         return PAUSED if observed.paused else RUNNING
     state = record.get("state")
-    return str(state) if state in (CREATING, CREATED, ERROR) else STOPPED
+    return str(state) if state in (CREATING, CREATED, ERROR, HIBERNATED) else STOPPED
 
 
 def _plan_absent(record: Record | None, observed: Observed, definition: Definition) -> Plan:
@@ -174,19 +198,36 @@ def _disk_names(record: Record | None) -> list[str]:
 
 def _plan_new(record: Record | None, observed: Observed, definition: Definition, context: Context) -> Plan:
     """Create, or finish what a killed run began; create is idempotent and goes on from what the record says."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import new_vm
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone, fit
 
-    wanted = new_vm(record, definition, context)
+    state = definition.get("state", DEFAULT_STATE)
+    if state == "hibernated":
+        raise ChangeRefusedError("a VM that is not there has nothing to save", "state", "Create it with started first.")
+    later: list[Step] = []
+    if definition.get("snapshot"):
+        source = context.snapshots[definition["snapshot"]]
+        definition, later = clone.inherit(definition, source)
+        clone.check_kept(record, source or {})
+    wanted = fit.new_vm(record, definition, context)
+    if definition.get("snapshot"):
+        wanted = clone.marked(wanted, context.snapshots[definition["snapshot"]], context)
     steps: list[Step] = []
     if record and record.get("phase") == PHASE_REMOVE:
         if observed.running:
             steps.append(Step("stop", {"force": bool(definition.get("force")), "restart": False}))
         steps.append(Step("remove", {"delete_data_disks": bool(definition.get("force"))}))
     steps.append(Step("create", {"wanted": wanted}))
-    started = definition.get("state", DEFAULT_STATE) in ("started", "restarted")
+    started = state in STARTS
     if started:
         steps.append(Step("start"))
-    hidden = ("name", "image_id")
+    elif later:
+        raise ChangeRefusedError(
+            "a clone grows when it runs, as its memory knows the disks of its snapshot", "state", "Use state: started."
+        )
+    steps += later
+    if state == "paused":
+        steps.append(Step("pause"))
+    hidden = ("name", "image_id", "snapshot_id")
     changes = tuple(
         Change(option, None, shown(option, value), "create")
         for option, value in wanted.items()
@@ -200,7 +241,7 @@ def _plan_new(record: Record | None, observed: Observed, definition: Definition,
         wanted,
         (),
         current_state(record, observed),
-        RUNNING if started else CREATED,
+        (PAUSED if state == "paused" else RUNNING) if started else CREATED,
     )
 
 
@@ -210,6 +251,7 @@ class _Existing:
     def __init__(self, record: Record, observed: Observed, definition: Definition, context: Context) -> None:
         self.record = record
         self.running = observed.running
+        self.suspended = is_suspended(record) and not observed.running
         self.observed = observed
         self.definition = definition
         self.context = context
@@ -224,19 +266,19 @@ class _Existing:
         unfinished = self.record.get("phase") == PHASE_REBUILD
         self._permit(changes, unfinished)
         rebuild = unfinished or any(change.how == REBUILD for change in changes)
-        stop = self.running and (
-            self.state in ("stopped", "restarted") or rebuild or any(change.how == RESTART for change in changes)
+        stop = (self.running or self.suspended) and (
+            rebuild or self._stops() or any(change.how == RESTART for change in changes)
         )
         # present never changes the power state, but it ends a restart that a killed run began
         resumes = self.running or bool(self.record.get("restarting"))
-        runs = self.state in ("started", "restarted") or (self.state == "present" and resumes)
+        runs = self.state in STARTS or (self.state in ("present", "hibernated") and resumes)
         wanted = self._rebuilt() if rebuild else None
         steps = self._power_steps(stop, runs) + self._change_steps(stop, wanted)
-        steps.sort(key=lambda step: ORDER.index(step.name))
+        steps = self._ordered(steps, resumed=self.suspended and not stop)
         names = {step.name for step in steps}
-        if self.differences or "start" in names:
+        if self.differences or names & {"start", "hibernate"}:
             self._check("start" in names, rebuild)
-        restarts = stop and "start" in names
+        restarts = stop and self.running and "start" in names
         before = current_state(self.record, self.observed)
         return Plan(
             self.name,
@@ -250,6 +292,40 @@ class _Existing:
             restarts,
         )
 
+    def _stops(self) -> bool:
+        """Whether the state asked for means to shut a running VM down, or to drop the memory of a hibernated one.
+
+        :raises ChangeRefusedError: that memory would be lost.
+        """
+        if self.running:
+            return self.state in ("stopped", "restarted")
+        saved = self.suspended and self.record.get("state") in (HIBERNATED, ERROR)
+        if not saved or self.state not in ("stopped", "restarted"):
+            return False
+        if not self.definition.get("force"):
+            raise ChangeRefusedError(
+                f"VM '{self.name}' is hibernated, and {self.state} would lose what is in its memory",
+                "state",
+                "Use started first, so that it can shut down, or set force: true to lose it.",
+            )
+        return True
+
+    def _ordered(self, steps: list[Step], resumed: bool) -> list[Step]:
+        """:param resumed: the VM goes on from a saved state, if it is started at all.
+
+        :raises ChangeRefusedError: a step needs it to run, and it is not started.
+        """
+        order = ORDER_RESUMED if resumed else ORDER
+        names = {step.name for step in steps}
+        if resumed and names & AFTER_RESUME and "start" not in names:
+            options = ", ".join(difference.option for difference in self.differences)
+            raise ChangeRefusedError(
+                f"VM '{self.name}' goes on from a saved state, so its devices can be changed only when it runs",
+                options,
+                "Use state: started in the same task.",
+            )
+        return sorted(steps, key=lambda step: order.index(step.name))
+
     def _rebuilt(self) -> Definition:
         from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import rebuilt_vm
 
@@ -260,7 +336,7 @@ class _Existing:
         how = difference.how
         if how != RESTART:
             return how
-        if not self.running or self.state == "stopped":
+        if not (self.running or self.suspended) or (self.state == "stopped" and self.running):
             return OFFLINE
         if difference.capability:
             capabilities = self.context.capabilities[self.record["hypervisor"]]
@@ -309,13 +385,37 @@ class _Existing:
         if stop or unsettled or (self.state == "stopped" and recorded in (RUNNING, PAUSED)):
             force = bool(self.definition.get("force"))
             steps.append(Step("stop", {"force": force, "restart": runs}))
-        if runs and (stop or not self.running):
+        starts = runs and (stop or not self.running)
+        if starts:
             steps.append(Step("start"))
-        elif self.state == "started" and self.observed.paused:
+        elif not stop and self._goes_on():
             steps.append(Step("resume"))
-        elif self.state == "started" and recorded not in (RUNNING, PAUSED):
+        elif self.state in STARTS and recorded not in (RUNNING, PAUSED):
             steps.append(Step("start"))  # it runs, but the record does not say so: a killed or failed start
-        return steps
+        if self.running and not stop and self.record.get("identity_pending") and self.state != "paused":
+            steps.append(Step("identify"))
+        return steps + self._standing_still(stop, starts)
+
+    def _goes_on(self) -> bool:
+        """Whether a guest that stands still is to run: it is asked to, or a killed run stopped it to save it."""
+        if not self.observed.paused or self.state in ("paused", "hibernated"):
+            return False
+        return self.state == "started" or self.record.get("phase") == PHASE_SAVE
+
+    def _standing_still(self, stop: bool, starts: bool) -> list[Step]:
+        """:raises ChangeRefusedError: a VM that does not run cannot be hibernated."""
+        if self.state == "paused" and (starts or stop or not self.observed.paused):
+            return [Step("pause")]
+        asleep = self.suspended and not stop and self.record.get("state") == HIBERNATED
+        if asleep and self.state in ("present", "hibernated"):
+            return [Step("hibernate")] if self.record.get("phase") == PHASE_HIBERNATE else []
+        if self.state != "hibernated":
+            return []
+        if not self.running:
+            raise ChangeRefusedError(
+                f"VM '{self.name}' does not run, so it has no memory to save", "state", "Use started first."
+            )
+        return [Step("hibernate")]
 
     def _change_steps(self, stop: bool, wanted: Definition | None) -> list[Step]:
         fields: Definition = {}
@@ -323,7 +423,7 @@ class _Existing:
         for difference in self.differences:
             if difference.how == REBUILD or (wanted and difference.option == "storage"):
                 continue  # part of what the rebuild makes
-            if difference.online and self.running and not stop:
+            if difference.online and (self.running or self.suspended) and not stop:
                 steps.append(difference.online)
             elif difference.fields:
                 fields = merge_fields(fields, difference.fields)
@@ -364,6 +464,8 @@ class _Existing:
         if starts and not rebuild:
             accel = definition.get("accel", "auto")
             fit.check_driver(record["hypervisor"], record["accel"] if accel == "auto" else accel, self.context)
+        if self.state == "hibernated":
+            fit.check_capabilities(record["hypervisor"], {"state": "snapshots"}, self.context)
 
     def _action(self, names: set[str], rebuild: bool, changes: t.Sequence[Change], restarts: bool) -> str:
         if rebuild:
@@ -372,9 +474,14 @@ class _Existing:
             return "update"
         if self.state == "restarted" or restarts:
             return "restart"
-        return next((name for name in ("start", "stop", "resume") if name in names), "none")
+        words = ("hibernate", "start", "stop", "pause", "resume", "identify")
+        return next((name for name in words if name in names), "none")
 
     def _state_after(self, before: str, names: set[str]) -> str:
+        if "hibernate" in names:
+            return HIBERNATED
+        if "pause" in names:
+            return PAUSED
         if names & {"start", "resume"}:
             return RUNNING
         if "stop" in names or "rebuild" in names:

@@ -11,7 +11,7 @@ import pathlib
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
+from ansible_collections.cocoon.microvm.plugins.module_utils import _disks, _sparse
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ResourceError, StateError
 
 MIB = 1 << 20
@@ -38,7 +38,7 @@ def test_copies_are_equal_and_sparse(
         raise OSError(errno.EXDEV, "no")
 
     if "clone" in refuse:
-        monkeypatch.setattr(_disks.fcntl, "ioctl", no)
+        monkeypatch.setattr(_sparse.fcntl, "ioctl", no)
     if "range" in refuse:
         monkeypatch.setattr(os, "copy_file_range", no)
     contents = sparse_file(tmp_path / "a")

@@ -669,13 +669,6 @@ def test_stop_says_whether_to_ask_the_guest_and_whether_it_comes_back(force):
     assert HOST.plan(made(), {"state": "restarted", "force": force}, UP).steps[0].args["restart"] is True
 
 
-@pytest.mark.parametrize("state", ["paused", "hibernated"])
-def test_states_to_come_are_refused(state):
-    with pytest.raises(UnsupportedError) as caught:
-        HOST.plan(made(), {"state": state}, UP)
-    assert caught.value.option == "state"
-
-
 # ------------------------------------------------------------- what killed runs leave behind
 
 BARE = {"id": "c" * 26, "state": "creating", "config": {"name": "web1"}, "bare": True}

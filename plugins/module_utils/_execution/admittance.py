@@ -1,0 +1,40 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A clone's way onto its network: it is let on when its NICs have its own addresses, and not a packet before."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest import identity
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import DEFAULT_TIMEOUT
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu_command import guest_uuid
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import join_bridge
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+
+def newcomer(run: Run, record: Record, definition: Record) -> identity.Newcomer | None:
+    """The guest of *record* as one to be told who it is; ``None`` if it does not run."""
+    process = power.find_process(record)
+    if process is None:
+        return None
+    driver = run.driver(record["hypervisor"])
+    run_dir = run.store.paths.vm_run(record["id"])
+    macs = [config["mac"] for config in record["network_configs"]]
+
+    def tell() -> socket.socket:
+        message = identity.message(record, record["identity_pending"], guest_uuid(record["id"]))
+        return driver.announce(run_dir, message)
+
+    def admit() -> None:
+        driver.check_macs(run_dir, macs)
+        for config in record["network_configs"]:
+            join_bridge(config)
+        driver.admit(run_dir, len(macs))
+
+    timeout = float(definition.get("timeout") or DEFAULT_TIMEOUT)
+    return identity.Newcomer(record["config"]["name"], process, tell, admit, time.monotonic() + timeout)

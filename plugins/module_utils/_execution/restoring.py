@@ -1,0 +1,157 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A VM back to where a snapshot of it stood: its MACs, addresses and networks stay, the rest is the snapshot's.
+
+All that can fail is done while the VM still runs: the snapshot is verified, and its disks are copied beside
+the VM's. From then on the record says that the VM is being restored, and a killed run is finished by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
+    admission,
+    power,
+    reserve,
+    resuming,
+    storage,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+# Beside a disk of the VM, the one that is to take its place.
+NEXT = ".restored"
+# What a snapshot says of the machine, and a restored VM has again.
+CONFIG = ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "no_direct_io", "windows", "image")
+MACHINE = (
+    "accel",
+    "machine",
+    "cpu_model",
+    "kernel_args",
+    "balloon",
+    "watchdog",
+    "image_id",
+    "image_type",
+    "image_digest",
+)
+
+
+def restore(run: Run, record: Record, snapshot: Record) -> None:
+    """Put the VM back and let it run again if it ran, or if the snapshot has its memory.
+
+    :raises CocoonError: the snapshot cannot be used, or there is no room: the VM goes on as it was.
+    """
+    snapshots.verify(run.store, snapshot)
+    full = snapshot["kind"] == snapshots.FULL
+    if full:
+        run.driver(snapshot["hypervisor"]).check_resume(snapshot["machine"], snapshot["layout"])
+    process = power.find_process(record)
+    if process is not None:
+        process.close()
+    runs = full or process is not None
+    _promise(run, record, snapshot)
+    _copy_beside(run, record, snapshot)
+    if record["image_id"] != snapshot["image_id"]:  # rebuilt from another one since
+        images.pin(run.store, snapshot["image_id"], record["id"])
+        record["held_images"] = sorted({record["image_id"], snapshot["image_id"], *(record.get("held_images") or [])})
+    record["restore"] = {"snapshot_id": snapshot["id"], "runs": runs}
+    power.set_state(run, record, record["state"], record.get("reason", ""), phase=PHASE_RESTORE)
+    run.mark("restore.begun")
+    finish(run, record, snapshot)
+
+
+def _promise(run: Run, record: Record, snapshot: Record) -> None:
+    """Have the restored VM's disks promised: those of the snapshot, and data disks that came later."""
+    with locked(run.store.paths, ["host"], run.options.lock_timeout):
+        size = storage.wanted_bytes(_merged(record, snapshot))
+        admission.promise_disk(run, record["id"], max(size, record["promised_disk"]))
+        record["promised_disk"] = max(size, record["promised_disk"])
+        run.store.write_vm(record)
+
+
+def _merged(record: Record, snapshot: Record) -> Record:
+    """The record with the snapshot's machine and disks; data disks that came later are kept, detached."""
+    names = {disk["name"] for disk in snapshot["data_disks"]}
+    others = [disk for disk in [*record["detached_disks"], *record["data_disks"]] if disk["name"] not in names]
+    return {
+        **record,
+        "config": {**record["config"], **{key: snapshot[key] for key in CONFIG}},
+        **{key: snapshot[key] for key in MACHINE},
+        "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
+        "detached_disks": others,
+    }
+
+
+def _copy_beside(run: Run, record: Record, snapshot: Record) -> None:
+    source, target = snapshots.directory(run.store, snapshot["id"]), run.store.paths.vm_dir(record["id"])
+    try:
+        for name in resuming.disk_files(snapshot):
+            path = os.path.join(target, name + NEXT)
+            remove_file(path)
+            _disks.copy_sparse(os.path.join(source, name), path, record["uid"])
+            run.mark("restore.copied")
+    except BaseException:
+        _drop_copies(run, record, snapshot)
+        raise
+
+
+def _drop_copies(run: Run, record: Record, snapshot: Record) -> None:
+    for name in resuming.disk_files(snapshot):
+        with contextlib.suppress(OSError):
+            remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), name + NEXT))
+
+
+def finish(run: Run, record: Record, snapshot: Record | None) -> None:
+    """From the moment that nothing can fail any more but for want of a process that ends: swap, and start again."""
+    if snapshot is None:
+        raise StateError(
+            f"the snapshot that VM '{record['config']['name']}' is being restored from has gone",
+            "name",
+            "Restore another one, or remove the VM.",
+        )
+    process = power.find_process(record)
+    if process is not None:
+        with process:
+            process.end(grace=0)
+    power.clear_runtime(run, record)
+    run.mark("restore.ended")
+    target = run.store.paths.vm_dir(record["id"])
+    for name in resuming.disk_files(snapshot):
+        path = os.path.join(target, name)
+        if os.path.lexists(path + NEXT):
+            os.rename(path + NEXT, path)
+            run.mark("restore.swapped")
+    fsync_dir(target)
+    runs = record["restore"]["runs"]
+    record.update(_merged(record, snapshot))
+    _refresh_nics(record, snapshot)
+    if record.get("held_images"):
+        reserve.unpin_images(run, record)
+    if snapshot["kind"] == snapshots.FULL:
+        resuming.link_memory(run, record, snapshot, resuming.COPY)
+    else:
+        resuming.forget(run, record)
+    fields = {**power.not_running(), "restore": None, "restarting": runs, "first_booted": True}
+    power.set_state(run, record, types.STOPPED, f"restored from snapshot '{snapshot['name']}'", **fields)
+    run.mark("restore.record")
+    if runs:
+        for config in record["network_configs"]:
+            run.ensure_network(config["network_name"])
+        power.start(run, record)
+    run.mark("restore.done")
+
+
+def _refresh_nics(record: Record, snapshot: Record) -> None:
+    """As many queues, and as deep, as the saved NICs have."""
+    for config in record["network_configs"]:
+        config.update(num_queues=snapshot["cpu"] * 2, queue_size=snapshot["queue_size"])

@@ -1,0 +1,155 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""VMs that go on from a saved state: clones, restored VMs and hibernated ones.
+
+Until such a VM is started its directory has a folder ``resume`` with links to the state and the RAM of
+its own, so that a snapshot can go while its clones stay, and its record says under ``resume`` what they are::
+
+    {"memory": "map" | "copy" | "stream", "layout": {…}, "disks": {name: mtime in ns}, "hold": bool, "seconds": …}
+
+``map`` keeps what the guest changes to itself and shares the rest, ``copy`` fills a RAM file of its own,
+with ``stream`` the state has the RAM in it.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import writable_disks
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import MEMORY_FILE, STATE_FILE
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+MAP = "map"
+COPY = "copy"
+STREAM = "stream"
+
+
+def folder(run: Run, vm_id: str) -> str:
+    return os.path.join(run.store.paths.vm_dir(vm_id), "resume")
+
+
+def make_folder(run: Run, vm_id: str) -> str:
+    """An empty folder for the saved state; whatever a killed run left there is gone."""
+    path = folder(run, vm_id)
+    remove_tree(path)
+    os.mkdir(path, 0o711)
+    os.chmod(path, 0o711)  # whatever the umask of this task is
+    return path
+
+
+def clone_disks(run: Run, record: Record, snapshot: Record) -> None:
+    """The disks of a new VM, copied from a snapshot, and links to its memory."""
+    snapshots.note_clone(run.store, snapshot["id"], record["id"])
+    run.mark("clone.noted")
+    source = snapshots.directory(run.store, snapshot["id"])
+    target = run.store.paths.vm_dir(record["id"])
+    for name in disk_files(snapshot):
+        _disks.copy_sparse(os.path.join(source, name), os.path.join(target, name), record["uid"])
+        run.mark("clone.disk")
+    if snapshot["kind"] == snapshots.FULL:
+        # A balloon punches holes into the file that it finds the RAM in.
+        memory = COPY if snapshot.get("balloon") is not None else MAP
+        link_memory(run, record, snapshot, memory)
+        record["resume"]["hold"] = bool(record["network_configs"])
+        record["resume"]["macs"] = [nic["mac"] for nic in snapshot["nic_configs"]]
+
+
+def disk_files(snapshot: Record) -> list[str]:
+    """Names of a snapshot's files that are disks."""
+    others = (STATE_FILE, MEMORY_FILE, snapshots.LAYOUT_FILE)
+    return [name for name in snapshot["files"] if name not in others]
+
+
+def link_memory(run: Run, record: Record, snapshot: Record, memory: str) -> None:
+    """Have the VM go on from the snapshot's memory at its next start; its disks are in place."""
+    path = make_folder(run, record["id"])
+    source = snapshots.directory(run.store, snapshot["id"])
+    os.link(os.path.join(source, STATE_FILE), os.path.join(path, STATE_FILE))
+    if MEMORY_FILE in snapshot["files"]:
+        os.link(os.path.join(source, MEMORY_FILE), os.path.join(path, MEMORY_FILE))
+    else:
+        memory = STREAM
+    fsync_dir(path)
+    run.mark("clone.memory")
+    record["resume"] = {
+        "memory": memory,
+        "layout": snapshot["layout"],
+        "disks": disk_times(run, record),
+        "snapshot_id": snapshot["id"],
+        "hold": False,
+    }
+
+
+def settle_hibernation(run: Run, record: Record, saved: t.Any) -> None:
+    """Make a saved memory durable, and have the record say that the VM goes on from it."""
+    path = folder(run, record["id"])
+    snapshots.settle(path)
+    memory = COPY if os.path.exists(os.path.join(path, MEMORY_FILE)) else STREAM
+    pending = record.get("identity_pending")
+    record["resume"] = {
+        "memory": memory,
+        "layout": saved.layout,
+        "disks": disk_times(run, record),
+        "hold": bool(pending),
+        "macs": pending,
+    }
+
+
+def disk_times(run: Run, record: Record) -> dict[str, int]:
+    """When each of the VM's disks was last written to."""
+    return {os.path.basename(path): os.lstat(path).st_mtime_ns for path in writable_disks(run, record)}
+
+
+def resume_of(run: Run, record: Record) -> t.Any:
+    """What the driver needs to let the VM go on, or ``None`` if it boots."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Resume
+
+    saved = record.get("resume")
+    if not saved:
+        return None
+    path = folder(run, record["id"])
+    memory = None if saved["memory"] == STREAM else os.path.join(path, MEMORY_FILE)
+    return Resume(
+        state=os.path.join(path, STATE_FILE),
+        memory=memory,
+        shared=saved["memory"] == MAP,
+        layout=saved["layout"],
+        hold=saved["hold"],
+    )
+
+
+def groups(run: Run, record: Record) -> list[int]:
+    """The group that may map the snapshot's RAM, for a VM that does."""
+    saved = record.get("resume") or {}
+    return [snapshots.gid(run.store, saved["snapshot_id"])] if saved.get("memory") == MAP else []
+
+
+def check(run: Run, record: Record) -> None:
+    """Whether the disks are as they were when the memory was saved.
+
+    :raises StateError: they have moved on, and the memory would ruin what is on them.
+    """
+    changed = [
+        name
+        for name, before in record["resume"]["disks"].items()
+        if os.lstat(os.path.join(run.store.paths.vm_dir(record["id"]), name)).st_mtime_ns != before
+    ]
+    if changed:
+        raise StateError(
+            f"{', '.join(changed)} of VM '{record['config']['name']}' changed after its memory was saved",
+            "state",
+            "state: stopped with force: true drops the memory; then it can be started afresh.",
+        )
+
+
+def forget(run: Run, record: Record) -> None:
+    """Drop a saved state: it was taken up, or is not wanted any more."""
+    record["resume"] = None
+    remove_tree(folder(run, record["id"]))

@@ -1,0 +1,129 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A VM written down: the devices and the RAM of a running one, and the disks of any, at one instant."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._disks import open_disk
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ResourceError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE, PRIVATE
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import MEMORY_FILE, STATE_FILE
+from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, Record
+
+BLOCK = 512
+# What devices, option ROMs and video memory may come to, besides the guest's RAM.
+DEVICES = 256 * MIB
+# What has to stay free when a snapshot has been written: records of other VMs are written there, too.
+RESERVE = 64 * MIB
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def writable_disks(run: Run, record: Record) -> list[str]:
+    """Paths of the VM's own disks: the system disk, then the data disks."""
+    paths = run.store.paths
+    disks = [boot.data_disk(record["id"], disk["name"], paths) for disk in record["data_disks"]]
+    return [boot.system_disk(record, paths), *disks]
+
+
+def check_space(run: Run, record: Record, memory: bool, disks: bool) -> None:
+    """Whether there is room to save a VM, before its guest is stopped for it.
+
+    :raises ResourceError: there is not.
+    """
+    paths = run.store.paths
+    files = [paths.ram_file(record["id"])] if memory else []
+    needed = DEVICES if memory else 0
+    if memory and record.get("memory_mode") == PRIVATE:
+        needed += record["config"]["memory"]
+    if disks and not can_clone(paths.vm_dir(record["id"])):
+        files += writable_disks(run, record)
+    needed += sum(os.lstat(path).st_blocks * BLOCK for path in files)
+    info = os.statvfs(paths.root)
+    free = info.f_bavail * info.f_frsize - RESERVE
+    if needed > free:
+        raise ResourceError(
+            f"saving VM '{record['config']['name']}' may take {needed >> 20}M, and {max(0, free) >> 20}M are free"
+            f" in {paths.root}",
+            "root_dir",
+            "Remove old snapshots, free some, or put root_dir on a larger file system.",
+        )
+
+
+def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bool = False) -> t.Any:
+    """Write state, RAM and perhaps disks of a running VM into *directory*; its guest stands still meanwhile.
+
+    :param stay: the guest is not let go on afterwards.
+    :returns: what the driver says of it.
+    :raises CocoonError: it could not be done; the guest goes on.
+    """
+    shared = record.get("memory_mode") != PRIVATE
+    memory = record["config"]["memory"]
+
+    def inside() -> None:
+        run.mark("save.state")
+        if shared:
+            _copy(run.store.paths.ram_file(record["id"]), os.path.join(directory, MEMORY_FILE), record["uid"])
+            run.mark("save.memory")
+        if disks:
+            copy_disks(run, record, directory)
+        run.mark("save.copied")
+
+    begin(run, record)
+    state = os.open(os.path.join(directory, STATE_FILE), NEW, 0o600)
+    try:
+        saved = run.driver(record["hypervisor"]).save(
+            run.store.paths.vm_run(record["id"]),
+            state,
+            inside,
+            shared=shared,
+            limit=DEVICES + (0 if shared else memory + memory // 16),
+            stay=stay,
+        )
+    except BaseException:
+        finish(run, record)
+        raise
+    finally:
+        os.close(state)
+    run.mark("save.saved")
+    return saved
+
+
+def begin(run: Run, record: Record) -> None:
+    """Write down that the guest is about to be stopped, for whoever finds it so."""
+    record["phase"] = PHASE_SAVE
+    run.store.write_vm(record)
+    run.mark("save.begun")
+
+
+def finish(run: Run, record: Record) -> None:
+    """Write down that the guest goes on."""
+    record["phase"] = None
+    run.store.write_vm(record)
+    run.mark("save.finished")
+
+
+def copy_disks(run: Run, record: Record, directory: str) -> None:
+    """Copy the VM's disks, which nothing writes to at this moment, into *directory*."""
+    for path in writable_disks(run, record):
+        _copy(path, os.path.join(directory, os.path.basename(path)), record["uid"])
+        run.mark("save.disk")
+
+
+def _copy(source: str, target: str, uid: int) -> None:
+    """Copy a file of the VM's user. It is made durable later, when no guest waits for it."""
+    source_fd = open_disk(source, uid, os.O_RDONLY)
+    try:
+        target_fd = os.open(target, NEW, 0o600)
+        try:
+            copy_data(source_fd, target_fd)
+        finally:
+            os.close(target_fd)
+    finally:
+        os.close(source_fd)

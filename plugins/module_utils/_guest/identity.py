@@ -1,0 +1,155 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Telling a guest that goes on from a snapshot who it is now, and hearing that it has understood.
+
+The message is lines of words (docs/guest-images.md has them all), the answer is ``ok`` or ``error …``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import select
+import socket
+import time
+import typing as t
+import uuid
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+VERSION = 1
+SEED_BYTES = 64
+MAX_ANSWER = 4096
+DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
+# A guest whose handler missed the event gets another one.
+REPEAT = 10.0
+
+
+def message(record: Record, old_macs: t.Sequence[str], guest_uuid: str) -> bytes:
+    """What the guest of *record* is told; *old_macs* are those that its NICs still have."""
+    lines = [
+        f"cocoon-identity {VERSION}",
+        f"time {time.time():.6f}",
+        f"seed {os.urandom(SEED_BYTES).hex()}",
+        f"hostname {record['config']['name']}",
+        f"machine-id {uuid.UUID(guest_uuid).hex}",
+        *(_nic(config, old) for config, old in zip(record["network_configs"], old_macs)),
+        "end",
+    ]
+    return "\n".join(lines).encode() + b"\n"
+
+
+def _nic(config: Record, old: str) -> str:
+    network = config.get("network") or {}
+    address = f"{network['ip']}/{network['prefix']}" if network.get("ip") else "-"
+    dns = list(DEFAULT_DNS if config.get("dns") is None else config["dns"])[:2] if network.get("ip") else []
+    return f"nic {old} {config['mac']} {address} {network.get('gateway') or '-'} {','.join(dns) or '-'}"
+
+
+@dataclasses.dataclass
+class Newcomer:
+    """One guest to be told.
+
+    :param tell: plugs the line in and sends the message; called again when no answer comes.
+    :param admit: called once the guest has answered that all is done.
+    :param deadline: monotonic seconds.
+    """
+
+    name: str
+    process: Process
+    tell: t.Callable[[], socket.socket]
+    admit: t.Callable[[], None]
+    deadline: float
+    line: socket.socket | None = None
+    again: float = 0.0
+    received: bytes = b""
+    done: bool = False
+    error: str | None = None
+
+    @property
+    def open(self) -> bool:
+        return not self.done and self.error is None
+
+    def say(self, now: float) -> None:
+        """Tell it, unless it has just been told."""
+        if now < self.again:
+            return
+        self.hang_up()
+        self.received = b""
+        self.again = now + REPEAT
+        try:
+            self.line = self.tell()
+        except CocoonError as exc:
+            self.error = exc.message
+
+    def hear(self) -> None:
+        """Take what there is of the answer."""
+        data = b""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            data = self.line.recv(MAX_ANSWER) if self.line else b""
+        self.received += data
+        if not data or len(self.received) > MAX_ANSWER:
+            self.hang_up()
+            return
+        answer, newline, _rest = self.received.partition(b"\n")
+        if not newline:
+            return
+        if answer.strip() != b"ok":
+            words = "".join(c if c.isprintable() else " " for c in answer.decode(errors="replace")[:200])
+            self.error = f"its guest did not take its new identity: {words}"
+            return
+        try:
+            self.admit()
+            self.done = True
+        except CocoonError as exc:
+            self.error = f"its guest has not taken its new identity: {exc.message}"
+
+    def hang_up(self) -> None:
+        if self.line is not None:
+            self.line.close()
+            self.line = None
+
+
+def tell_all(newcomers: t.Sequence[Newcomer]) -> None:
+    """Tell all guests who they are, and admit each to its network when it answers; fills done or error."""
+    try:
+        while True:
+            waiting = [newcomer for newcomer in newcomers if newcomer.open]
+            if not waiting:
+                return
+            _turn(waiting)
+    finally:
+        for newcomer in newcomers:
+            newcomer.hang_up()
+
+
+def _turn(waiting: t.Sequence[Newcomer]) -> None:
+    now = time.monotonic()
+    poller = select.poll()
+    by_fd: dict[int, Newcomer] = {}
+    wake = now + REPEAT
+    for newcomer in waiting:
+        newcomer.say(now)
+        if now >= newcomer.deadline:
+            newcomer.error = (
+                "its guest did not answer when it was told its new identity, so it is kept off the network;"
+                " its image may lack the handler for it (docs/guest-images.md)"
+            )
+        if newcomer.line is not None:
+            by_fd[newcomer.line.fileno()] = newcomer
+            poller.register(newcomer.line, select.POLLIN)
+        by_fd[newcomer.process.pidfd] = newcomer
+        poller.register(newcomer.process.pidfd, select.POLLIN)
+        wake = min(wake, newcomer.deadline, newcomer.again)
+    if any(not newcomer.open for newcomer in waiting):
+        return
+    for fd, _event in poller.poll(max(1, int((wake - time.monotonic()) * 1000))):
+        newcomer = by_fd[fd]
+        if fd == newcomer.process.pidfd:
+            newcomer.error = "the hypervisor ended before its guest had its new identity"
+        elif newcomer.open:
+            newcomer.hear()

@@ -1,0 +1,175 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a snapshot task comes to: pure, from records and what was asked for to actions and their diff."""
+
+from __future__ import annotations
+
+import calendar
+import dataclasses
+import re
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ChangeRefusedError,
+    InputError,
+    NotFoundError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+COMPLETE = "complete"
+_AGE_RE = re.compile(r"^(\d{1,9})([smhdw])\Z")
+_AGE_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a task says of one snapshot; ``None`` = not said."""
+
+    name: str
+    state: str
+    vm: str | None = None
+    description: str | None = None
+    labels: Record | None = None
+    owner: str | None = None
+    keep: int | None = None
+    max_age: str | None = None
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotPlan:
+    """:param actions: of ``take update remove restore`` and ``prune <name>``, in their order."""
+
+    actions: tuple[str, ...] = ()
+    before: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
+    after: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
+    pruned: tuple[str, ...] = ()
+
+    @property
+    def diff(self) -> Record:
+        return {"before": dict(self.before), "after": dict(self.after)}
+
+
+def seconds_of(text: str, option: str) -> int:
+    """Seconds in ``90s``, ``30m``, ``12h``, ``7d`` or ``2w``.
+
+    :raises InputError: anything else.
+    """
+    match = _AGE_RE.match(text.strip())
+    if not match:
+        raise InputError(f"'{text}' is not an age", option, "Write it as 90s, 30m, 12h, 7d or 2w.")
+    return int(match.group(1)) * _AGE_UNITS[match.group(2)]
+
+
+def age_of(record: Record, now: float) -> float:
+    """Seconds since a snapshot was taken."""
+    return now - calendar.timegm(time.strptime(record["created_at"][:19], "%Y-%m-%dT%H:%M:%S"))
+
+
+def plan_present(
+    record: Record | None, vm: Record | None, wanted: Wanted, others: t.Sequence[Record], now: float
+) -> SnapshotPlan:
+    """Take the snapshot unless it is there, and let go of those that are too many or too old.
+
+    :param others: the complete snapshots of the same VM, each with its ``clones``.
+    :raises CocoonError: it cannot or may not be done.
+    """
+    pruned = tuple(outdated(others, wanted, now, taking=record is None or record["state"] != COMPLETE))
+    prunes = tuple(f"prune {name}" for name in pruned)
+    if record is None or record["state"] != COMPLETE:
+        _check_source(vm, wanted)
+        after = {"name": wanted.name, "vm": wanted.vm, "description": wanted.description or ""}
+        return SnapshotPlan(("take", *prunes), {}, {**after, **({"pruned": list(pruned)} if pruned else {})}, pruned)
+    if wanted.vm is not None and wanted.vm != record["vm"]:
+        raise ChangeRefusedError(
+            f"snapshot '{wanted.name}' is one of VM '{record['vm']}'", "vm", "Give this one another name."
+        )
+    check_owner(record, wanted)
+    changes = _changes(record, wanted)
+    before = {key: record.get(key) for key in changes}
+    if pruned:
+        before, changes = {**before, "pruned": []}, {**changes, "pruned": list(pruned)}
+    actions = (("update",) if set(changes) - {"pruned"} else ()) + prunes
+    return SnapshotPlan(actions, before, changes, pruned)
+
+
+def _check_source(vm: Record | None, wanted: Wanted) -> None:
+    if wanted.vm is None:
+        raise InputError("is needed to take a snapshot", "vm", "Name the VM to take it of.")
+    if vm is None:
+        raise NotFoundError(f"there is no VM '{wanted.vm}'", "vm", "Create it with cocoon_vm first.")
+    if vm.get("resume"):
+        raise ChangeRefusedError(
+            f"VM '{wanted.vm}' goes on from a saved state and does not run", "vm", "Start it first (state: started)."
+        )
+
+
+def _changes(record: Record, wanted: Wanted) -> dict[str, t.Any]:
+    asked = {"description": wanted.description, "labels": wanted.labels, "owner": wanted.owner}
+    return {
+        key: value for key, value in asked.items() if value is not None and value != (record.get(key) or type(value)())
+    }
+
+
+def check_owner(record: Record, wanted: Wanted) -> None:
+    """:raises ChangeRefusedError: it is another owner's, and nothing is forced."""
+    if wanted.owner is not None and record.get("owner") not in (None, wanted.owner) and not wanted.force:
+        raise ChangeRefusedError(
+            f"snapshot '{record['name']}' belongs to '{record['owner']}'", "owner", "Set force: true to do it anyway."
+        )
+
+
+def outdated(others: t.Sequence[Record], wanted: Wanted, now: float, taking: bool) -> t.Iterator[str]:
+    """Names of the snapshots of a VM that are beyond *keep* or *max_age*, oldest first; none that has clones."""
+    limit = None if wanted.max_age is None else seconds_of(wanted.max_age, "max_age")
+    if wanted.keep is not None and wanted.keep < 1:
+        raise InputError(f"{wanted.keep} is out of range", "keep", "Keep at least one: the one that is taken.")
+    rest = sorted(
+        (other for other in others if other["name"] != wanted.name), key=lambda other: str(other["created_at"])
+    )
+    own = 1  # this one counts, whether it is there or about to be
+    too_many = 0 if wanted.keep is None else max(0, len(rest) + own - wanted.keep)
+    for position, other in enumerate(rest):
+        too_old = limit is not None and age_of(other, now) > limit
+        if (position < too_many or too_old) and not other["clones"] and _same_owner(other, wanted):
+            yield other["name"]
+
+
+def _same_owner(other: Record, wanted: Wanted) -> bool:
+    return wanted.owner is None or other.get("owner") == wanted.owner
+
+
+def plan_absent(record: Record | None, wanted: Wanted) -> SnapshotPlan:
+    """:raises ChangeRefusedError: it is somebody else's."""
+    if record is None:
+        return SnapshotPlan()
+    check_owner(record, wanted)
+    before = {"name": record["name"], "vm": record.get("vm"), "description": record.get("description") or ""}
+    return SnapshotPlan(("remove",), before, {})
+
+
+def plan_restored(record: Record | None, vm: Record | None, wanted: Wanted, running: bool) -> SnapshotPlan:
+    """A VM goes back to one of its own snapshots; always a change.
+
+    :raises CocoonError: there is no such snapshot, or it is another VM's, or that VM has changed too much.
+    """
+    if record is None or record["state"] != COMPLETE:
+        raise NotFoundError(f"there is no snapshot '{wanted.name}'", "name", "Take it with cocoon_snapshot first.")
+    if vm is None or vm["id"] != record["vm_id"] or wanted.vm not in (None, record["vm"]):
+        raise ChangeRefusedError(
+            f"snapshot '{wanted.name}' is one of VM '{record['vm']}', which is"
+            f" {'not there any more' if vm is None else 'another VM'}",
+            "vm",
+            "A snapshot is restored into the VM that it was taken of; clone it for another (cocoon_vm, snapshot).",
+        )
+    networks = [nic["network_name"] for nic in vm["network_configs"]]
+    if record["kind"] == "full" and len(networks) != record["nics"]:
+        raise ChangeRefusedError(
+            f"VM '{record['vm']}' had {record['nics']} NICs when the snapshot was taken, and has {len(networks)}",
+            "name",
+            "Give it as many NICs as it had, or clone the snapshot.",
+        )
+    after = f"snapshot '{wanted.name}' of {record['created_at']}"
+    return SnapshotPlan(("restore",), {"state": "running" if running else vm["state"]}, {"state": after})

@@ -1,0 +1,174 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Taking a snapshot: a name, a folder, what the VM is at this instant, and a record of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power, saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import write_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+
+def capture(run: Run, vm: Record, name: str, description: str, owner: str, labels: Record) -> Record:
+    """Take the snapshot *name* of a VM, whose lock is held as is the snapshot's; its record.
+
+    :raises CocoonError: it could not be taken; the VM goes on as it was, and nothing is left.
+    """
+    process = power.find_process(vm)
+    if process is not None:
+        process.close()
+    running = process is not None
+    saving.check_space(run, vm, memory=running, disks=True)
+    record = fresh_record(run, vm, name, description, owner, labels)
+    record["kind"] = snapshots.FULL if running else snapshots.DISKS
+    started = time.monotonic()
+    try:
+        _reserve(run, record)
+        _fill(run, vm, record, running)
+        _complete(run, vm, record, time.monotonic() - started)
+    except (CocoonError, OSError):
+        with contextlib.suppress(OSError):  # of a full disk, the next run takes the rest away
+            snapshots.discard(run.store, record)
+        raise
+    return record
+
+
+def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, labels: Record) -> Record:
+    """A snapshot's record in state ``creating``: SnapshotConfig, then our own fields."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    config = vm["config"]
+    image = run.known_image(vm["image_id"])
+    return {
+        "id": types.new_id(),
+        "name": name,
+        "description": description,
+        "image": config["image"],
+        "image_blob_ids": {blob: {} for blob, _suffix in images.blobs(image)},
+        "hypervisor": vm["hypervisor"],
+        **{key: config[key] for key in ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "network")},
+        "nics": len(vm["network_configs"]),
+        "no_direct_io": config["no_direct_io"],
+        "windows": config["windows"],
+        "created_at": types.now(),
+        "state": snapshots.CREATING,
+        "vm_id": vm["id"],
+        "vm": config["name"],
+        "parent": vm.get("snapshot_id"),
+        "owner": owner,
+        "labels": labels,
+        **{key: vm.get(key) for key in ("accel", "machine", "cpu_model", "hypervisor_version", "kernel_args")},
+        **{key: vm.get(key) for key in ("balloon", "watchdog", "image_id", "image_type", "image_digest")},
+        "data_disks": vm["data_disks"],
+        "nic_networks": [nic["network_name"] for nic in vm["network_configs"]],
+        "nic_configs": [{"mac": nic["mac"], "mtu": nic.get("mtu") or 0} for nic in vm["network_configs"]],
+        "layout": {},
+        "files": {},
+    }
+
+
+def _reserve(run: Run, record: Record) -> None:
+    """Name first, as that is what the next run looks up; then the record, then the hold on the image."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    run.store.index("snapshot").reserve(record["name"], record["id"])
+    run.mark("snapshot.name")
+    folder = snapshots.directory(run.store, record["id"])
+    os.mkdir(folder, 0o711)
+    os.chmod(folder, 0o711)  # whatever the umask of this task is
+    snapshots.write(run.store, record)
+    run.mark("snapshot.record")
+    images.pin(run.store, record["image_id"], record["id"])
+    run.mark("snapshot.image")
+
+
+def _fill(run: Run, vm: Record, record: Record, running: bool) -> None:
+    """The data of a snapshot, from the VM into its folder."""
+    folder = snapshots.directory(run.store, record["id"])
+    if not running:
+        saving.copy_disks(run, vm, folder)
+        return
+    saved = saving.save_running(run, vm, folder, disks=True)
+    saving.finish(run, vm)
+    record["layout"] = saved.layout
+    record["hypervisor_version"] = saved.layout["version"]
+    record["paused_seconds"] = saved.paused_seconds
+
+
+def _complete(run: Run, vm: Record, record: Record, seconds: float) -> None:
+    """Close the folder: what is in it does not change any more."""
+    folder = snapshots.directory(run.store, record["id"])
+    write_json(os.path.join(folder, snapshots.LAYOUT_FILE), layout_document(run, vm, record), locked=True)
+    seal(run, record)
+    record["seconds"] = round(seconds, 3)
+    record["state"] = snapshots.COMPLETE
+    snapshots.write(run.store, record)
+    run.mark("snapshot.complete")
+    vm.setdefault("snapshot_ids", {})[record["id"]] = {}
+    run.store.write_vm(vm)
+    run.mark("snapshot.listed")
+
+
+def seal(run: Run, record: Record) -> None:
+    """Make the files durable and read-only, and note what they are."""
+    folder = snapshots.directory(run.store, record["id"])
+    for name in sorted(os.listdir(folder)):
+        if name in (snapshots.RECORD_FILE, snapshots.CLONES):
+            continue
+        path = os.path.join(folder, name)
+        os.chmod(path, 0o400)
+        if name == snapshots.MEMORY_FILE:
+            _open_to_clones(run, record, path)
+        record["files"][name] = snapshots.file_facts(path)
+        if name in (snapshots.STATE_FILE, snapshots.LAYOUT_FILE):
+            record["files"][name]["digest"] = snapshots.digest(path)
+    snapshots.settle(folder)
+    run.mark("snapshot.sealed")
+
+
+def _open_to_clones(run: Run, record: Record, path: str) -> None:
+    """Clones map the RAM: as readers, where their hypervisor can do with that."""
+    read_only = run.driver(record["hypervisor"]).reads_only()
+    os.chown(path, 0, snapshots.gid(run.store, record["id"]))
+    os.chmod(path, 0o440 if read_only else 0o460)
+
+
+def layout_document(run: Run, vm: Record, record: Record) -> Record:
+    """``cocoon.json``: disks in device order, boot configuration, and what the machine was (see formats)."""
+    return {
+        "storage_configs": vm["storage_configs"] or _storage_configs(run, vm),
+        "boot_config": vm.get("boot_config") or {},
+        "cpu": record["cpu"],
+        "memory": record["memory"],
+        "machine": record["machine"],
+        "cpu_model": record["cpu_model"],
+        "qemu_version": record["hypervisor_version"],
+        "firmware": "",
+        "cocoon_microvm": {key: record[key] for key in OURS if record.get(key) is not None},
+    }
+
+
+# What an archive carries besides the Go engine's fields, so that a clone on another host is the same.
+OURS: t.Final = (
+    *("kind", "accel", "kernel_args", "balloon", "watchdog", "image_type", "image_digest"),
+    *("data_disks", "nic_networks", "nic_configs", "layout"),
+)
+
+
+def _storage_configs(run: Run, vm: Record) -> list[Record]:
+    """The disks of a VM that was never started."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    image = run.known_image(vm["image_id"])
+    return boot.storage_configs(vm, image, run.store.paths, lambda blob: images.blob_path(run.store, blob, ".erofs"))

@@ -1,0 +1,165 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ``cocoon_snapshot`` and ``cocoon_snapshot_info`` do: compare, then act under the locks of VM and snapshot."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import observe, view
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Wanted
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_name
+
+FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
+VM_STATES = ("present", "absent", "restored")
+
+
+def converge(
+    params: t.Mapping[str, t.Any], check: bool, mark: t.Callable[[str], None] | None = None
+) -> dict[str, t.Any]:
+    """Make a snapshot what *params* say: ``changed actions diff snapshot vm``.
+
+    :param params: the module's parameters.
+    :param check: only plan.
+    :raises CocoonError: it could not be done; nothing is left of it.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._api import open_run
+
+    wanted = wanted_of(params)
+    if wanted.state not in VM_STATES:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import transfer
+
+        return transfer.converge(open_run(params, check, mark), wanted, params, check)
+    run = open_run(params, check, mark)
+    plan, record, vm = _look(run, wanted)
+    if check or not plan.actions:
+        return _answer(run, plan, record, vm)
+    names = [f"snapshot:{wanted.name}", *(f"snapshot:{name}" for name in plan.pruned)]
+    vm_name = wanted.vm or (record or {}).get("vm")
+    names += [f"vm:{vm_name}"] if vm_name else []
+    with locked(run.store.paths, names, run.options.lock_timeout):
+        plan, record, vm = _look(run, wanted)
+        if plan.actions:
+            record, vm = _execute(run, wanted, plan, record, vm)
+    return _answer(run, plan, record, vm)
+
+
+def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
+    """:raises InputError: an option that cannot be."""
+    snapshots.check_name(params["name"])
+    if params.get("vm") is not None:
+        check_name(params["vm"], "vm")
+    for option in ("keep", "max_age"):
+        if params.get(option) is not None and params["state"] != "present":
+            raise InputError(f"{option} is for state: present", option, "Leave it out.")
+    labels = params.get("labels")
+    fields: dict[str, t.Any] = {field: params.get(field) for field in FIELDS if field != "labels"}
+    texts = None if labels is None else {str(key): str(value) for key, value in labels.items()}
+    return Wanted(**fields, labels=texts, force=bool(params.get("force")))
+
+
+def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record | None]:
+    """The plan, with the records that it was made from."""
+    store = run.store
+    record = snapshots.load(store, wanted.name)
+    vm_name = wanted.vm or (record or {}).get("vm")
+    vm = store.vm_record(vm_name) if vm_name else None
+    vm = vm if is_made(vm) else None
+    if wanted.state == "present":
+        others = _siblings(store, vm, record) if wanted.keep is not None or wanted.max_age is not None else []
+        return planning.plan_present(record, vm, wanted, others, time.time()), record, vm
+    if wanted.state == "absent":
+        return planning.plan_absent(record, wanted), record, vm
+    return planning.plan_restored(record, vm, wanted, observe(vm).running), record, vm
+
+
+def _siblings(store: Store, vm: Record | None, record: Record | None) -> list[Record]:
+    """The complete snapshots of a VM, with the clones that each has."""
+    vm_id = vm["id"] if vm else (record or {}).get("vm_id")
+    own = [other for other in snapshots.all_records(store) if other.get("vm_id") == vm_id]
+    return [{**other, "clones": snapshots.clones(store, other)} for other in own]
+
+
+def _execute(
+    run: Run, wanted: Wanted, plan: SnapshotPlan, record: Record | None, vm: Record | None
+) -> tuple[Record | None, Record | None]:
+    if vm is not None and "remove" not in plan.actions:
+        _recover(run, vm)
+    if "take" in plan.actions and vm is not None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.capture import capture
+
+        if record is not None:  # of a run that was killed
+            snapshots.discard(run.store, record)
+        owner = wanted.owner or run.store.store_id
+        record = capture(run, vm, wanted.name, wanted.description or "", owner, wanted.labels or {})
+    if "update" in plan.actions and record is not None:
+        record.update({key: value for key, value in plan.after.items() if key != "pruned"})
+        snapshots.write(run.store, record)
+    if "remove" in plan.actions and record is not None:
+        _remove(run, record, vm)
+        record = None
+    if "restore" in plan.actions and record is not None and vm is not None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
+
+        restoring.restore(run, vm, record)
+    for name in plan.pruned:
+        outdated = snapshots.load(run.store, name)
+        if outdated is not None:
+            _remove(run, outdated, vm)
+    return record, vm
+
+
+def _recover(run: Run, vm: Record) -> None:
+    """Finish what a killed run began with the VM."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import steps
+
+    steps.recover(steps.Job(run, vm, {}))
+
+
+def _remove(run: Run, record: Record, vm: Record | None) -> None:
+    """Take a snapshot away. Its clones have links of their own to what they use of it."""
+    snapshots.discard(run.store, record)
+    run.mark("snapshot.removed")
+    if vm is not None and record["id"] in (vm.get("snapshot_ids") or {}):
+        del vm["snapshot_ids"][record["id"]]
+        run.store.write_vm(vm)
+
+
+def _answer(run: Run, plan: SnapshotPlan, record: Record | None, vm: Record | None) -> dict[str, t.Any]:
+    complete = record if record and record.get("state") == snapshots.COMPLETE else None
+    return {
+        "changed": bool(plan.actions),
+        "actions": list(plan.actions),
+        "diff": plan.diff,
+        "snapshot": snapshots.shown(run.store, complete) if complete else None,
+        "vm": view(vm),
+    }
+
+
+def info(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The snapshots of a host, those named or those of one VM: ``snapshots``, oldest first."""
+    store = Store.load(Paths.from_params(params))
+    if store is None:
+        return {"snapshots": []}
+    names, vm, owner = params.get("names"), params.get("vm"), params.get("owner")
+    found = snapshots.all_records(store)
+    chosen = [
+        record
+        for record in found
+        if (not names or record["name"] in names)
+        and (not vm or record.get("vm") == vm)
+        and (not owner or record.get("owner") == owner)
+    ]
+    return {"snapshots": [snapshots.shown(store, record) for record in chosen]}
+
+
+__all__ = ["converge", "info"]

@@ -1,0 +1,210 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshots on disk: their records, their files, and which VMs were cloned from them.
+
+Layout under ``root_dir/snapshots/<id>``::
+
+    snapshot.json            the record: SnapshotConfig of the Go engine, ours beside it
+    cocoon.json              disks and boot configuration, as in an archive
+    vmstate  mem             devices and RAM of a running VM; without mem the RAM is in vmstate
+    cow.raw | overlay.qcow2  the system disk
+    data-<name>.raw          data disks
+    clones/<vm id>           VMs that were made from it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
+    Store,
+    fsync_dir,
+    hashed,
+    read_json,
+    remove_file,
+    remove_tree,
+    write_json,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+CREATING = "creating"
+COMPLETE = "complete"
+REMOVING = "removing"
+
+# What a snapshot has: all of a running VM, or the disks of a stopped one.
+FULL = "full"
+DISKS = "disks"
+
+STATE_FILE = "vmstate"
+MEMORY_FILE = "mem"
+LAYOUT_FILE = "cocoon.json"
+RECORD_FILE = "snapshot.json"
+CLONES = "clones"
+
+NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,62}\Z")
+CHUNK = 1 << 20
+
+
+def check_name(name: str, option: str = "name") -> str:
+    """*name* if a snapshot may be called that: a VM's rule, and ``:`` and ``/`` as well."""
+    if not NAME_RE.match(name):
+        raise InputError(
+            f"'{name}' is not a valid snapshot name",
+            option,
+            "Use letters, digits and . _ - : /, at most 63, beginning with a letter or digit.",
+        )
+    return name
+
+
+def directory(store: Store, snapshot_id: str) -> str:
+    return store.paths.object_dir("snapshot", snapshot_id)
+
+
+def load_by_id(store: Store, snapshot_id: str) -> Record | None:
+    return read_json(os.path.join(directory(store, snapshot_id), RECORD_FILE))
+
+
+def load(store: Store, name: str) -> Record | None:
+    """The record of the snapshot *name*; a bare one in state ``creating`` if its maker died before writing it."""
+    snapshot_id = store.index("snapshot").lookup(name)
+    if snapshot_id is None:
+        return None
+    return load_by_id(store, snapshot_id) or {"id": snapshot_id, "name": name, "state": CREATING, "files": {}}
+
+
+def usable(store: Store, name: str) -> Record | None:
+    """The record of a snapshot that is complete."""
+    record = load(store, name)
+    return record if record and record["state"] == COMPLETE else None
+
+
+def all_records(store: Store) -> list[Record]:
+    """Every snapshot that is complete, oldest first."""
+    found = [load_by_id(store, snapshot_id) for _name, snapshot_id in store.index("snapshot").entries()]
+    complete = [record for record in found if record and record["state"] == COMPLETE]
+    return sorted(complete, key=lambda record: (record["created_at"], record["name"]))
+
+
+def write(store: Store, record: Record) -> None:
+    """Replace a snapshot's record. Its lock is held."""
+    write_json(os.path.join(directory(store, record["id"]), RECORD_FILE), record, locked=True)
+
+
+def gid(store: Store, snapshot_id: str) -> int:
+    """The group of those who may map a snapshot's RAM; from the upper half of the range, as the images' are."""
+    half = store.uid_count // 2
+    return store.uid_start + half + int(hashed(snapshot_id)[:16], 16) % half
+
+
+def file_facts(path: str) -> Record:
+    """What a record keeps of a file, by which a change to it is noticed."""
+    info = os.lstat(path)
+    return {"size": info.st_size, "allocated": info.st_blocks * 512, "mtime_ns": info.st_mtime_ns}
+
+
+def digest(path: str) -> str:
+    """``sha256:…`` of a file."""
+    summed = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while True:
+            data = stream.read(CHUNK)
+            if not data:
+                return f"sha256:{summed.hexdigest()}"
+            summed.update(data)
+
+
+def settle(directory: str) -> None:
+    """Make all files in *directory* durable, and the directory itself."""
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        if os.path.isfile(path):
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+    fsync_dir(directory)
+
+
+def verify(store: Store, record: Record) -> None:
+    """Whether the files of a snapshot are what they were when it was taken.
+
+    The devices' state is read again; of what is larger, size and time of change tell.
+
+    :raises StateError: one is not.
+    """
+    for name, facts in record["files"].items():
+        path = os.path.join(directory(store, record["id"]), name)
+        problem = None
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:
+            problem = "is missing"
+        else:
+            if not stat.S_ISREG(info.st_mode) or info.st_size != facts["size"]:
+                problem = f"has {info.st_size} bytes and not {facts['size']}"
+            elif info.st_mtime_ns != facts["mtime_ns"]:
+                problem = "was changed after the snapshot was taken"
+            elif facts.get("digest") and digest(path) != facts["digest"]:
+                problem = "has other contents than when the snapshot was taken"
+        if problem:
+            raise StateError(
+                f"snapshot '{record['name']}' is damaged: {path} {problem}",
+                "name",
+                "Remove the snapshot; import it again if it was exported.",
+            )
+
+
+def clones(store: Store, record: Record) -> list[str]:
+    """Ids of the VMs that were cloned from a snapshot and are still there, sorted."""
+    try:
+        return sorted(os.listdir(os.path.join(directory(store, record["id"]), CLONES)))
+    except FileNotFoundError:
+        return []
+
+
+def note_clone(store: Store, snapshot_id: str, vm_id: str) -> None:
+    folder = os.path.join(directory(store, snapshot_id), CLONES)
+    os.makedirs(folder, 0o700, exist_ok=True)
+    os.close(os.open(os.path.join(folder, vm_id), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    fsync_dir(folder)
+
+
+def forget_clone(store: Store, snapshot_id: str, vm_id: str) -> None:
+    remove_file(os.path.join(directory(store, snapshot_id), CLONES, vm_id))
+
+
+def discard(store: Store, record: Record) -> None:
+    """Take a snapshot away, whatever is there of it: its hold on its image, its files, its name. Idempotent."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    folder = directory(store, record["id"])
+    if record["state"] == COMPLETE:
+        write(store, {**record, "state": REMOVING})
+    remove_file(os.path.join(folder, STATE_FILE))
+    if record.get("image_id"):
+        images.unpin(store, record["image_id"], record["id"])
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            if name not in (RECORD_FILE, CLONES):
+                remove_file(os.path.join(folder, name))
+    remove_tree(folder)
+    store.index("snapshot").release(record["name"], record["id"])
+
+
+def shown(store: Store, record: Record) -> Record:
+    """A record as users see it, with its size on disk and its clones by name."""
+    names = []
+    for vm_id in clones(store, record):
+        vm = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json"))
+        if vm:
+            names.append(vm["config"]["name"])
+    size = sum(t.cast(int, facts["allocated"]) for facts in record["files"].values())
+    return {**record, "size": size, "clones": sorted(names)}

@@ -207,6 +207,16 @@ force:
 """
 
 
+# Only where there is a list to put them into.
+_COUNT = r"""
+count:
+  description:
+    - Makes this item stand for so many VMs of the same kind, called C(NAME-1), C(NAME-2) and so on.
+    - With a smaller number later, pruning removes those that are too many.
+  type: int
+"""
+
+
 def _nested(option: str, text: str) -> str:
     """The same options one level down; O(name) becomes O(vms[].name)."""
     inner = text.replace("O(", f"O({option}[].")
@@ -218,4 +228,4 @@ class ModuleDocFragment:
     DOCUMENTATION: str = f"options:\n{textwrap.indent(_OPTIONS, '  ')}"
 
     # The same as suboptions of C(vms).
-    LIST: str = _nested("vms", _OPTIONS)
+    LIST: str = _nested("vms", _OPTIONS + _COUNT)

@@ -82,6 +82,16 @@ EXAMPLES = r"""
           - name: pgdata
             size: 20G
 
+- name: Thirty clones of a warm VM, and no more
+  cocoon.microvm.cocoon_vms:
+    owner: ci
+    prune: true
+    vms:
+      - name: runner
+        count: 30
+        snapshot: warm
+        state: started
+
 - name: From the inventory, two restarts at a time
   cocoon.microvm.cocoon_vms:
     vms: "{{ cocoon_vms }}"
@@ -139,13 +149,16 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import bulk_answer, run_module
 
 
+COUNT = {"type": "int"}
+
+
 def converge(module: AnsibleModule) -> dict:
     return bulk_answer(converge_vms(module.params, module.params["vms"], module.check_mode))
 
 
 def main() -> None:
     spec = {
-        "vms": {"type": "list", "elements": "dict", "required": True, "options": vm_options()},
+        "vms": {"type": "list", "elements": "dict", "required": True, "options": {**vm_options(), "count": COUNT}},
         "prune": {"type": "bool", "default": False},
         "force": {"type": "bool", "default": False},
         "owner": {"type": "str"},

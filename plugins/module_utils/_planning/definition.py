@@ -37,6 +37,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
 STATES = ("present", "started", "stopped", "restarted", "paused", "hibernated", "absent")
 OFF_WORDS = ("off", "false", "no", "none")
 MAX_KERNEL_ARGS = 1024
+MAX_COUNT = 1000
 
 _PORT_RE = re.compile(r"^(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?\Z")
 _IMAGE_RE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}\Z")
@@ -74,33 +75,44 @@ def validate_all(items: t.Sequence[t.Mapping[str, t.Any]], option: str | None = 
     :param option: the list's name for errors (``vms[3].cpu``); ``None`` for a module of one VM.
     :raises InputError: every bad option of every item; names, MACs, addresses or host ports given twice.
     """
-    definitions: list[Definition] = []
+    named: list[tuple[str, Definition]] = []
     errors: list[InputError] = []
     for number, item in enumerate(items):
+        prefix = f"{option}[{number}]." if option else ""
         try:
-            definitions.append(normalise(item, f"{option}[{number}]." if option else ""))
+            named += [(prefix, definition) for definition in _several(item, prefix)]
         except InputError as exc:
             errors.append(exc)
     if not errors:
-        errors = _clashes(definitions, option)
+        errors = _clashes(named)
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise InputError("; ".join(str(error).rstrip(".") for error in errors))
-    return definitions
+    return [definition for _prefix, definition in named]
 
 
-def _clashes(definitions: list[Definition], option: str | None) -> list[InputError]:
+def _several(item: t.Mapping[str, t.Any], prefix: str) -> list[Definition]:
+    """The definitions that one item stands for: with ``count`` as many, called ``<name>-1`` and so on."""
+    definition = normalise({option: value for option, value in item.items() if option != "count"}, prefix)
+    if item.get("count") is None:
+        return [definition]
+    count = _integer(1, MAX_COUNT)(item["count"], f"{prefix}count")
+    names = [check_name(f"{definition['name']}-{number}", f"{prefix}name") for number in range(1, count + 1)]
+    return [{**definition, "name": name} for name in names]
+
+
+def _clashes(definitions: list[tuple[str, Definition]]) -> list[InputError]:
     """What is given twice although there can be one of it on a host."""
     errors = []
-    seen: dict[tuple[str, ...], str] = {}
-    for number, definition in enumerate(definitions):
-        prefix = f"{option}[{number}]." if option else ""
+    seen: dict[tuple[str, ...], tuple[str, str]] = {}
+    for prefix, definition in definitions:
         for key, text, where in _unique(definition):
-            first = seen.setdefault(key, prefix + where)
-            if first != prefix + where:
+            mine = (definition["name"], prefix + where)
+            holder, first = seen.setdefault(key, mine)
+            if (holder, first) != mine:
                 errors.append(InputError(f"{text} is given already by {first}", prefix + where, "Give it once."))
-    return errors + _port_clashes(definitions, option)
+    return errors + _port_clashes(definitions)
 
 
 def _unique(definition: Definition) -> t.Iterator[tuple[tuple[str, ...], str, str]]:
@@ -115,14 +127,13 @@ def _unique(definition: Definition) -> t.Iterator[tuple[tuple[str, ...], str, st
             yield ("ip", network, nic["ip"]), nic["ip"], f"nics[{index}].ip"
 
 
-def _port_clashes(definitions: list[Definition], option: str | None) -> list[InputError]:
+def _port_clashes(definitions: list[tuple[str, Definition]]) -> list[InputError]:
     """Host ports published twice; no address means all of them, so it clashes with any."""
     errors = []
     taken: dict[tuple[int, str], list[tuple[str | None, str]]] = {}
-    for number, definition in enumerate(definitions):
+    for prefix, definition in definitions:
         if definition.get("state") == "absent":
             continue
-        prefix = f"{option}[{number}]." if option else ""
         for index, port in enumerate(definition.get("ports", ())):
             where = f"{prefix}ports[{index}]"
             address, host_port, _guest_port, protocol = split_port(port, where)

@@ -60,6 +60,8 @@ def up() -> None:
     if changed:
         raise ToolError(f"the second run changed {changed} things; it should have changed none")
     say(f"\nThree microVMs run. First run: {spent}; second run: changed=0, {seconds(again)}.")
+    heading("A snapshot of one of them as it runs, then 5 clones of it")
+    play("demo_clones")
     say("Edit playbooks/example/inventory.yml and run `make demo` again; `make demo-down` takes everything away.")
 
 

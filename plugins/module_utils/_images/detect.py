@@ -144,9 +144,10 @@ def _raw(fd: int, head: bytes, path: str) -> str:
     raise InputError(f"{path} is {what}", "source", KNOWN + " A raw disk needs a boot sector.")
 
 
-def check_qcow2(head: bytes, path: str) -> int:
+def check_qcow2(head: bytes, path: str, overlay: bool = False) -> int:
     """The virtual size of a qcow2 file whose first bytes are *head*.
 
+    :param overlay: it may name a file behind it, as whoever opens it names another one.
     :raises InputError: it refers to another file, is encrypted, damaged, or of an unknown version.
     """
     if len(head) < 104:  # the header of version 3; no image is that small in either version
@@ -155,7 +156,7 @@ def check_qcow2(head: bytes, path: str) -> int:
     if version not in (2, 3) or not 9 <= bits <= 21 or not 0 < size <= MAX_VIRTUAL_SIZE:
         raise InputError(f"{path} has a damaged qcow2 header", "source", "Get it again.")
     flatten = "Make it whole with 'qemu-img convert -O qcow2'."
-    if backing:
+    if backing and not overlay:
         raise InputError(f"{path} has a backing file, which could be any file of this host", "source", flatten)
     if crypt:
         raise InputError(f"{path} is encrypted", "source", "Decrypt it with 'qemu-img convert'.")

@@ -154,15 +154,25 @@ def layout_document(run: Run, vm: Record, record: Record) -> Record:
         "cpu_model": record["cpu_model"],
         "qemu_version": record["hypervisor_version"],
         "firmware": "",
-        "cocoon_microvm": {key: record[key] for key in OURS if record.get(key) is not None},
+        "cocoon_microvm": {**{key: record[key] for key in OURS if record.get(key)}, **_always(record)},
     }
 
 
 # What an archive carries besides the Go engine's fields, so that a clone on another host is the same.
-OURS: t.Final = (
-    *("kind", "accel", "kernel_args", "balloon", "watchdog", "image_type", "image_digest"),
-    *("data_disks", "nic_networks", "nic_configs", "layout"),
-)
+OURS: t.Final = (*("kind", "accel", "kernel_args", "watchdog", "image_type", "image_digest", "layout"),)
+
+
+def _always(record: Record) -> Record:
+    """Of our own fields those that say something when they are empty, and the CPU that a saved machine needs."""
+    lists = {key: record[key] for key in ("data_disks", "nic_networks", "nic_configs")}
+    balloon = {} if record["balloon"] is None else {"balloon": record["balloon"]}
+    return {**lists, **balloon, "cpu_vendor": cpu_vendor()}
+
+
+def cpu_vendor() -> str:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.probe import host_vendor
+
+    return host_vendor()
 
 
 def _storage_configs(run: Run, vm: Record) -> list[Record]:

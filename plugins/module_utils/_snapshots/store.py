@@ -192,9 +192,9 @@ def discard(store: Store, record: Record) -> None:
     if record.get("image_id"):
         images.unpin(store, record["image_id"], record["id"])
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            if name not in (RECORD_FILE, CLONES):
-                remove_file(os.path.join(folder, name))
+        for entry in list(os.scandir(folder)):
+            if entry.name != RECORD_FILE and not entry.is_dir(follow_symlinks=False):
+                remove_file(entry.path)
     remove_tree(folder)
     store.index("snapshot").release(record["name"], record["id"])
 

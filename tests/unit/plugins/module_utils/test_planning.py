@@ -350,6 +350,7 @@ ROWS = [
     ("no_direct_io", {}, {"no_direct_io": True}, "restart", ["configure"]),
     ("kernel_args", {}, {"kernel_args": "quiet"}, "restart", ["configure"]),
     ("watchdog", {}, {"watchdog": False}, "restart", ["configure"]),
+    ("snapshot", {}, {"snapshot": "warm"}, "refused", []),
     ("accel", {}, {"accel": "tcg"}, "restart", ["configure"]),
     ("balloon on", {}, {"balloon": "256M"}, "restart", ["configure"]),
     ("balloon off", {"balloon": 256 * MIB}, {"balloon": "off"}, "restart", ["configure"]),

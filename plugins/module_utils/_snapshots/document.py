@@ -1,0 +1,108 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``cocoon.json``, as it comes out of an archive: who wrote it is not known, and it decides what a hypervisor is told.
+
+Its fields are those of the Go engine for Firecracker, what QEMU needs, and under ``cocoon_microvm`` ours.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+MAX_BYTES = 1 << 20
+NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}\Z"
+SIZE = {"type": "integer", "minimum": 0, "maximum": 1 << 60}
+
+
+def _object(required: t.Sequence[str], properties: Record, **more: t.Any) -> Record:
+    return {"type": "object", "required": list(required), "properties": properties, **more}
+
+
+DISK = _object(
+    ("name", "size", "fstype"),
+    {
+        "name": {"type": "string", "pattern": r"^(?!cocoon-)[a-z][a-z0-9_-]{0,19}\Z"},
+        "size": SIZE,
+        "fstype": {"enum": ["ext4", "none"]},
+    },
+    additionalProperties=False,
+)
+NIC = _object(
+    ("mac", "mtu"),
+    {
+        "mac": {"type": "string", "pattern": r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z"},
+        "mtu": {"type": "integer", "minimum": 0, "maximum": 65535},
+    },
+    additionalProperties=False,
+)
+LAYOUT = _object(
+    ("ports", "slots", "version"),
+    {
+        "ports": {"enum": [8, 16]},
+        "slots": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 15}},
+        "version": {"type": "string", "pattern": r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z"},
+    },
+    additionalProperties=False,
+)
+OURS = _object(
+    ("kind", "image_type", "image_digest", "data_disks", "nic_networks", "nic_configs"),
+    {
+        "kind": {"enum": ["full", "disks"]},
+        "accel": {"enum": ["kvm", "tcg"]},
+        "cpu_vendor": {"type": "string", "maxLength": 64},
+        "kernel_args": {"type": "string", "maxLength": 1024, "pattern": r"^[^\x00-\x1f\x7f]*\Z"},
+        "balloon": SIZE,
+        "watchdog": {"type": "boolean"},
+        "image_type": {"enum": ["oci", "cloudimg"]},
+        "image_digest": {"type": "string", "pattern": r"^sha256:[0-9a-f]{64}\Z"},
+        "data_disks": {"type": "array", "maxItems": 16, "items": DISK},
+        "nic_networks": {"type": "array", "maxItems": 8, "items": {"type": "string", "pattern": NAME}},
+        "nic_configs": {"type": "array", "maxItems": 8, "items": NIC},
+        "layout": LAYOUT,
+    },
+    additionalProperties=False,
+)
+SCHEMA = _object(
+    ("cpu", "memory", "machine", "cpu_model", "qemu_version", "cocoon_microvm"),
+    {
+        "storage_configs": {"type": "array", "maxItems": 256, "items": {"type": "object"}},
+        "boot_config": {"type": "object"},
+        "cpu": {"type": "integer", "minimum": 1, "maximum": 240},
+        "memory": SIZE,
+        # These two go into a command line.
+        "machine": {"type": "string", "pattern": r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}\Z"},
+        "cpu_model": {
+            "type": "string",
+            "maxLength": 512,
+            "pattern": r"^[a-zA-Z0-9][a-zA-Z0-9_-]*(,[a-zA-Z0-9][a-zA-Z0-9._-]*=(on|off))*\Z",
+        },
+        "qemu_version": {"type": "string", "maxLength": 32},
+        "cocoon_microvm": OURS,
+    },
+)
+
+
+def check(document: t.Any) -> Record:
+    """*document* if it is a ``cocoon.json`` of ours.
+
+    :raises InputError: naming the field that is wrong.
+    """
+    import jsonschema
+
+    try:
+        jsonschema.validate(document, SCHEMA, cls=jsonschema.Draft7Validator)
+    except jsonschema.ValidationError as exc:
+        where = ".".join(str(part) for part in exc.absolute_path) or "the whole"
+        raise InputError(
+            f"cocoon.json of the archive is not valid ({where}: {exc.message[:120]})",
+            "path",
+            "Archives of QEMU snapshots that this collection exported can be imported.",
+        ) from None
+    ours = document["cocoon_microvm"]
+    if (ours["kind"] == "full") != bool(ours.get("layout")) or len(ours["nic_networks"]) != len(ours["nic_configs"]):
+        raise InputError("cocoon.json of the archive contradicts itself", "path", "Export the snapshot again.")
+    return t.cast(Record, document)

@@ -1,0 +1,316 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshots out of a store into an archive, and into a store out of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    ChangeRefusedError,
+    CocoonError,
+    InputError,
+    NotFoundError,
+    UnsupportedError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_owner
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, capture, document
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+CONFIG = (
+    *("id", "name", "description", "image", "image_blob_ids", "hypervisor", "cpu", "memory", "storage", "nics"),
+    *("queue_size", "disk_queue_size", "network", "no_direct_io", "windows"),
+)
+STAGING = "staging"
+MAX_FILES = 64
+QCOW2_HEAD = 4096
+
+
+def converge(run: Run, wanted: Wanted, params: t.Mapping[str, t.Any], check: bool) -> dict[str, t.Any]:
+    """Export or import; the shape of ``manager.converge``, with ``archive`` where something was done."""
+    path = os.path.abspath(params["path"])
+    if wanted.state == "exported":
+        return _export(run, wanted, path, params["compression"], check)
+    return _import(run, wanted, path, _checksum(params.get("checksum")), check)
+
+
+def _checksum(text: str | None) -> str | None:
+    """:raises InputError: not a digest."""
+    if text is None:
+        return None
+    if not archive.DIGEST_RE.fullmatch(text.strip().lower()):
+        raise InputError(f"'{text}' is not a digest", "checksum", "Write it as sha256: and 64 hex digits.")
+    return text.strip().lower()
+
+
+def _answer(run: Run, record: Record | None, action: str | None, path: str, made: Record | None) -> dict[str, t.Any]:
+    answer: dict[str, t.Any] = {
+        "changed": action is not None,
+        "actions": [action] if action else [],
+        "diff": {"before": {}, "after": {"path": path}} if action else {"before": {}, "after": {}},
+        "snapshot": snapshots.shown(run.store, record) if record else None,
+        "vm": None,
+    }
+    return {**answer, "archive": {"path": path, **made}} if made else answer
+
+
+# Out.
+
+
+def config_of(record: Record) -> Record:
+    """The ``SnapshotConfig`` of a record: what is empty is left out, as the Go engine does it."""
+    return {key: record[key] for key in CONFIG if record.get(key)}
+
+
+def _export(run: Run, wanted: Wanted, path: str, compression: str, check: bool) -> dict[str, t.Any]:
+    with locked(run.store.paths, [], run.options.lock_timeout, [f"snapshot:{wanted.name}"]):
+        record = snapshots.usable(run.store, wanted.name)
+        if record is None:
+            raise NotFoundError(f"there is no snapshot '{wanted.name}'", "name", "Take it with cocoon_snapshot first.")
+        made = _exported(record, path, compression)
+        if made:
+            return _answer(run, record, None, path, made)
+        _check_target(record, path, wanted.force)
+        if check:
+            return _answer(run, record, "export", path, None)
+        snapshots.verify(run.store, record)
+        names = sorted(record["files"], key=lambda name: (name != snapshots.LAYOUT_FILE, name))
+        folder = snapshots.directory(run.store, record["id"])
+        written = archive.write(path, config_of(record), folder, names, compression)
+        run.mark("export.written")
+    made = {"digest": written.digest, "size": written.size}
+    with locked(run.store.paths, [f"snapshot:{wanted.name}"], run.options.lock_timeout):
+        record = snapshots.usable(run.store, wanted.name) or record
+        seen = {**made, "mtime_ns": os.lstat(path).st_mtime_ns, "compression": compression}
+        record.setdefault("exports", {})[path] = seen
+        snapshots.write(run.store, record)
+    return _answer(run, record, "export", path, made)
+
+
+def _exported(record: Record, path: str, compression: str) -> Record | None:
+    """Digest and size of the archive at *path*, if it is the one that an earlier run wrote of this snapshot."""
+    seen: Record = (record.get("exports") or {}).get(path) or {}
+    with contextlib.suppress(FileNotFoundError):
+        info = os.lstat(path)
+        now = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "compression": compression}
+        if seen and all(seen[key] == value for key, value in now.items()):
+            return {"digest": seen["digest"], "size": seen["size"]}
+    return None
+
+
+def _check_target(record: Record, path: str, force: bool) -> None:
+    """:raises ChangeRefusedError: there is something else at *path*."""
+    if not os.path.lexists(path) or force:
+        return
+    with contextlib.suppress(CocoonError):
+        if archive.peek(path).get("id") == record["id"]:
+            return
+    raise ChangeRefusedError(
+        f"{path} is there, and is no archive of this snapshot", "path", "Give another path, or set force: true."
+    )
+
+
+# In.
+
+
+def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bool) -> dict[str, t.Any]:
+    with contextlib.ExitStack() as stack:
+        if not check:
+            names = [f"snapshot:{wanted.name}"]
+            stack.enter_context(locked(run.store.paths, names, run.options.lock_timeout))
+        record = snapshots.load(run.store, wanted.name)
+        config = archive.peek(path)
+        _check_hypervisor(config)
+        if record is not None and record["state"] == snapshots.COMPLETE:
+            check_owner(record, wanted)
+            if config.get("id") not in (record["id"], record.get("source_id")):
+                raise ChangeRefusedError(
+                    f"there is another snapshot '{wanted.name}' on this host", "name", "Import it under another name."
+                )
+            return _answer(run, record, None, path, None)
+        if check:
+            return _answer(run, None, "import", path, None)
+        if record is not None:  # of a run that was killed
+            snapshots.discard(run.store, record)
+        record, made = _take_in(run, wanted, path, checksum)
+    return _answer(run, record, "import", path, made)
+
+
+def _check_hypervisor(config: Record) -> None:
+    if config.get("hypervisor") != "qemu":
+        raise UnsupportedError(
+            f"it is a snapshot of {config.get('hypervisor') or 'an unknown hypervisor'}, and a saved machine goes on"
+            " only under the hypervisor that saved it",
+            "path",
+            "Snapshots of QEMU can be imported.",
+        )
+
+
+def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None) -> tuple[Record, Record]:
+    """Unpack beside where the files will be, look at all of it, and only then give it its name."""
+    record: Record = {"id": types.new_id(), "name": wanted.name, "state": snapshots.CREATING, "files": {}}
+    folder = snapshots.directory(run.store, record["id"])
+    staging = os.path.join(folder, STAGING)
+    try:
+        run.store.index("snapshot").reserve(record["name"], record["id"])
+        run.mark("import.name")
+        os.mkdir(folder, 0o711)
+        os.chmod(folder, 0o711)  # whatever the umask of this task is
+        snapshots.write(run.store, record)
+        os.mkdir(staging, 0o700)
+        run.mark("import.staging")
+        envelope = archive.read(path, staging, archive.Limits(_room(run), MAX_FILES), checksum)
+        run.mark("import.read")
+        _describe(run, record, wanted, envelope, staging)
+        _pin(run, record)
+        _settle(run, record, staging)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove_tree(staging)
+            snapshots.discard(run.store, record)
+        raise
+    return record, {"digest": envelope.digest, "size": envelope.size}
+
+
+def _room(run: Run) -> int:
+    info = os.statvfs(run.store.paths.root)
+    return max(0, info.f_bavail * info.f_frsize - RESERVE)
+
+
+def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelope, staging: str) -> None:
+    """Fill the record from what the archive says, all of which is looked at here.
+
+    :raises CocoonError: it does not hold together, or cannot be used on this host.
+    """
+    layout = os.path.join(staging, snapshots.LAYOUT_FILE)
+    if snapshots.LAYOUT_FILE not in envelope.files or os.path.getsize(layout) > document.MAX_BYTES:
+        raise InputError("the archive has no cocoon.json that tells of its disks", "path", "Export it again.")
+    described = document.check(read_json(layout))
+    ours, config = described["cocoon_microvm"], envelope.config
+    _check_files(config, described, envelope, staging)
+    stamp = types.now()
+    record.update(
+        {key: config.get(key) or default for key, default in EMPTY.items()},
+        description=wanted.description if wanted.description is not None else config.get("description", ""),
+        source_id=config.get("id"),
+        created_at=stamp,
+        imported_at=stamp,
+        vm_id=None,
+        vm="",
+        parent=None,
+        owner=wanted.owner or run.store.store_id,
+        labels=wanted.labels or {},
+        hypervisor_version=ours.get("layout", {}).get("version") or described["qemu_version"],
+        machine=described["machine"],
+        cpu_model=described["cpu_model"],
+        balloon=None,
+        watchdog=False,
+        kernel_args="",
+        layout={},
+        paused_seconds=None,
+    )
+    record.update(ours)
+    record["accel"] = ours.get("accel", "tcg")
+    _check_host(run, record)
+
+
+EMPTY: dict[str, t.Any] = {
+    **{"image": "", "image_blob_ids": {}, "hypervisor": "", "cpu": 0, "memory": 0, "storage": 0, "nics": 0},
+    **{"queue_size": 0, "disk_queue_size": 0, "network": "", "no_direct_io": False, "windows": False},
+}
+
+
+def _check_files(config: Record, described: Record, envelope: archive.Envelope, staging: str) -> None:
+    """Whether the files are those, and as large, as the documents say.
+
+    :raises InputError: they are not.
+    """
+    ours = described["cocoon_microvm"]
+    system = "cow.raw" if ours["image_type"] == "oci" else "overlay.qcow2"
+    sizes = {system: config.get("storage"), **{f"data-{disk['name']}.raw": disk["size"] for disk in ours["data_disks"]}}
+    wanted = {*sizes, snapshots.LAYOUT_FILE}
+    optional = set()
+    if ours["kind"] == snapshots.FULL:
+        wanted.add(snapshots.STATE_FILE)
+        optional.add(snapshots.MEMORY_FILE)
+        sizes[snapshots.MEMORY_FILE] = config.get("memory")
+    problems = [f"{name} is missing" for name in sorted(wanted - set(envelope.files))]
+    problems += [f"{name} does not belong to it" for name in sorted(set(envelope.files) - wanted - optional)]
+    for name, info in envelope.files.items():
+        if name in sizes and name.endswith((".raw", snapshots.MEMORY_FILE)) and info.size != sizes[name]:
+            problems.append(f"{name} has {info.size} bytes and not {sizes[name]}")
+    for key in ("cpu", "memory"):
+        if described[key] != config.get(key):
+            problems.append(f"snapshot.json and cocoon.json differ in {key}")
+    if len(ours["nic_configs"]) != config.get("nics", 0):
+        problems.append("snapshot.json and cocoon.json differ in NICs")
+    if ours["kind"] == snapshots.FULL and set(ours["layout"]["slots"]) != {d["name"] for d in ours["data_disks"]}:
+        problems.append("the places of its disks are not known")
+    if problems:
+        raise InputError(f"the archive does not hold together: {'; '.join(problems)}", "path", "Export it again.")
+    if system.endswith(".qcow2"):
+        _check_overlay(os.path.join(staging, system))
+
+
+def _check_overlay(path: str) -> None:
+    """:raises InputError: the overlay names another file for its data, which a hypervisor would open."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect
+
+    with open(path, "rb") as stream:
+        detect.check_qcow2(stream.read(QCOW2_HEAD), os.path.basename(path), overlay=True)
+
+
+def _check_host(run: Run, record: Record) -> None:
+    """Whether this host can clone it.
+
+    :raises CocoonError: the image is not here, or the hypervisor or the CPU are others.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    image = images.resolve(run.store, record["image_digest"])
+    if image is None:
+        raise NotFoundError(
+            f"it was taken of a VM with the image '{record['image']}' ({record['image_digest']}), which is not here",
+            "path",
+            "Import that image first, the very same one (cocoon_image; the playbook move_snapshot brings it along).",
+        )
+    record["image_id"] = image["id"]
+    if record["kind"] != snapshots.FULL:
+        return
+    run.driver(record["hypervisor"]).check_resume(record["machine"], record["layout"])
+    vendor = record.pop("cpu_vendor", "")
+    if record["accel"] == "kvm" and vendor != capture.cpu_vendor():
+        raise UnsupportedError(
+            f"it was saved on a CPU by {vendor or 'an unknown vendor'}, and this one is by {capture.cpu_vendor()}",
+            "path",
+            "Clone it on a host with a CPU of the same vendor.",
+        )
+
+
+def _pin(run: Run, record: Record) -> None:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
+    snapshots.write(run.store, record)  # names the image, for whoever has to take it back
+    images.pin(run.store, record["image_id"], record["id"])
+    run.mark("import.image")
+
+
+def _settle(run: Run, record: Record, staging: str) -> None:
+    """Move the files to where they belong, and say that all is there."""
+    folder = snapshots.directory(run.store, record["id"])
+    for name in sorted(os.listdir(staging)):
+        os.rename(os.path.join(staging, name), os.path.join(folder, name))
+    os.rmdir(staging)
+    run.mark("import.moved")
+    capture.seal(run, record)
+    record["state"] = snapshots.COMPLETE
+    snapshots.write(run.store, record)
+    run.mark("import.complete")

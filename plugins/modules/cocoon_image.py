@@ -12,11 +12,12 @@ short_description: Manage images of microVMs
 version_added: 0.1.0
 author: The cocoon.microvm authors (@cocoonstack)
 description:
-  - Takes images into the store of a host, from a tar of a root file system, an OCI layout or archive, or a disk.
-    What a file is, its content says and not its name.
+  - Takes images into the store of a host, from a registry, a tar of a root file system, an OCI layout or archive, an
+    archive of C(docker save), or a disk. What a file is, its content says and not its name.
   - An image is known by a digest. The same image under two names, or the same layer in two images, is kept once.
   - A root file system boots by the kernel and initrd that it brings in C(/boot), or by those given with
-    O(kernel) and O(initrd). A disk boots by itself, through the BIOS.
+    O(kernel) and O(initrd), or else by the host's default kernel, as container images do. A disk boots by itself,
+    through the BIOS.
   - A file that has not changed since the last run is not read again; its size, inode and times tell.
   - Sources are taken for hostile. Archives that reach out of their own tree, disks that refer to other files, and
     documents with wrong digests are refused, and nothing of them is kept.
@@ -25,6 +26,8 @@ options:
     description:
       - Name of the image, unique in its store, by which VMs refer to it.
       - Letters, digits and any of V(._-/:@), at most 255 characters, beginning with a letter or digit.
+      - Without O(source), a name that begins with a registry, like V(docker.io/library/nginx:1.27) or
+        V(ghcr.io/team/app@sha256:...), is pulled from there.
       - With O(state=absent), also the digest of an image (C(sha256:) and 64 hex digits), for all of its names.
     type: str
     required: true
@@ -41,8 +44,12 @@ options:
   source:
     description:
       - Path on the target of a tar (plain, or compressed with gzip, zstd, xz or bzip2), a directory with an OCI
-        layout, an archive of one, or a qcow2 or raw disk.
-      - May be omitted for an image that is in the store.
+        layout, an archive of one or of C(docker save), or a qcow2 or raw disk.
+      - Or V(docker://) and the name of an image in a registry, as Docker and Podman write it. V(docker://nginx) is
+        V(docker://docker.io/library/nginx:latest).
+      - Or an V(https://) or V(file://) URL of such a file; V(http://) only with O(checksum). A disk by URL may be
+        compressed with gzip, xz, zstd or bzip2. A download that broke off goes on where it ended.
+      - May be omitted for an image that is in the store, or whose O(name) says its registry.
     type: path
   kernel:
     description:
@@ -56,11 +63,69 @@ options:
   checksum:
     description:
       - C(sha256:) and 64 hex digits that O(source) must have. For an OCI layout that is the digest of the image's
-        manifest; for an archive, either that or the digest of the file.
+        manifest; for an archive, either that or the digest of the file; for an image in a registry, that of its
+        manifest or of the index that it is in.
+      - For a file also C(sha512:) and 128 hex digits, or the V(https://) URL of a list such as C(SHA256SUMS), in which
+        the name of the file is looked up.
     type: str
   tag:
     description:
-      - Which image of an OCI layout with several, by its C(org.opencontainers.image.ref.name).
+      - Which image of an OCI layout with several, by its C(org.opencontainers.image.ref.name); of an archive of
+        C(docker save), by its full name (V(nginx:1.27)).
+    type: str
+  pull:
+    description:
+      - When to ask the registry for an image, or the server of a URL.
+      - V(missing) if the store has no image of that O(name), or one that came from another O(source). Otherwise no
+        connection is made.
+      - V(always) to see whether the tag has moved, or the file behind the URL has changed; if not, nothing is
+        transferred and nothing changes. An image that is named by its digest is not asked for again.
+      - V(never) not at all. The store must have an image of that O(name).
+    type: str
+    choices: [missing, always, never]
+    default: missing
+  platform:
+    description:
+      - Which image of a multi-platform one to take, as V(linux/arm64) or V(linux/arm/v7); that for the host where
+        omitted.
+    type: str
+  registry_user:
+    description:
+      - User of the registry, or of the O(mirror) if there is one.
+    type: str
+  registry_password:
+    description:
+      - The password that belongs to O(registry_user). It is never in a file, an argument or an environment variable.
+    type: str
+  auth_file:
+    description:
+      - Path on the target of a file with credentials, as C(podman login --authfile) and C(docker login) make it, in
+        place of O(registry_user). Credential helpers that it names are not run.
+    type: path
+    aliases: [authfile]
+  ca_path:
+    description:
+      - Path on the target of the certificate of the registry's or server's own authority (PEM), or of a directory of
+        such.
+        Authorities that the host trusts count as well.
+    type: path
+  validate_certs:
+    description:
+      - Whether the registry or server must have a certificate that is accepted. V(false) allows plain HTTP, too;
+        anybody on the way can then read the credentials and choose the image.
+    type: bool
+    default: true
+    aliases: [tls_verify]
+  mirror:
+    description:
+      - Host of a mirror, with port and path if it has such (V(mirror.example.com:5000/hub)), that is asked in place
+        of the registry. The image keeps its name.
+      - Mirrors in the host's C(/etc/containers/registries.conf) count as well.
+    type: str
+  max_size:
+    description:
+      - The largest file to take from a URL, such as V(5G); V(20G) where omitted. It holds for what is compressed in it
+        as well.
     type: str
   owner:
     description:
@@ -82,17 +147,36 @@ requirements:
   - mkfs.erofs (erofs-utils) 1.5 or newer, for root file systems
   - zstd, for what is compressed with it
   - qemu-img (qemu-utils), for qcow2
-  - jsonschema (Python), for OCI layouts and archives
+  - skopeo 1.9 or newer, for registries
+  - jsonschema (Python), for container images
 extends_documentation_fragment:
   - cocoon.microvm.store
   - cocoon.microvm.attributes
 seealso:
   - module: cocoon.microvm.cocoon_image_info
+  - module: cocoon.microvm.cocoon_image_prune
   - module: cocoon.microvm.cocoon_vm
 """
 
 EXAMPLES = r"""
 ---
+- name: An image from a registry
+  cocoon.microvm.cocoon_image:
+    name: docker.io/library/nginx:1.27
+
+- name: The same under a name of our own, and moved when the tag moves
+  cocoon.microvm.cocoon_image:
+    name: web
+    source: docker://nginx:1.27
+    pull: always
+
+- name: An image of a private registry with a certificate of its own
+  cocoon.microvm.cocoon_image:
+    name: registry.example.com:5000/team/app:v2
+    registry_user: ci
+    registry_password: "{{ vault_registry_password }}"
+    ca_path: /etc/ssl/example-ca.pem
+
 - name: An image from a tar with a kernel in /boot
   cocoon.microvm.cocoon_image:
     name: debian
@@ -111,6 +195,12 @@ EXAMPLES = r"""
     name: ubuntu:24.04
     source: /srv/images/layout
     tag: "24.04"
+
+- name: A cloud image, as Debian publishes it
+  cocoon.microvm.cocoon_image:
+    name: debian:12
+    source: https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-genericcloud-amd64.qcow2
+    checksum: https://cloud.debian.org/images/cloud/bookworm/latest/SHA512SUMS
 
 - name: A disk
   cocoon.microvm.cocoon_image:
@@ -179,14 +269,21 @@ image:
       returned: success
       sample: [3c9d8f2b1f0a4f1c2f4ab4c56b1d1bfa0a6c1f4d9b2f7a8d5e6c7b8a9f0e1d2c]
     boot:
-      description: Its kernel and initrd, or V(null) for a disk.
+      description: Its kernel and initrd; V(null) for a disk, and for what boots with the host's default kernel.
       type: dict
       returned: success
       sample:
         kernel_path: /var/lib/cocoon-microvm/images/boot/77d0/vmlinuz
         initrd_path: /var/lib/cocoon-microvm/images/boot/77d0/initrd.img
+    config:
+      description: What it runs where it boots with the host's default kernel.
+      type: dict
+      returned: for an OCI image
+      sample: {entrypoint: [], cmd: [nginx, -g, daemon off;], env: [], user: "", working_dir: "", stop_signal: SIGQUIT}
     disk:
-      description: Hex digest, format and virtual size in bytes of a disk, else V(null).
+      description:
+        - Hex digest, format and virtual size in bytes of a disk, and C(firmware), a list of what it is made to be
+          booted by, V(uefi) and V(bios); else V(null).
       type: dict
       returned: success
       sample: null
@@ -197,7 +294,10 @@ image:
       returned: success
       sample: [user, password, ssh_keys]
     source:
-      description: Where it came from at its first import, what kind that was, and its digest.
+      description:
+        - Where it came from at its first import, what kind that was, and its digest.
+        - Of a registry also the full name as C(reference), and as C(reference_digest) what that led to, which is an
+          index if the image is there for several platforms.
       type: dict
       returned: success
       sample:
@@ -250,6 +350,15 @@ OPTIONS = {
     "initrd": {"type": "path"},
     "checksum": {"type": "str"},
     "tag": {"type": "str"},
+    "pull": {"type": "str", "choices": ["missing", "always", "never"], "default": "missing"},
+    "platform": {"type": "str"},
+    "registry_user": {"type": "str"},
+    "registry_password": {"type": "str", "no_log": True},
+    "auth_file": {"type": "path", "aliases": ["authfile"]},
+    "ca_path": {"type": "path"},
+    "validate_certs": {"type": "bool", "default": True, "aliases": ["tls_verify"]},
+    "mirror": {"type": "str"},
+    "max_size": {"type": "str"},
     "owner": {"type": "str"},
     "labels": {"type": "dict"},
     "force": {"type": "bool"},
@@ -270,7 +379,13 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 
 def main() -> None:
     spec = {**OPTIONS, **store_options()}
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
+    module = AnsibleModule(
+        argument_spec=spec,
+        supports_check_mode=True,
+        mutually_exclusive=[("registry_user", "auth_file")],
+        required_together=[("registry_user", "registry_password")],
+    )
+    run_module(module, body)
 
 
 if __name__ == "__main__":

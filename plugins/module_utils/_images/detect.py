@@ -16,10 +16,10 @@ import zlib
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import source, streams, tarball
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.oci import ArchiveLayout
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.oci import ArchiveLayout, DockerArchive
 
 HEAD = 4096
-KNOWN = "Give a tar of a root file system, an OCI layout or archive, or a qcow2 or raw disk."
+KNOWN = "Give a tar of a root file system, an OCI layout, an archive of one or of docker save, or a qcow2 or raw disk."
 CONVERT = "Convert it with 'qemu-img convert -O qcow2'."
 OTHER_DISKS = {
     b"KDMV": "a VMDK disk",
@@ -41,7 +41,7 @@ MAX_VIRTUAL_SIZE = 64 << 40
 
 
 def detect(fd: int, path: str) -> str:
-    """``tar``, ``oci-archive``, ``qcow2`` or ``raw``.
+    """``tar``, ``oci-archive``, ``docker-archive``, ``qcow2`` or ``raw``.
 
     :raises InputError: none of them.
     """
@@ -109,29 +109,30 @@ def decompression_errors(name: str) -> t.Iterator[None]:
 
 
 def _tar_kind(stream: streams.Reader, path: str) -> str:
-    """A root file system shows itself by its first member that no OCI layout has."""
+    """A root file system shows itself by its first member that no archive of images has."""
     names = set()
     for member in tarball.members(tarball.TarInput(stream, tarball.DEFAULT_LIMITS)):
         top = member.path.partition("/")[0]
-        if DOCKER_RE.match(member.path):
-            raise UnsupportedError(
-                f"{path} is an archive of 'docker save' without an OCI layout",
-                "source",
-                "Convert it with 'skopeo copy docker-archive:FILE oci-archive:OTHER'.",
-            )
-        if top and top not in OCI_TOP:
+        if top and top not in OCI_TOP and not DOCKER_RE.match(member.path):
             return source.TAR
         names.add(member.path)
     if {"oci-layout", "index.json"} <= names:
         return source.OCI_ARCHIVE
-    raise InputError(f"{path} is neither a root file system nor an OCI archive", "source", KNOWN)
+    if "manifest.json" in names:
+        return source.DOCKER_ARCHIVE
+    raise InputError(f"{path} is neither a root file system nor an archive of images", "source", KNOWN)
 
 
-def archive_layout(fd: int) -> ArchiveLayout:
-    """The documents of an OCI archive."""
-    kind = streams.compression(os.pread(fd, 8, 0))
-    with plain(fd, kind, "the archive") as stream:
-        return ArchiveLayout(stream, None)
+def archive_layout(fd: int, kind: str) -> ArchiveLayout:
+    """The documents of an archive of the *kind* that it was detected to be."""
+    compression = streams.compression(os.pread(fd, 8, 0))
+    with plain(fd, compression, "the archive") as stream:
+        return layout_of(kind, stream, None)
+
+
+def layout_of(kind: str, stream: streams.Reader, path: str | None) -> ArchiveLayout:
+    """The layout in a plain archive; see :class:`ArchiveLayout`."""
+    return (DockerArchive if kind == source.DOCKER_ARCHIVE else ArchiveLayout)(stream, path)
 
 
 def _raw(fd: int, head: bytes, path: str) -> str:

@@ -15,6 +15,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
+    ConflictError,
     InputError,
     ResourceError,
     ToolError,
@@ -24,17 +25,20 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     erofs,
     findings,
     oci,
+    partitions,
     references,
+    registry_name,
     streams,
     tarball,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.retar import Retar
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import (
+    ARCHIVES,
     DISKS,
-    OCI_ARCHIVE,
     OCI_LAYOUT,
     QCOW2,
+    REGISTRY,
     Identity,
     Sources,
 )
@@ -54,7 +58,6 @@ WORKERS = 4
 SPARSE_BLOCK = 64 << 10
 # qemu-img on a file from elsewhere: little memory, little time.
 INFO_LIMITS = ("prlimit", f"--as={1 << 30}", "--cpu=30", "--")
-NO_BOOT = "Give kernel and initrd, or a root file system with vmlinuz* and initrd.img* in /boot."
 
 OpenLayer = t.Callable[[], t.ContextManager[streams.Reader]]
 
@@ -73,6 +76,8 @@ def import_image(store: Store, sources: Sources, timeout: float) -> Record:
 
     :raises CocoonError: the source is hostile, damaged or not bootable, or there is no space.
     """
+    if not sources.main.path:  # what was there a moment ago needed no file
+        raise ConflictError(f"the image of {sources.main.name} was removed meanwhile", "name", "Run the task again.")
     try:
         with staging(store, timeout) as workspace:
             if sources.main.kind in DISKS:
@@ -81,7 +86,7 @@ def import_image(store: Store, sources: Sources, timeout: float) -> Record:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(store) from exc
-        raise InputError(f"cannot import {sources.main.path}: {exc.strerror or exc}", "source") from exc
+        raise InputError(f"cannot import {sources.main.name}: {exc.strerror or exc}", "source") from exc
     except ToolError as exc:
         if "No space left" in exc.message:
             raise no_space(store) from exc
@@ -99,30 +104,66 @@ def _import_layers(store: Store, sources: Sources, workspace: str, timeout: floa
     image_id = sources.image_id
     keep = os.path.join(workspace, "boot")
     os.mkdir(keep, 0o700)
-    with open_layers(sources.main, workspace) as (layers, manifest):
-        references.note(store, image_id, [(layer.digest, "erofs") for layer in layers])
-        unique = list({layer.digest: layer for layer in layers}.values())
-        with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1, len(unique))) as pool:
-            jobs = [pool.submit(_ensure_layer, store, layer, image_id, workspace, keep, timeout) for layer in unique]
+    with _arriving(store, sources, workspace, timeout) as (layers, manifest, arrivals):
+        places = min(WORKERS, os.cpu_count() or 1, len(layers))
+        jobs: list[concurrent.futures.Future[tuple[str, Record]]] = []
+        with concurrent.futures.ThreadPoolExecutor(places) as pool:
             try:
+                for layer in arrivals:
+                    jobs.append(pool.submit(_ensure_layer, store, layer, image_id, workspace, keep, timeout))
+                    _fail_early(jobs)
                 known = dict(job.result() for job in jobs)
             finally:
                 for job in jobs:
                     job.cancel()
         merged = findings.merge([known[layer.digest] for layer in layers])
         pair = _boot_pair(sources, merged)
-        boot = _ensure_boot(store, sources, pair, layers, known, keep, timeout)
+        boot = _ensure_boot(store, sources, pair, layers, known, keep, timeout) if pair else None
     record = _record(store, sources, "oci")
     record["layers"] = [layer.digest for layer in layers]
     record["boot"] = boot
     record["features"] = merged.features
     if manifest:
         record["platform"], record["created"] = manifest.platform, manifest.created
+        record["config"] = manifest.config
     return _with_size(store, record)
 
 
+def _fail_early(jobs: t.Iterable[concurrent.futures.Future[t.Any]]) -> None:
+    """Do not wait for the rest of a download when a layer has turned out to be bad."""
+    for job in jobs:
+        if job.done():
+            job.result()
+
+
+Arriving = tuple[list[Layer], t.Optional[oci.Manifest], t.Iterator[Layer]]
+
+
+@contextlib.contextmanager
+def _arriving(store: Store, sources: Sources, workspace: str, timeout: float) -> t.Iterator[Arriving]:
+    """All layers, bottom first, and the same again, each once and when it can be read."""
+    main = sources.main
+    if main.kind != REGISTRY or main.remote is None:
+        with open_layers(main, workspace) as (layers, manifest):
+            references.note(store, sources.image_id, [(layer.digest, "erofs") for layer in layers])
+            yield layers, manifest, iter({layer.digest: layer for layer in layers}.values())
+        return
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import pull
+
+    wanted = main.remote.manifest()
+    if wanted.digest != main.digest:
+        raise InputError(f"{main.path} changed while it was looked at", "source", "Run the task again.")
+
+    def opener(digest: str) -> OpenLayer:
+        return lambda: pull.opened(store, wanted, digest)
+
+    named = {digest: Layer(digest, opener(digest)) for digest, _size in wanted.layers}
+    references.note(store, sources.image_id, [(digest, "erofs") for digest in named])
+    with pull.arriving(store, sources, timeout) as arrivals:
+        yield [named[digest] for digest, _size in wanted.layers], wanted, (named[digest] for digest in arrivals)
+
+
 def _record(store: Store, sources: Sources, kind: str) -> Record:
-    machine = os.uname().machine
     return {
         "id": sources.image_id,
         "digest": sources.image_id,
@@ -131,15 +172,23 @@ def _record(store: Store, sources: Sources, kind: str) -> Record:
         "type": kind,
         "created_at": now(),
         "updated_at": now(),
-        "platform": f"linux/{oci.MACHINES.get(machine, machine)}",
+        "platform": registry_name.host_platform(),
         "layers": [],
         "boot": None,
         "disk": None,
         "features": [],
         "owner": store.store_id,
         "labels": {},
-        "source": {"path": sources.main.path, "kind": sources.main.kind, "digest": f"sha256:{sources.main.digest}"},
+        "source": _origin(sources.main),
     }
+
+
+def _origin(main: Identity) -> Record:
+    """Where an image comes from; ``reference`` and what it led to (an index, maybe) only for a registry."""
+    found = {"path": main.name, "kind": main.kind, "digest": f"sha256:{main.digest}"}
+    if main.remote is not None:
+        found.update(reference=str(main.remote.reference), reference_digest=f"sha256:{main.file_digest}")
+    return found
 
 
 def _with_size(store: Store, record: Record) -> Record:
@@ -150,7 +199,7 @@ def _with_size(store: Store, record: Record) -> Record:
 @contextlib.contextmanager
 def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[Layer], oci.Manifest | None]]:
     """The layers of a source, bottom first; without *workspace* (check mode) nothing is written."""
-    if main.kind not in (OCI_LAYOUT, OCI_ARCHIVE):
+    if main.kind not in (OCI_LAYOUT, *ARCHIVES):
         yield [Layer(main.digest, lambda: _open_file(main.path))], None
         return
     layout: oci.Layout
@@ -158,7 +207,7 @@ def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[
         layout = oci.DirectoryLayout(main.path)
     else:
         layout = _archive_layout(main, workspace)
-    manifest = oci.select(layout, main.tag)
+    manifest = oci.select(layout, main.tag, main.platform)
     if manifest.digest != main.digest:
         raise InputError(f"{main.path} changed while it was read", "source", "Wait until it is complete.")
 
@@ -178,18 +227,18 @@ def _archive_layout(main: Identity, workspace: str | None) -> oci.Layout:
     """An archive is read in place; a compressed one is unpacked to a plain file first."""
     with open(streams.open_source(main.path), "rb") as file:
         kind = streams.compression(os.pread(file.fileno(), 8, 0))
-        with detect.plain(file.fileno(), kind, main.path) as stream:
+        with detect.plain(file.fileno(), kind, main.name) as stream:
             if kind is None or workspace is None:
-                return oci.ArchiveLayout(stream, main.path if kind is None else None)
+                return detect.layout_of(main.kind, stream, main.path if kind is None else None)
             path = os.path.join(workspace, "archive.tar")
             limit = tarball.DEFAULT_LIMITS.unpacked
             with open(path, "xb") as target:
                 while data := stream.read(streams.CHUNK):
                     limit -= target.write(data)
                     if limit < 0:
-                        raise tarball.BadArchive(f"{main.path} unpacks to too much")
+                        raise tarball.BadArchive(f"{main.name} unpacks to too much")
     with open(path, "rb") as plain:
-        return oci.ArchiveLayout(t.cast(streams.Reader, plain), path)
+        return detect.layout_of(main.kind, t.cast(streams.Reader, plain), path)
 
 
 def read_layer(
@@ -264,15 +313,11 @@ def _convert(store: Store, layer: Layer, workspace: str, keep: str, target: str,
     return inspector.findings
 
 
-def _boot_pair(sources: Sources, merged: findings.Merged) -> tuple[str, str]:
-    """Hex digests of the kernel and initrd that the image boots with."""
+def _boot_pair(sources: Sources, merged: findings.Merged) -> tuple[str, str] | None:
+    """Hex digests of the kernel and initrd that the image boots with; ``None`` for the host's default kernel."""
     if sources.kernel and sources.initrd:
         return sources.kernel.digest, sources.initrd.digest
-    pair = findings.choose_boot(merged.entries)
-    if pair is None:
-        what = "no kernel" if not any(findings.KERNEL_RE.match(path) for path in merged.entries) else "no initrd"
-        raise InputError(f"{sources.main.path} has {what} that it could boot with", "kernel", NO_BOOT)
-    return pair
+    return findings.choose_boot(merged.entries)
 
 
 def _ensure_boot(
@@ -336,13 +381,35 @@ def _import_disk(store: Store, main: Identity, workspace: str, timeout: float) -
         if not known or not os.path.isfile(target):
             known = _take_disk(store, main, workspace, target, about)
     record = _record(store, Sources(main, None, None), "cloudimg")
-    record["disk"] = {"hex": main.digest, "format": main.kind, "virtual_size": known["virtual_size"]}
+    record["disk"] = {"hex": main.digest, "format": main.kind, **known}
     return _with_size(store, record)
 
 
 def _take_disk(store: Store, main: Identity, workspace: str, target: str, about: str) -> Record:
     """Copy a disk, holes kept, and look at the copy: the original may change under our eyes."""
     copy = os.path.join(workspace, "disk")
+    if main.owned:  # a download, verified, that nobody else has: no need to copy it
+        os.rename(main.path, copy)
+    else:
+        _copy_disk(main, copy)
+    size = os.path.getsize(copy)
+    with open(copy, "rb") as stream:
+        head = stream.read(partitions.TABLE)
+    gid = images.blob_gid(store, main.digest)
+    virtual_size = (size + 511) // 512 * 512
+    if main.kind == QCOW2:
+        virtual_size = detect.check_qcow2(head[: detect.HEAD], main.name)
+        os.chown(copy, 0, gid)
+        os.chmod(copy, 0o440)
+        _ask_qemu(copy, gid, main.name)
+        head = _first_sectors(copy, os.path.join(workspace, "table"), gid)
+    found = {"virtual_size": virtual_size, "firmware": partitions.firmware(head)}
+    write_json(about, found)
+    publish(copy, target, gid)
+    return found
+
+
+def _copy_disk(main: Identity, copy: str) -> None:
     with _open_file(main.path) as raw:
         hashing = streams.HashingReader(raw)
         fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -353,20 +420,23 @@ def _take_disk(store: Store, main: Identity, workspace: str, target: str, about:
                 else:
                     stream.write(data)
             stream.truncate(hashing.count)
-            head = os.pread(fd, detect.HEAD, 0)
     if hashing.hexdigest() != main.digest:
         raise InputError(f"{main.path} changed while it was read", "source", "Wait until it is complete.")
-    gid = images.blob_gid(store, main.digest)
-    virtual_size = (hashing.count + 511) // 512 * 512
-    if main.kind == QCOW2:
-        virtual_size = detect.check_qcow2(head, main.path)
-        os.chown(copy, 0, gid)
-        os.chmod(copy, 0o440)
-        _ask_qemu(copy, gid, main.path)
-    found = {"virtual_size": virtual_size}
-    write_json(about, found)
-    publish(copy, target, gid)
-    return found
+
+
+def _first_sectors(copy: str, output: str, uid: int) -> bytes:
+    """The first sectors of the disk in a qcow2 file, by an unprivileged qemu-img: they may be compressed."""
+    fd = os.open(output, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchown(fd, uid, uid)
+        size = f"bs={partitions.TABLE}"
+        words = ["qemu-img", "dd", "-f", "qcow2", "-O", "raw", size, "count=1", f"if={copy}", f"of={output}"]
+        run_tool([*INFO_LIMITS, *words], uid=uid, gid=uid, timeout=60.0, package="qemu-utils")
+        return os.pread(fd, partitions.TABLE, 0)
+    except ToolError:
+        return b""  # it is known to be sound: a disk that is too small for a partition table
+    finally:
+        os.close(fd)
 
 
 def _ask_qemu(copy: str, uid: int, name: str) -> None:
@@ -393,18 +463,16 @@ def rehearse(sources: Sources) -> None:
 
     :raises CocoonError: as :func:`import_image`.
     """
-    if sources.main.kind in DISKS:
+    if sources.main.kind in DISKS or not sources.main.path:
         return  # the header was checked when the source was looked at
     erofs.takes_tar(erofs.MKFS)
+    if sources.main.kind == REGISTRY:
+        return  # nothing is fetched to look into it; the documents were checked
     with open_layers(sources.main, None) as (layers, _manifest):
-        found = []
         for layer in layers:
-            if sources.main.kind == OCI_ARCHIVE and not _readable(layer):
+            if sources.main.kind in ARCHIVES and not _readable(layer):
                 return  # a compressed archive: its layers cannot be read without unpacking it somewhere
-            inspector = findings.Inspector()
-            read_layer(layer, inspector)
-            found.append(inspector.findings.document())
-        _boot_pair(sources, findings.merge(found))
+            read_layer(layer, findings.Inspector())
 
 
 def _readable(layer: Layer) -> bool:

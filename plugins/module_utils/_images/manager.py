@@ -20,7 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Conf
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now, parse_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,15 @@ class Wanted:
     labels: dict[str, str] | None = None
     force: bool = False
     lock_timeout: float = 60.0
+    pull: str = "missing"
+    platform: str | None = None
+    registry_user: str | None = None
+    registry_password: str | None = dataclasses.field(default=None, repr=False)
+    auth_file: str | None = None
+    ca_path: str | None = None
+    validate_certs: bool = True
+    max_size: str | None = None
+    mirror: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +81,12 @@ def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
     else:
         store = Store.open(paths)
         images.make_directories(paths)
-    sources = _examine(paths, wanted, remember=not check_mode)
+    with _examined(paths, store, wanted, check_mode) as sources:
+        return _carry_out(store, wanted, sources, check_mode)
+
+
+def _carry_out(store: Store | None, wanted: Wanted, sources: source.Sources | None, check_mode: bool) -> Outcome:
+    """Compare and act, while what *sources* names is there."""
     plan = make_plan(store, wanted, sources)
     if check_mode or store is None:
         if "import" in plan.steps and sources:
@@ -91,14 +105,52 @@ def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
 def _validate(wanted: Wanted) -> None:
     if wanted.state == "present" or not images.DIGEST_RE.match(wanted.name):
         images.check_image_name(wanted.name)
+    remote = source.registry_reference(wanted.name, wanted.source) is not None
+    for option in ("kernel", "initrd", "checksum", "tag", "platform"):
+        if wanted.source is None and not remote and getattr(wanted, option) is not None:
+            raise InputError("means nothing without a source", option, "Give source too, or leave it out.")
+    if remote and wanted.tag is not None:
+        raise InputError("is for archives and layouts", "tag", "Write it behind the image's name: docker://nginx:1.27.")
+
+
+def _examined(
+    paths: Paths, store: Store | None, wanted: Wanted, check_mode: bool
+) -> contextlib.AbstractContextManager[source.Sources | None]:
+    """What the image is made of, there as long as the block lasts: a file by URL only that long."""
+    if wanted.state != "present" or not source.by_url(wanted.source, wanted.checksum):
+        return contextlib.nullcontext(_examine(paths, store, wanted, remember=not check_mode))
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import download, transfer
+
+    for option in ("tag", "platform"):
+        if getattr(wanted, option) is not None:
+            raise InputError("does not go with a URL", option, "Get the archive first, and give its path.")
+
+    def complete(main: source.Identity) -> source.Sources:
+        return source.with_boot_files(paths, main, wanted.kernel, wanted.initrd, not check_mode)
+
+    request = download.Request(
+        t.cast(str, wanted.source),
+        wanted.checksum,
+        wanted.pull,
+        wanted.force,
+        download.MAX_SIZE if wanted.max_size is None else parse_size(wanted.max_size, "max_size", 1),
+        transfer.Access(wanted.validate_certs, wanted.ca_path),
+        wanted.lock_timeout,
+    )
+    current = images.resolve(store, wanted.name) if store else None
+    if wanted.pull == "never" and current is not None:
+        return contextlib.nullcontext(None)
+    return download.obtained(paths, store, request, current, check_mode, complete)
+
+
+def _examine(paths: Paths, store: Store | None, wanted: Wanted, remember: bool) -> source.Sources | None:
+    """What the options say the image is made of; ``None`` if it is to be in the store already."""
+    if wanted.state != "present":
+        return None
+    reference = source.registry_reference(wanted.name, wanted.source)
+    if reference is not None:
+        return _examine_remote(paths, store, wanted, reference, remember)
     if wanted.source is None:
-        for option in ("kernel", "initrd", "checksum", "tag"):
-            if getattr(wanted, option) is not None:
-                raise InputError("means nothing without a source", option, "Give source too, or leave it out.")
-
-
-def _examine(paths: Paths, wanted: Wanted, remember: bool) -> source.Sources | None:
-    if wanted.state != "present" or wanted.source is None:
         return None
     return source.examine(
         paths,
@@ -109,6 +161,52 @@ def _examine(paths: Paths, wanted: Wanted, remember: bool) -> source.Sources | N
         wanted.tag,
         remember=remember,
         force=wanted.force,
+        platform=wanted.platform,
+    )
+
+
+def _examine_remote(
+    paths: Paths, store: Store | None, wanted: Wanted, reference: str, remember: bool
+) -> source.Sources | None:
+    """Ask the registry, if ``pull`` or the state of the store demands it."""
+    current = images.resolve(store, wanted.name) if store else None
+    if wanted.pull == "never":
+        if current is None:
+            raise NotFoundError(f"image '{wanted.name}' is not in the store", "pull", "Set it to missing or always.")
+        return None
+    whole = store is not None and current is not None and not images.missing_files(store, current)
+    if current and whole and wanted.pull == "missing" and _is_named_simply(wanted, current):
+        return None
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import auth, registry, registry_name
+
+    option = "source" if wanted.source else "name"
+    parsed = registry_name.parse(reference, option)
+    keys = ("auth_file", "ca_path", "validate_certs", "mirror")
+    access = auth.Access(wanted.registry_user, wanted.registry_password, **{key: getattr(wanted, key) for key in keys})
+    remote = registry.Remote(parsed, wanted.platform, access, option)
+    main = None
+    if current and whole and (wanted.pull == "missing" or parsed.digest):
+        main = registry.remembered(paths, remote)
+        if (
+            main
+            and source.with_boot_files(paths, main, wanted.kernel, wanted.initrd, remember).image_id != current["id"]
+        ):
+            main = None
+    if main is None:
+        main = registry.examine(paths, remote, remember)
+    source.check_checksum(main, wanted.checksum)
+    return source.with_boot_files(paths, main, wanted.kernel, wanted.initrd, remember)
+
+
+def _is_named_simply(wanted: Wanted, current: Record) -> bool:
+    """Whether nothing but the name says what the image is, and so the one that has the name is it."""
+    digests = {current["id"], *((current.get("source") or {}).get(key) for key in ("digest", "reference_digest"))}
+    return (
+        wanted.source is None
+        and wanted.kernel is None
+        and wanted.initrd is None
+        and wanted.platform in (None, current["platform"])
+        and (wanted.checksum is None or wanted.checksum.strip().lower() in digests)
     )
 
 
@@ -124,7 +222,8 @@ def make_plan(store: Store | None, wanted: Wanted, sources: source.Sources | Non
         _check_owner(wanted, current)
         return Plan(("untag",) if others else ("remove",), before, {}, current, current["id"])
     if sources is None and current is None:
-        raise NotFoundError(f"image '{wanted.name}' is not in the store", "source", "Give the file to import.")
+        remedy = "Give the file to import, or docker:// and the image's name in a registry."
+        raise NotFoundError(f"image '{wanted.name}' is not in the store", "source", remedy)
     image_id = sources.image_id if sources else t.cast(Record, current)["id"]
     target = images.load_record(store, image_id) if store else None
     steps = []
@@ -300,6 +399,17 @@ def _remove(store: Store, wanted: Wanted) -> Plan:
                 _forget_name(store, plan.image_id, wanted.name)
                 references.settle(store, plan.image_id, wanted.lock_timeout)
     return plan
+
+
+def remove(store: Store, wanted: Wanted, names: frozenset[str]) -> bool:
+    """Remove an image by its digest if nobody uses it and it has no names but *names*; whether it went.
+
+    :raises ConflictError: somebody uses it.
+    """
+    record = images.resolve(store, wanted.name)
+    if record is None or not names.issuperset(images.current_names(store, record)):
+        return False
+    return "remove" in _remove(store, wanted).steps
 
 
 def _refuse_removal(store: Store | None, wanted: Wanted, plan: Plan) -> None:

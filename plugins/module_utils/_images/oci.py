@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""OCI layouts: a directory, or a tar archive of one. Every document in them is untrusted.
+"""OCI layouts: a directory, or a tar archive of one or of docker save. Every document in them is untrusted.
 
 A document is used only after its digest, its size and its JSON Schema agree.
 """
@@ -17,28 +17,26 @@ import stat
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import registry_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import Reader, open_source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import (
     DEFAULT_LIMITS,
     FILE,
+    HARDLINK,
+    SYMLINK,
     BadArchive,
     TarInput,
     members,
+    resolve,
 )
 
 MAX_DOCUMENT = 4 << 20
 MAX_DOCUMENTS = 64 << 20
 MAX_LAYERS = 127
 MAX_NESTING = 3
+NAMES = {"index": "OCI index", "manifest": "OCI manifest", "config": "OCI config", "docker": "manifest of docker save"}
 REF_NAME = "org.opencontainers.image.ref.name"
-MACHINES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "riscv64": "riscv64",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-    "armv7l": "arm",
-}
+MACHINES = registry_name.MACHINES
 INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -77,7 +75,29 @@ _DESCRIPTOR: dict[str, t.Any] = {
         },
     },
 }
+# A guest gets these strings with a NUL behind each.
+_TEXT: dict[str, t.Any] = {"type": ["string", "null"], "pattern": "^[^\\u0000\\ud800-\\udfff]*$", "maxLength": 1 << 17}
+_WORDS: dict[str, t.Any] = {"type": ["array", "null"], "items": {**_TEXT, "type": "string"}, "maxItems": 10_000}
 SCHEMAS: dict[str, dict[str, t.Any]] = {
+    "docker": {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 1000,
+        "items": {
+            "type": "object",
+            "required": ["Config", "Layers"],
+            "properties": {
+                "Config": {"type": "string", "maxLength": 255},
+                "RepoTags": {"type": ["array", "null"], "items": {"type": "string", "maxLength": 255}},
+                "Layers": {
+                    "type": "array",
+                    "items": {"type": "string", "maxLength": 255},
+                    "minItems": 1,
+                    "maxItems": MAX_LAYERS,
+                },
+            },
+        },
+    },
     "index": {
         "type": "object",
         "required": ["schemaVersion", "manifests"],
@@ -101,7 +121,19 @@ SCHEMAS: dict[str, dict[str, t.Any]] = {
         "properties": {
             "architecture": {"type": "string", "maxLength": 64},
             "os": {"type": "string", "maxLength": 64},
+            "variant": {"type": "string", "maxLength": 64},
             "created": {"type": "string", "maxLength": 64},
+            "config": {
+                "type": ["object", "null"],
+                "properties": {
+                    "Entrypoint": _WORDS,
+                    "Cmd": _WORDS,
+                    "Env": _WORDS,
+                    "User": _TEXT,
+                    "WorkingDir": _TEXT,
+                    "StopSignal": _TEXT,
+                },
+            },
             "rootfs": {
                 "type": "object",
                 "required": ["type", "diff_ids"],
@@ -137,35 +169,58 @@ class Manifest:
     layers: list[tuple[str, int]]
     platform: str
     created: str | None
+    config: dict[str, t.Any] = dataclasses.field(default_factory=dict)
 
 
-def select(layout: Layout, tag: str | None, machine: str | None = None) -> Manifest:
-    """The image of *layout* for this host.
+def run_config(config: t.Mapping[str, t.Any] | None) -> dict[str, t.Any]:
+    """What a container of the image would run, from the ``config`` of an OCI config, in our words."""
+    given = config or {}
+    return {
+        "entrypoint": given.get("Entrypoint") or [],
+        "cmd": given.get("Cmd") or [],
+        "env": given.get("Env") or [],
+        "user": given.get("User") or "",
+        "working_dir": given.get("WorkingDir") or "",
+        "stop_signal": given.get("StopSignal") or "",
+    }
+
+
+def select(layout: Layout, tag: str | None, platform: str | None = None, what: str = "the layout") -> Manifest:
+    """The image of *layout* for *platform*, or for this host.
 
     :param tag: which one, by its ref name, if there are several.
+    :param platform: ``os/architecture``, and a variant if it matters.
+    :param what: what to call the layout in messages.
     :raises InputError: none, several, damaged, or for other machines only.
     """
-    architecture = MACHINES.get(machine or os.uname().machine, machine or os.uname().machine)
+    wanted = registry_name.check_platform(platform)
     index = _parse(layout.index(), "index", "index.json")
     descriptors = index["manifests"]
     if tag is not None:
         descriptors = [item for item in descriptors if (item.get("annotations") or {}).get(REF_NAME) == tag]
         if not descriptors:
-            raise InputError(f"the layout has no image '{tag}'", "tag", f"It has: {_tags(index)}.")
+            raise InputError(f"{what} has no image '{tag}'", "tag", f"It has: {_tags(index)}.")
     found: dict[str, Manifest] = {}
     seen: set[str] = set()
     for descriptor in descriptors:
-        _collect(layout, descriptor, found, seen, MAX_NESTING)
-    fitting = {digest: manifest for digest, manifest in found.items() if manifest.platform == f"linux/{architecture}"}
+        _collect(layout, descriptor, wanted, found, seen, MAX_NESTING)
+    fitting = {digest: manifest for digest, manifest in found.items() if _fits(manifest.platform, wanted)}
     if not fitting:
         others = {platform for platform in seen if "/" in platform}
         have = ", ".join(sorted({manifest.platform for manifest in found.values()} | others)) or "nothing"
         raise UnsupportedError(
-            f"the layout has no image for linux/{architecture}", "source", f"It has: {have}. Get one for this host."
+            f"{what} has no image for {wanted}",
+            "platform" if platform else "source",
+            f"It has: {have}. {'Choose one of these' if platform else 'Get one for this host'}.",
         )
     if len(fitting) > 1 and tag is None and len(descriptors) > 1:
-        raise InputError("the layout has several images", "tag", f"Choose one of: {_tags(index)}.")
+        raise InputError(f"{what} has several images", "tag", f"Choose one of: {_tags(index)}.")
     return next(iter(fitting.values()))
+
+
+def _fits(platform: str, wanted: str) -> bool:
+    """``linux/arm/v7`` fits where ``linux/arm`` is wanted; so does ``linux/arm`` where v7 is, as few configs say."""
+    return f"{platform}/".startswith(f"{wanted}/") or f"{wanted}/".startswith(f"{platform}/")
 
 
 def _tags(index: t.Mapping[str, t.Any]) -> str:
@@ -174,12 +229,18 @@ def _tags(index: t.Mapping[str, t.Any]) -> str:
 
 
 def _collect(
-    layout: Layout, descriptor: t.Mapping[str, t.Any], found: dict[str, Manifest], seen: set[str], depth: int
+    layout: Layout,
+    descriptor: t.Mapping[str, t.Any],
+    wanted: str,
+    found: dict[str, Manifest],
+    seen: set[str],
+    depth: int,
 ) -> None:
     """Add the images that *descriptor* leads to; *seen* collects indexes and the platforms passed over."""
-    platform = descriptor.get("platform")
-    if platform and (platform["os"] == "unknown" or not _could_fit(platform)):
-        seen.add(f"{platform['os']}/{platform['architecture']}")  # attestations, and other machines' images
+    platform = _platform(descriptor["platform"]) if descriptor.get("platform") else None
+    if platform and not _fits(platform, wanted):
+        if not platform.startswith("unknown/"):  # attestations
+            seen.add(platform)
         return
     document = read_document(layout, descriptor)
     if descriptor.get("mediaType") in INDEX_TYPES or "manifests" in document:
@@ -189,7 +250,7 @@ def _collect(
         if depth == 0:
             raise BadArchive("the layout's indexes are nested too deep")
         for item in _check(document, "index", descriptor["digest"])["manifests"]:
-            _collect(layout, item, found, seen, depth - 1)
+            _collect(layout, item, wanted, found, seen, depth - 1)
         return
     if descriptor.get("mediaType") in (*MANIFEST_TYPES, None):
         manifest = _manifest(layout, descriptor["digest"], document)
@@ -197,8 +258,8 @@ def _collect(
             found[manifest.digest] = manifest
 
 
-def _could_fit(platform: t.Mapping[str, t.Any]) -> bool:
-    return (platform["os"], platform["architecture"]) == ("linux", MACHINES.get(os.uname().machine))
+def _platform(document: t.Mapping[str, t.Any]) -> str:
+    return "/".join(document[key] for key in ("os", "architecture", "variant") if document.get(key))
 
 
 def _manifest(layout: Layout, digest: str, document: t.Any) -> Manifest | None:
@@ -213,8 +274,9 @@ def _manifest(layout: Layout, digest: str, document: t.Any) -> Manifest | None:
     return Manifest(
         digest=digest.partition(":")[2],
         layers=[(layer["digest"].partition(":")[2], layer["size"]) for layer in document["layers"]],
-        platform=f"{config['os']}/{config['architecture']}",
+        platform=_platform(config),
         created=config.get("created"),
+        config=run_config(config.get("config")),
     )
 
 
@@ -250,7 +312,9 @@ def _check(document: t.Any, kind: str, name: str) -> t.Any:
         ) from None
     for error in jsonschema.Draft7Validator(SCHEMAS[kind]).iter_errors(document):
         where = "/".join(str(part) for part in error.path) or "the whole"
-        raise BadArchive(f"{name} is not a valid OCI {kind}: {where}: {str(error.message)[:200]}", "Get it again.")
+        raise BadArchive(
+            f"{name} is not a valid {NAMES.get(kind, kind)}: {where}: {str(error.message)[:200]}", "Get it again."
+        )
     return document
 
 
@@ -305,14 +369,17 @@ class ArchiveLayout:
         self._path = path
         self._documents: dict[str, bytes] = {}
         self._places: dict[str, tuple[int, int]] = {}
+        self._links: dict[str, str] = {}
         kept = 0
         for member in members(TarInput(stream, DEFAULT_LIMITS)):
+            if member.kind in (SYMLINK, HARDLINK):
+                self._links[member.path] = member.link if member.kind == SYMLINK else f"/{member.link}"
             if member.kind != FILE:
                 continue
             self._places[member.path] = (member.offset, member.size)
             if member.size <= MAX_DOCUMENT and kept + member.size <= MAX_DOCUMENTS:
                 data = b"".join(member.data)
-                if data[:64].lstrip().startswith(b"{"):  # the rest are small layers
+                if data[:64].lstrip().startswith((b"{", b"[")):  # the rest are small layers
                     self._documents[member.path] = data
                     kept += member.size
 
@@ -329,13 +396,76 @@ class ArchiveLayout:
 
     @contextlib.contextmanager
     def blob(self, digest: str) -> t.Iterator[Reader]:
-        name = "blobs/" + digest.replace(":", "/")
+        name = self._place(digest)
         if name not in self._places or self._path is None:
             raise BadArchive(f"{name} is not in the archive", "Get it again.")
         offset, size = self._places[name]
         with open(open_source(self._path), "rb") as stream:
             stream.seek(offset)
             yield _Slice(t.cast(Reader, stream), size)
+
+    def _place(self, digest: str) -> str:
+        return "blobs/" + digest.replace(":", "/")
+
+
+class DockerArchive(ArchiveLayout):
+    """What ``docker save`` writes (and ``skopeo copy … docker-archive:``), read in place as if it were an OCI layout.
+
+    Its manifest.json names files and no digests. The manifests made of it here do: a config's digest is the image ID
+    as Docker shows it, and a layer's the one by which the config knows it.
+    """
+
+    def __init__(self, stream: Reader, path: str | None) -> None:
+        super().__init__(stream, path)
+        self._blobs: dict[str, str] = {}
+        self._made: dict[str, bytes] = {}
+        self._files: dict[str, dict[str, str]] = {path: {"type": "file"} for path in self._places}
+        self._files.update({path: {"type": "link", "target": target} for path, target in self._links.items()})
+        self._entries = [
+            self._entry(entry) for entry in _parse(self._document("manifest.json"), "docker", "manifest.json")
+        ]
+
+    def index(self) -> bytes:
+        manifests = []
+        for descriptor, tags in self._entries:
+            named = [{**descriptor, "annotations": {REF_NAME: tag}} for tag in tags]
+            manifests += named or [descriptor]
+        return json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()
+
+    def document(self, digest: str) -> bytes:
+        if digest not in self._made:
+            raise BadArchive(f"{digest} is not in the archive", "Get it again.")
+        return self._made[digest]
+
+    def _entry(self, entry: t.Mapping[str, t.Any]) -> tuple[dict[str, t.Any], list[str]]:
+        """The descriptor of a manifest made for one image, and the image's names."""
+        data = self._document(entry["Config"])
+        config = _parse(data, "config", entry["Config"])
+        if len(config["rootfs"]["diff_ids"]) != len(entry["Layers"]):
+            raise BadArchive("the image's config and manifest disagree on the number of layers")
+        layers = [self._layer(*pair) for pair in zip(entry["Layers"], config["rootfs"]["diff_ids"])]
+        document = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPES[0],
+            "config": self._put(data, "application/vnd.oci.image.config.v1+json"),
+            "layers": layers,
+        }
+        return self._put(json.dumps(document, sort_keys=True).encode(), MANIFEST_TYPES[0]), entry.get("RepoTags") or []
+
+    def _layer(self, name: str, digest: str) -> dict[str, t.Any]:
+        place = resolve(self._files, name)
+        if place is None:
+            raise BadArchive(f"layer {name[:80]} is not in the archive", "Save the image again.")
+        self._blobs[digest] = place
+        return {"mediaType": LAYER_TYPES[0], "digest": digest, "size": self._places[place][1]}
+
+    def _put(self, data: bytes, kind: str) -> dict[str, t.Any]:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self._made[digest] = data
+        return {"mediaType": kind, "digest": digest, "size": len(data)}
+
+    def _place(self, digest: str) -> str:
+        return self._blobs.get(digest, digest)
 
 
 class _Slice:

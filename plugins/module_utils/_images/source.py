@@ -13,7 +13,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import time
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
@@ -21,8 +23,19 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images.registry import Remote
+
 TAR, OCI_LAYOUT, OCI_ARCHIVE, QCOW2, RAW, BOOT_FILE = "tar", "oci-layout", "oci-archive", "qcow2", "raw", "boot"
+DOCKER_ARCHIVE, REGISTRY = "docker-archive", "registry"
 DISKS = (QCOW2, RAW)
+ARCHIVES = (OCI_ARCHIVE, DOCKER_ARCHIVE)
+# Kinds that may hold images for several platforms.
+IMAGES = (OCI_LAYOUT, *ARCHIVES, REGISTRY)
+SCHEME = "docker://"
+URL_RE = re.compile(r"^(https?|file)://", re.IGNORECASE)
+# A name that says itself which registry knows it: docker.io/library/nginx, localhost:5000/app.
+REGISTRY_NAME_RE = re.compile(r"^(?:localhost|[^/]*[.:][^/]*)/.")
 # A file changed this short a time ago may change again without its times telling.
 SETTLED_NS = 20_000_000
 
@@ -31,7 +44,10 @@ SETTLED_NS = 20_000_000
 class Identity:
     """A source that has been looked at.
 
-    ``digest``: hex of the file, or of the manifest for OCI; ``file_digest``: hex of the file, empty for a directory.
+    ``digest``: hex of the file, or of the manifest for OCI; ``file_digest``: hex of the file, empty for a directory;
+    of an image in a registry that of what its name leads to, which may be an index. ``remote`` fetches that one.
+    ``origin``: the URL that the file is from; its ``path`` is empty where it need not, or cannot, be had.
+    ``owned``: the file is the store's own, verified, and the import may take it away.
     """
 
     path: str
@@ -39,6 +55,15 @@ class Identity:
     digest: str
     file_digest: str
     tag: str | None = None
+    platform: str | None = None
+    remote: Remote | None = dataclasses.field(default=None, repr=False, compare=False)
+    origin: str | None = None
+    owned: bool = False
+
+    @property
+    def name(self) -> str:
+        """What users know it by."""
+        return self.origin or self.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +86,26 @@ class Sources:
         return "cloudimg" if self.main.kind in DISKS else "oci"
 
 
+def is_url(text: str | None) -> bool:
+    """Whether a source is a URL of a file; ``docker://`` is a registry's."""
+    return bool(text and URL_RE.match(text))
+
+
+def by_url(text: str | None, checksum: str | None) -> bool:
+    """Whether a source is for ``download``: a URL, or a file of which more than a plain sha256 is known."""
+    if text is None or text.startswith(SCHEME):
+        return False
+    plain = checksum is None or images.DIGEST_RE.match(checksum.strip().lower())
+    return is_url(text) or not plain
+
+
+def registry_reference(name: str, source: str | None) -> str | None:
+    """What to ask a registry for, if these options of an image mean one."""
+    if source is None:
+        return name if REGISTRY_NAME_RE.match(name) else None
+    return source[len(SCHEME) :] if source.startswith(SCHEME) else None
+
+
 def examine(
     paths: Paths,
     source: str,
@@ -70,6 +115,7 @@ def examine(
     tag: str | None,
     remember: bool,
     force: bool = False,
+    platform: str | None = None,
 ) -> Sources:
     """Look at the files of an image and say which image they make.
 
@@ -77,12 +123,30 @@ def examine(
     :param force: do not trust what is remembered.
     :raises InputError: a file is missing or of no known kind, or the checksum differs.
     """
+    _check_pair(kernel, initrd)
+    if platform is not None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images import registry_name
+
+        registry_name.check_platform(platform)
+    main = identify(paths, source, "source", tag, remember, force, platform)
+    if platform is not None and main.kind not in IMAGES:
+        raise InputError("is chosen among those of a container image", "platform", "Leave it out for a tar or a disk.")
+    check_checksum(main, checksum)
+    return with_boot_files(paths, main, kernel, initrd, remember, force)
+
+
+def _check_pair(kernel: str | None, initrd: str | None) -> None:
     if bool(kernel) != bool(initrd):
         raise InputError(
             "kernel and initrd belong together", "initrd" if kernel else "kernel", "Give both of them or neither."
         )
-    main = identify(paths, source, "source", tag, remember, force)
-    _check_checksum(main, checksum)
+
+
+def with_boot_files(
+    paths: Paths, main: Identity, kernel: str | None, initrd: str | None, remember: bool, force: bool = False
+) -> Sources:
+    """*main* with the kernel and the initrd that the user wants it to boot with, if any."""
+    _check_pair(kernel, initrd)
     if kernel is None or initrd is None:
         return Sources(main, None, None)
     if main.kind in DISKS:
@@ -96,7 +160,7 @@ def examine(
     )
 
 
-def _check_checksum(main: Identity, checksum: str | None) -> None:
+def check_checksum(main: Identity, checksum: str | None) -> None:
     if checksum is None:
         return
     wanted = checksum.strip().lower()
@@ -111,35 +175,44 @@ def _check_checksum(main: Identity, checksum: str | None) -> None:
         )
 
 
-def identify(paths: Paths, path: str, option: str, tag: str | None, remember: bool, force: bool) -> Identity:
+def identify(
+    paths: Paths,
+    path: str,
+    option: str,
+    tag: str | None,
+    remember: bool,
+    force: bool,
+    platform: str | None = None,
+) -> Identity:
     """What the file or directory *path* is, from memory if it has not changed."""
     real = os.path.realpath(path)
     before = _stamp(real, path, option)
-    cache = images.source_path(paths, f"{real}\0{tag or ''}\0{'boot' if option != 'source' else ''}")
-    known = None if force else _remembered(cache, before)
-    if known:
-        return Identity(real, known["kind"], known["digest"], known["file_digest"], tag)
+    key = f"{real}\0{tag or ''}\0{'boot' if option != 'source' else ''}"
+    cache = images.source_path(paths, f"{key}\0{platform}" if platform else key)
+    known = None if force else recall(cache)
+    if known and known.get("stamp") == before:
+        return Identity(real, known["kind"], known["digest"], known["file_digest"], tag, platform)
     began = time.time_ns()
-    found = _inspect(real, option, tag)
+    found = _inspect(real, option, tag, platform)
     if _stamp(real, path, option) != before:
         raise InputError(f"{path} changed while it was read", option, "Wait until it is complete.")
     if remember and began - max(before[3:]) > SETTLED_NS:
-        _remember(cache, before, found)
+        document = {"path": found.path, "stamp": before, "kind": found.kind}
+        document.update(digest=found.digest, file_digest=found.file_digest)
+        note(cache, document)
     return found
 
 
-def _remembered(cache: str, stamp: list[int]) -> Record | None:
+def recall(cache: str) -> Record | None:
+    """What :func:`note` wrote."""
     try:
-        known = read_json(cache)
+        return read_json(cache)
     except StateError:  # half-written before a power failure, perhaps: it is only a memory
         return None
-    return known if known and known.get("stamp") == stamp else None
 
 
-def _remember(cache: str, stamp: list[int], found: Identity) -> None:
+def note(cache: str, document: Record) -> None:
     """Always under the same temporary name, so that a killed run leaves nothing that the next does not replace."""
-    document = {"path": found.path, "stamp": stamp, "kind": found.kind}
-    document.update(digest=found.digest, file_digest=found.file_digest)
     with contextlib.suppress(OSError):  # no store yet, no space, or another run was quicker with the same
         fd = os.open(f"{cache}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as stream:
@@ -166,14 +239,15 @@ def _stamp(real: str, path: str, option: str) -> list[int]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _inspect(real: str, option: str, tag: str | None) -> Identity:
+def _inspect(real: str, option: str, tag: str | None, platform: str | None) -> Identity:
     """Read the contents."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, oci, streams
 
     if os.path.isdir(real) and option == "source":
         if not os.path.isfile(os.path.join(real, "oci-layout")):
             raise InputError(f"{real} is a directory, but not an OCI layout", option, "It has no file oci-layout.")
-        return Identity(real, OCI_LAYOUT, oci.select(oci.DirectoryLayout(real), tag).digest, "", tag)
+        chosen = oci.select(oci.DirectoryLayout(real), tag, platform)
+        return Identity(real, OCI_LAYOUT, chosen.digest, "", tag, platform)
     fd = streams.open_source(real, option)
     try:
         if option != "source":
@@ -183,8 +257,9 @@ def _inspect(real: str, option: str, tag: str | None) -> Identity:
             return Identity(real, BOOT_FILE, digest, digest)
         kind = detect.detect(fd, real)
         digest = streams.file_digest(fd)
-        if kind == OCI_ARCHIVE:
-            return Identity(real, kind, oci.select(detect.archive_layout(fd), tag).digest, digest, tag)
-        return Identity(real, kind, digest, digest, tag)
+        if kind in ARCHIVES:
+            chosen = oci.select(detect.archive_layout(fd, kind), tag, platform)
+            return Identity(real, kind, chosen.digest, digest, tag, platform)
+        return Identity(real, kind, digest, digest, tag, platform)
     finally:
         os.close(fd)

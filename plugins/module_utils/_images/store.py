@@ -15,6 +15,8 @@ Layout under ``root_dir/images``::
     users/<hex>/<id>               which VMs and snapshots use an image
     pending/<hex>                  images to look at again: an import or a removal under way
     sources/<sha256 of the path>   digests of source files, by their size and times
+    downloads/                     files on their way from a URL: see ``download``
+    pulls/<manifest hex>/          layers of a pull that has not ended: see ``pull``
     staging/  templates/
 """
 
@@ -41,8 +43,8 @@ DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}$")
 IMAGE_NAME_RE = re.compile(r"^(?!sha256:)[a-zA-Z0-9][a-zA-Z0-9._/:@-]{0,254}$")
 USER_ID_RE = re.compile(r"^[a-z0-9]{1,64}$")
 
-PUBLIC = ("blobs", "boot", "staging", "templates")
-PRIVATE = ("records", "blobrefs", "users", "pending", "sources")
+PUBLIC = ("blobs", "boot", "pulls", "staging", "templates")
+PRIVATE = ("records", "blobrefs", "users", "pending", "sources", "downloads")
 
 
 def directory(paths: Paths, name: str) -> str:

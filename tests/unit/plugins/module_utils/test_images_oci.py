@@ -244,3 +244,26 @@ def test_an_archive_is_read_in_place(tmp_path: pathlib.Path) -> None:
         assert blob.read() == b"x" * 100_000
     with pytest.raises(CocoonError, match="is not in the archive"), archive.blob("sha256:" + "2" * 64):
         pass
+
+
+def test_what_an_image_would_run() -> None:
+    layout = Memory()
+    config = {"Cmd": ["serve", "a b"], "Env": None, "User": "app", "Labels": {"x": "y"}}
+    layout.add(layout.image(own_machine(), config={"config": config}))
+    assert oci.select(layout, None).config == {
+        **{"entrypoint": [], "cmd": ["serve", "a b"], "env": []},
+        **{"user": "app", "working_dir": "", "stop_signal": ""},
+    }
+    layout = Memory()
+    layout.add(layout.image(own_machine()))
+    assert oci.select(layout, None).config["cmd"] == []
+
+
+@pytest.mark.parametrize(
+    "config", [{"Cmd": "serve"}, {"Cmd": ["a\0b"]}, {"Env": [1]}, {"User": "a\0"}, {"WorkingDir": "\ud800"}, []]
+)
+def test_nothing_to_run_that_a_guest_could_misread(config: Any) -> None:
+    layout = Memory()
+    layout.add(layout.image(own_machine(), config={"config": config}))
+    with pytest.raises(CocoonError, match="not a valid OCI config"):
+        oci.select(layout, None)

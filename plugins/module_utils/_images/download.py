@@ -1,0 +1,452 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Images by URL: fetched into the store, made plain, and from there imported like any file.
+
+What a URL brought is remembered with what its server said of it (``sources/``), so that a file that has not changed is
+not transferred again. Under ``downloads/``, by a hash of the URL::
+
+    <hash>.part   the file, or what there is of it; <hash>.json says of which version
+    <hash>.disk   a disk that came compressed
+
+An interrupted transfer leaves its part for the next run to go on from; everything else goes when a run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import io
+import lzma
+import os
+import re
+import time
+import typing as t
+import urllib.parse
+import zlib
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    BusyError,
+    CocoonError,
+    InputError,
+    NotFoundError,
+    ResourceError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import checksum, detect, source, streams, transfer
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Identity, Sources
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.transfer import Access, Progress, Version, shown
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
+    Store,
+    hashed,
+    locked,
+    remove_file,
+    write_json,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
+
+MAX_SIZE = 20 * GIB
+# Parts that nobody went on with for so long are given up (seconds).
+STALE = 7 * 86400
+# Enough of a file to see what it is, compressed or not.
+GLIMPSE = 128 << 10
+UNKNOWN = "(known after the download)"
+Complete = t.Callable[[Identity], Sources]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """An image by URL.
+
+    :param checksum: see :func:`checksum.parse`.
+    :param pull: ``missing``, ``always`` or ``never``, as for images of registries.
+    :param force: transfer it again, whatever is remembered.
+    :param max_size: bytes that it may have, before and after decompression.
+    """
+
+    url: str
+    checksum: str | None = None
+    pull: str = "missing"
+    force: bool = False
+    max_size: int = MAX_SIZE
+    access: Access = Access()
+    lock_timeout: float = 60.0
+
+
+def _alone(main: Identity) -> Sources:
+    return Sources(main, None, None)
+
+
+@contextlib.contextmanager
+def obtained(
+    paths: Paths,
+    store: Store | None,
+    request: Request,
+    current: Record | None,
+    check_mode: bool,
+    complete: Complete = _alone,
+    progress: Progress | None = None,
+) -> t.Iterator[Sources]:
+    """What the image is made of, there to be imported as long as the block lasts.
+
+    :param current: the record of the image that has the name now.
+    :param complete: adds a kernel and an initrd to what the URL has.
+    :param progress: called with the bytes that have come and the bytes there are in all, if known.
+    :raises CocoonError: it cannot be had, is not what it should be, or is no image; nothing of it is kept.
+    """
+    url = _checked(request)
+    if not url.lower().startswith(("http://", "https://")):
+        with _local(paths, store, request, check_mode, complete) as sources:
+            yield sources
+        return
+    known = _unchanged(paths, store, request, current, complete)
+    if known is not None:
+        yield known
+        return
+    if request.pull == "never":
+        raise NotFoundError("the image is not in the store", "pull", "Set it to missing or always.")
+    if check_mode or store is None:
+        yield complete(_glimpse(request))
+        return
+    sweep(store)
+    with locked(paths, [_lock(url)], request.lock_timeout):
+        known = _unchanged(paths, store, request, None, complete)  # another run may have been at it
+        if known is not None:
+            yield known
+            return
+        with _fetched(store, request, progress) as (identity, document):
+            yield complete(identity)
+            source.note(_memory_path(paths, url), document)
+
+
+def _checked(request: Request) -> str:
+    """:raises InputError: a URL that is not to be used."""
+    url = request.url
+    parts = urllib.parse.urlsplit(url)
+    if not source.is_url(url):
+        return url
+    if parts.scheme.lower() == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise InputError(f"{url} names a host", "source", "Write file:///path.")
+        return url
+    if not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
+        raise InputError(f"'{url}' is not a URL", "source", "Write it as https://host/path, with %20 for a space.")
+    if parts.username is not None or parts.password is not None:
+        raise InputError(
+            "a URL with a login in it ends up in logs", "source", "Use one without; a signed query is left out of them."
+        )
+    if parts.scheme.lower() == "http" and not request.checksum and request.access.validate_certs:
+        raise InputError("what comes over http may be anybody's", "source", "Use https, or give its checksum as well.")
+    return url
+
+
+def _memory_path(paths: Paths, url: str) -> str:
+    return images.source_path(paths, f"url\0{url}")
+
+
+def _lock(url: str) -> str:
+    return f"image:#download/{hashed(url)}"
+
+
+def _path(store: Store, url: str, suffix: str) -> str:
+    return os.path.join(images.directory(store.paths, "downloads"), hashed(url) + suffix)
+
+
+def _name(url: str) -> str:
+    """The file's name, by which lists of checksums know it."""
+    return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
+
+
+@functools.lru_cache(maxsize=4)
+def _wanted_digest(request: Request) -> checksum.Digest | None:
+    """The digest that the file must have, from a list if need be; a run reads that once."""
+    if request.checksum is None:
+        return None
+    wanted = checksum.parse(request.checksum)
+    if isinstance(wanted, checksum.Digest):
+        return wanted
+    content = transfer.small(wanted.url, request.access, checksum.MAX_LIST, "checksum")
+    return checksum.find(content.decode(errors="replace"), _name(request.url), wanted.algorithm, shown(wanted.url))
+
+
+def _unchanged(
+    paths: Paths, store: Store | None, request: Request, current: Record | None, complete: Complete
+) -> Sources | None:
+    """The image that the URL brought before, if it is whole and what the URL has now is the same.
+
+    A checksum says so better than the server. Without one it is asked, but for ``pull: missing`` and an image that has
+    the name already.
+    """
+    known = None if request.force else source.recall(_memory_path(paths, request.url))
+    if not known or store is None:
+        return None
+    identity = Identity("", known["kind"], known["digest"], known["file_digest"], origin=shown(request.url))
+    sources = complete(identity)
+    if not _is_whole(store, sources):
+        return None
+    named = current is not None and current["id"] == sources.image_id
+    if request.checksum is not None:
+        parsed = checksum.parse(request.checksum)
+        if isinstance(parsed, checksum.DigestList) and named and request.pull != "always":
+            return sources
+        wanted = _wanted_digest(request)
+        return sources if wanted and known["digests"].get(wanted.algorithm) == wanted.hex else None
+    if request.pull == "never" or (named and request.pull == "missing"):
+        return sources
+    version = Version(known["etag"], known["last_modified"], known["size"])
+    return sources if transfer.head(request.url, request.access).same(version) else None
+
+
+def _is_whole(store: Store, sources: Sources) -> bool:
+    record = images.load_record(store, sources.image_id)
+    return record is not None and not images.missing_files(store, record)
+
+
+def _glimpse(request: Request) -> Identity:
+    """What check mode can know: that the file is there, and what it is by its first bytes."""
+    head = transfer.beginning(request.url, request.access, GLIMPSE)
+    return _guess(head, shown(request.url))
+
+
+def _guess(head: bytes, name: str) -> Identity:
+    """What a file is of which only the beginning is known.
+
+    :raises InputError: certainly no image.
+    """
+    kind = streams.compression(head)
+    if kind is not None:
+        with contextlib.suppress(EOFError, OSError, zlib.error, lzma.LZMAError):  # it is cut off, after all
+            with streams.inflate(t.cast(streams.Reader, io.BytesIO(head)), kind) as stream:
+                head = stream.read(detect.HEAD)
+    found = source.RAW
+    if head.startswith(detect.QCOW2_MAGIC):
+        detect.check_qcow2(head[: detect.HEAD], name)
+        found = source.QCOW2
+    elif detect.looks_like_tar(head[:512]):
+        found = source.TAR
+    elif head[510:512] != b"\x55\xaa" and streams.compression(head) is None:
+        raise InputError(f"{name} is of no kind that is known here", "source", detect.KNOWN)
+    return Identity("", found, UNKNOWN, UNKNOWN, origin=name)
+
+
+@contextlib.contextmanager
+def _fetched(store: Store, request: Request, progress: Progress | None) -> t.Iterator[tuple[Identity, Record]]:
+    """The file, verified and plain, and what to remember of it. Under the URL's lock."""
+    url = request.url
+    part_path, about = _path(store, url, ".part"), _path(store, url, ".json")
+    wanted = _wanted_digest(request)
+    try:
+        part = transfer.Part(part_path, _part_version(about, part_path), request.max_size, _extra(wanted))
+        try:
+            transfer.fetch(url, request.access, part, lambda version: _note_part(about, version), progress)
+            os.fsync(part.fd)
+        finally:
+            part.close()
+    except transfer.InterruptedTransfer:
+        if not os.path.getsize(part_path):
+            _drop(store, url)
+        raise
+    except CocoonError:
+        _drop(store, url)
+        raise
+    except OSError as exc:
+        _drop(store, url)
+        raise _disk_error(store, exc) from exc
+    try:
+        digests = {name: part.hexdigest(name) for name in part.names}
+        _verify(wanted, digests, shown(url))
+        try:
+            identity = _plain(store, part_path, url, digests["sha256"], request.max_size)
+        except OSError as exc:
+            raise _disk_error(store, exc) from exc
+        version = part.version or Version()
+        document = {
+            "url": shown(url),
+            "etag": version.etag,
+            "last_modified": version.last_modified,
+            "size": part.count,
+            "digests": digests,
+            "kind": identity.kind,
+            "digest": identity.digest,
+            "file_digest": identity.file_digest,
+        }
+        yield identity, document
+    finally:
+        _drop(store, url)
+
+
+def _extra(wanted: checksum.Digest | None) -> list[str]:
+    return [wanted.algorithm] if wanted and wanted.algorithm != "sha256" else []
+
+
+def _part_version(about: str, part_path: str) -> Version | None:
+    known = source.recall(about) if os.path.exists(part_path) else None
+    return Version(known["etag"], known["last_modified"], known["size"]) if known else None
+
+
+def _note_part(about: str, version: Version) -> None:
+    write_json(about, dataclasses.asdict(version))
+
+
+def _drop(store: Store, url: str) -> None:
+    for suffix in (".part", ".disk", ".json"):
+        with contextlib.suppress(OSError):
+            remove_file(_path(store, url, suffix))
+
+
+def _verify(wanted: checksum.Digest | None, digests: t.Mapping[str, str], name: str) -> None:
+    """:raises InputError: the file is another one."""
+    if wanted is not None and digests[wanted.algorithm] != wanted.hex:
+        raise InputError(
+            f"{name} has {wanted.algorithm}:{digests[wanted.algorithm]}, not {wanted}",
+            "checksum",
+            "Correct the checksum, or find out who changed the file; nothing of it was kept.",
+        )
+
+
+def _disk_error(store: Store, exc: OSError) -> CocoonError:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"no space left in {store.paths.images}", "root_dir", "Free some, or put root_dir on a larger file system."
+        )
+    return ResourceError(f"cannot write to {store.paths.images}: {exc.strerror or exc}", "root_dir")
+
+
+def _plain(store: Store, path: str, url: str, digest: str, limit: int) -> Identity:
+    """What a file is; a compressed disk is made plain, since that is how hypervisors read it."""
+    name = shown(url)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        kind = streams.compression(os.pread(fd, 8, 0))
+        if kind is None or _holds_tar(fd, kind, name):
+            return _identity(fd, path, name, digest)
+        return _unpacked(fd, kind, _path(store, url, ".disk"), limit, name, digest)
+    finally:
+        os.close(fd)
+
+
+def _unpacked(fd: int, kind: str, target: str, limit: int, name: str, digest: str) -> Identity:
+    """A compressed disk, plain, in the file *target*.
+
+    :raises InputError: what is in it is no disk, or more than *limit* bytes.
+    """
+    with detect.plain(fd, kind, name) as stream:
+        unpacked = _inflate(stream, target, limit, name)
+    plain = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = detect.detect(plain, name)
+    finally:
+        os.close(plain)
+    if found not in source.DISKS:
+        raise InputError(f"{name} is compressed twice", "source", "Unpack it first.")
+    return Identity(target, found, unpacked, digest, origin=name, owned=True)
+
+
+def _identity(fd: int, path: str, name: str, digest: str) -> Identity:
+    kind = detect.detect(fd, name)
+    if kind in source.ARCHIVES:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci
+
+        chosen = oci.select(detect.archive_layout(fd, kind), None).digest
+        return Identity(path, kind, chosen, digest, origin=name)
+    return Identity(path, kind, digest, digest, origin=name, owned=kind in source.DISKS)
+
+
+def _holds_tar(fd: int, kind: str, name: str) -> bool:
+    with detect.plain(fd, kind, name) as stream:
+        return detect.looks_like_tar(stream.read(512))
+
+
+def _inflate(stream: streams.Reader, target: str, limit: int, name: str) -> str:
+    """Write what *stream* has, with holes; its hex SHA-256.
+
+    :raises InputError: it is more than *limit* bytes.
+    """
+    remove_file(target)  # of a run that was killed
+    part = transfer.Part(target, None, limit)
+    try:
+        while data := stream.read(transfer.CHUNK):
+            if part.count + len(data) > limit:
+                raise transfer.too_large(f"what is compressed in {name}", limit)
+            part.write(data)
+        os.fsync(part.fd)
+        return part.hexdigest("sha256")
+    finally:
+        part.close()
+
+
+@contextlib.contextmanager
+def _local(
+    paths: Paths, store: Store | None, request: Request, check_mode: bool, complete: Complete
+) -> t.Iterator[Sources]:
+    """A file of the host by ``file://``, or one with a checksum that is more than a plain sha256."""
+    path = request.url
+    if source.is_url(path):
+        path = urllib.parse.unquote(urllib.parse.urlsplit(path).path)
+    wanted = _wanted_digest(dataclasses.replace(request, url=path))
+    fd = streams.open_source(path)
+    try:
+        if wanted is not None:
+            _verify(wanted, {wanted.algorithm: _digest(fd, wanted.algorithm)}, path)
+        kind = streams.compression(os.pread(fd, 8, 0))
+        if kind is None or _holds_tar(fd, kind, path):
+            remember = not check_mode
+            found = source.examine(paths, path, None, None, None, None, remember=remember, force=request.force)
+            yield complete(found.main)
+        elif check_mode or store is None:
+            yield complete(_guess(os.pread(fd, GLIMPSE, 0), path))
+        else:
+            with locked(store.paths, [_lock(path)], request.lock_timeout):
+                yield from _local_disk(store, path, fd, kind, request, complete)
+    finally:
+        os.close(fd)
+
+
+def _digest(fd: int, algorithm: str) -> str:
+    digest = hashlib.new(algorithm)
+    position = 0
+    while data := os.pread(fd, transfer.CHUNK, position):
+        digest.update(data)
+        position += len(data)
+    return digest.hexdigest()
+
+
+def _local_disk(
+    store: Store, path: str, fd: int, kind: str, request: Request, complete: Complete
+) -> t.Iterator[Sources]:
+    """A compressed disk of the host, plain, unless that was done before with the same file."""
+    status = os.fstat(fd)
+    stamp = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    memory = images.source_path(store.paths, f"compressed\0{os.path.realpath(path)}")
+    known = None if request.force else source.recall(memory)
+    if known and known["stamp"] == stamp:
+        sources = complete(Identity("", known["kind"], known["digest"], known["file_digest"], origin=path))
+        if _is_whole(store, sources):
+            yield sources
+            return
+    try:
+        try:
+            digest = streams.file_digest(fd)
+            identity = _unpacked(fd, kind, _path(store, path, ".disk"), request.max_size, path, digest)
+        except OSError as exc:
+            raise _disk_error(store, exc) from exc
+        yield complete(identity)
+        source.note(memory, {"stamp": stamp, "kind": identity.kind, "digest": identity.digest, "file_digest": digest})
+    finally:
+        _drop(store, path)
+
+
+def sweep(store: Store) -> None:
+    """Give up parts that nobody has gone on with for a week."""
+    directory = images.directory(store.paths, "downloads")
+    for name in os.listdir(directory):
+        stem, path = name.partition(".")[0], os.path.join(directory, name)
+        with contextlib.suppress(OSError, BusyError):
+            if time.time() - os.lstat(path).st_mtime < STALE:
+                continue
+            with locked(store.paths, [f"image:#download/{stem}"], 0):
+                remove_file(path)

@@ -1,0 +1,120 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ``cocoon_image_prune`` does: removes the images that no VM and no snapshot uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import fnmatch
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel, manager, pull, references
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What may go."""
+
+    keep: tuple[str, ...] = ()
+    owner: str | None = None
+    older_than: float = 0.0
+    downloads: bool = True
+    lock_timeout: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What went, or would: ``images`` as dictionaries of id, names and size; ``downloads`` as hex digests."""
+
+    images: list[Record]
+    downloads: list[str]
+    reclaimed: int
+    diff: dict[str, Record]
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.images or self.downloads)
+
+
+def prune(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
+    """Remove images without users, and what pulls that were not finished have kept."""
+    store = Store.load(paths)
+    if store is None:
+        return Outcome([], [], 0, {"before": {}, "after": {}})
+    everything = manager.info(paths)
+    going = [record for record in everything if _may_go(record, wanted)]
+    downloads = pull.leftovers(store) if wanted.downloads else {}
+    if check_mode:
+        downloads = {name: size for name, size in downloads.items() if pull.is_left(store, name)}
+    else:
+        going = [record for record in going if _remove(store, record, wanted)]
+        downloads = {name: size for name, size in downloads.items() if pull.remove_leftover(store, name)}
+    gone = {record["id"] for record in going}
+    reclaimed = _only_in(everything, gone) + sum(downloads.values())
+    shown = [{"id": record["id"], "names": record["names"], "size": record["size"]} for record in going]
+    before = {"images": [_title(record) for record in everything], "downloads": sorted(downloads)}
+    after = {"images": [_title(record) for record in everything if record["id"] not in gone], "downloads": []}
+    return Outcome(shown, sorted(downloads), reclaimed, {"before": before, "after": after})
+
+
+def _may_go(record: Record, wanted: Wanted) -> bool:
+    names = record["names"] or [record["id"]]
+    kept = any(fnmatch.fnmatchcase(name, pattern) for name in [*names, record["id"]] for pattern in wanted.keep)
+    kept = kept or kernel.NAME in names  # used by what boots with it, which is not noted
+    return (
+        not record["users"]
+        and not kept
+        and wanted.owner in (None, record.get("owner"))
+        and _age(record) >= wanted.older_than
+    )
+
+
+def _age(record: Record) -> float:
+    """Seconds since the record last changed: since a name came or went, too."""
+    changed = datetime.datetime.strptime(record["updated_at"], "%Y-%m-%dT%H:%M:%S.%fZ")
+    passed = datetime.datetime.now(datetime.timezone.utc) - changed.replace(tzinfo=datetime.timezone.utc)
+    return passed.total_seconds()
+
+
+def _remove(store: Store, record: Record, wanted: Wanted) -> bool:
+    """Whether the image is gone; one that has found a user or a name meanwhile stays."""
+    if not record["names"]:
+        return _remove_nameless(store, record["id"], wanted.lock_timeout)
+    try:
+        request = manager.Wanted(record["id"], state="absent", lock_timeout=wanted.lock_timeout)
+        return manager.remove(store, request, frozenset(record["names"]))
+    except ConflictError:
+        return False
+
+
+def _remove_nameless(store: Store, image_id: str, timeout: float) -> bool:
+    """One that lost its name while it was in use goes when its pending note is settled."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
+
+    with locked(store.paths, [images.lock_name(image_id)], timeout):
+        references.settle(store, image_id, timeout)
+        return images.load_record(store, image_id) is None
+
+
+def _only_in(everything: t.Iterable[Record], gone: t.Container[str]) -> int:
+    """Bytes of files that only images in *gone* have."""
+    sizes: dict[tuple[str, str], int] = {}
+    kept = set()
+    for record in everything:
+        for blob in record["blobs"]:
+            key = (blob["digest"], blob["kind"])
+            sizes[key] = blob["size"]
+            if record["id"] not in gone:
+                kept.add(key)
+    return sum(size for key, size in sizes.items() if key not in kept)
+
+
+def _title(record: Record) -> str:
+    return ", ".join(record["names"]) or t.cast(str, record["id"])

@@ -1,0 +1,139 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: cocoon_image_prune
+short_description: Remove images of microVMs that nothing uses
+version_added: 0.1.0
+author: The cocoon.microvm authors (@cocoonstack)
+description:
+  - Removes the images in the store of a host that no VM and no snapshot uses, whether they have names or not, and
+    the layers that interrupted pulls have kept. The host's default kernel stays.
+  - In check mode it says exactly what would go, and how much space that gives back.
+options:
+  keep:
+    description:
+      - Names or digests of images that stay; C(*), C(?) and C([...]) stand for other characters.
+    type: list
+    elements: str
+    default: []
+  owner:
+    description:
+      - Only images of this owner; those of all owners where omitted.
+    type: str
+  older_than:
+    description:
+      - Only images whose record has not changed for so many seconds. A name that comes or goes is a change.
+    type: int
+    default: 0
+  downloads:
+    description:
+      - Remove what interrupted pulls have kept, too. Pulls under way are left alone.
+    type: bool
+    default: true
+extends_documentation_fragment:
+  - cocoon.microvm.store
+  - cocoon.microvm.attributes
+seealso:
+  - module: cocoon.microvm.cocoon_image
+  - module: cocoon.microvm.cocoon_image_info
+"""
+
+EXAMPLES = r"""
+---
+- name: Remove what nothing uses, but for our own base images
+  cocoon.microvm.cocoon_image_prune:
+    keep:
+      - base-*
+    older_than: 604800
+
+- name: What would go
+  cocoon.microvm.cocoon_image_prune:
+  check_mode: true
+  register: unused
+"""
+
+RETURN = r"""
+images:
+  description: Images that were removed, or would be in check mode.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: Digest by which the image was known.
+      type: str
+      returned: success
+      sample: sha256:3c9d8f2b1f0a4f1c2f4ab4c56b1d1bfa0a6c1f4d9b2f7a8d5e6c7b8a9f0e1d2c
+    names:
+      description: The names that it had.
+      type: list
+      elements: str
+      returned: success
+      sample: [debian]
+    size:
+      description: Bytes that its files took, with those that other images still use.
+      type: int
+      returned: success
+      sample: 104857600
+downloads:
+  description: Manifests, as hex digests, of interrupted pulls whose layers were removed.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+reclaimed:
+  description: Bytes that were given back, or would be.
+  returned: success
+  type: int
+  sample: 94371840
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.prune import Wanted, prune
+from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
+
+OPTIONS = {
+    "keep": {"type": "list", "elements": "str", "default": []},
+    "owner": {"type": "str"},
+    "older_than": {"type": "int", "default": 0},
+    "downloads": {"type": "bool", "default": True},
+}
+
+
+def body(module: AnsibleModule) -> dict[str, t.Any]:
+    params = module.params
+    wanted = Wanted(
+        keep=tuple(params["keep"]),
+        owner=params["owner"],
+        older_than=params["older_than"],
+        downloads=params["downloads"],
+        lock_timeout=params["lock_timeout"],
+    )
+    outcome = prune(Paths.from_params(params), wanted, module.check_mode)
+    return {
+        "changed": outcome.changed,
+        "images": outcome.images,
+        "downloads": outcome.downloads,
+        "reclaimed": outcome.reclaimed,
+        "diff": outcome.diff,
+    }
+
+
+def main() -> None:
+    spec = {**OPTIONS, **store_options()}
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@
 Needs root and no network: the packages become a flat apt repository in the cache, and that
 is mmdebstrap's only mirror. Their digests were taken when apt had verified them.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -20,13 +21,19 @@ from pathlib import Path
 from packages import common_options, digest, read_manifest, verified
 
 DPKG_OPTIONS = [
-    "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*", "path-exclude=/usr/share/lintian/*",
-    "path-exclude=/usr/share/locale/*", "path-include=/usr/share/locale/locale.alias",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/lintian/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-include=/usr/share/locale/locale.alias",
     # Disks are found by sysfs, so the initramfs does without udev and its seconds on an emulated CPU.
-    "path-exclude=/usr/share/initramfs-tools/hooks/udev", "path-exclude=/usr/share/initramfs-tools/scripts/init-*/udev",
+    "path-exclude=/usr/share/initramfs-tools/hooks/udev",
+    "path-exclude=/usr/share/initramfs-tools/scripts/init-*/udev",
     # What the hardware database describes is not in a machine like this.
-    "path-exclude=/usr/lib/udev/hwdb.d/*", "path-exclude=/lib/udev/hwdb.d/*",
-    "path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/lib/udev/hwdb.d/*",
+    "path-exclude=/lib/udev/hwdb.d/*",
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
 ]
 
 
@@ -60,7 +67,7 @@ def ar_time(path: Path) -> int:
     """The time in the first member header of an ar archive (a .deb)."""
     with path.open("rb") as stream:
         header = stream.read(8 + 60)
-    return int(header[8 + 16:8 + 28] or b"0")
+    return int(header[8 + 16 : 8 + 28] or b"0")
 
 
 def merged_usr_hook(debs: list[Path]) -> list[str]:
@@ -90,8 +97,13 @@ def build(cache: Path, manifest: dict, output: Path) -> None:
     hooks = Path(__file__).resolve().parent / "guest" / "debian"
     sources = manifest["sources"] or host_sources(spec["suite"])
     debs = verified(cache, manifest)
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(max(map(ar_time, debs))), "COCOON_SOURCES": sources,
-                   "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    environment = {
+        **os.environ,
+        "SOURCE_DATE_EPOCH": str(max(map(ar_time, debs))),
+        "COCOON_SOURCES": sources,
+        "LC_ALL": "C",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
     with scratch_directory(cache) as scratch:
         # apt's unprivileged user has no business here, but mmdebstrap's tree must be passable.
         os.chmod(scratch, 0o755)
@@ -99,16 +111,32 @@ def build(cache: Path, manifest: dict, output: Path) -> None:
         repository.mkdir()
         make_repository(debs, repository)
         command = [
-            "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--format=tar",
-            f"--architectures={manifest['arch']}", f"--include={','.join(manifest['install'])}",
-            "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\"",
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=apt",
+            "--format=tar",
+            f"--architectures={manifest['arch']}",
+            f"--include={','.join(manifest['install'])}",
+            '--aptopt=APT::Install-Recommends "false"',
+            '--aptopt=Acquire::Languages "none"',
             *[f"--dpkgopt={option}" for option in DPKG_OPTIONS],
             *merged_usr_hook(debs),
-            f"--essential-hook={hooks / 'essential'} \"$1\"", f"--customize-hook={hooks / 'customize'} \"$1\"",
-            spec["suite"], str(output), f"deb [trusted=yes] copy:{repository} ./",
+            f'--essential-hook={hooks / "essential"} "$1"',
+            f'--customize-hook={hooks / "customize"} "$1"',
+            spec["suite"],
+            str(output),
+            f"deb [trusted=yes] copy:{repository} ./",
         ]
-        result = subprocess.run(command, env={**environment, "TMPDIR": scratch}, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        result = subprocess.run(
+            command,
+            env={**environment, "TMPDIR": scratch},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
     if result.returncode:
         raise SystemExit(f"mmdebstrap failed:\n{result.stdout.strip()[-4000:]}")
     print(result.stdout)

@@ -7,6 +7,7 @@ Writes ``<cache>/<key>.json``: the list of .deb files (with digests) that the bu
 then reads, so that a build needs no network. apt runs with its own state below the
 cache: the host's package lists, locks and installed packages are left alone.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -26,10 +27,28 @@ KERNELS = {
     "debian": {"cloud": "linux-image-cloud-{arch}", "generic": "linux-image-{arch}"},
     "ubuntu": {"cloud": "linux-image-virtual", "generic": "linux-image-generic"},
 }
-TINY_PACKAGES = ["busybox-static", "dropbear-bin", "e2fsprogs"]
+SMALL_PACKAGES = {
+    "tiny": ["busybox-static", "dropbear-bin", "e2fsprogs"],
+    "kernel": ["busybox-static", "e2fsprogs"],
+}
 DEBIAN_PACKAGES = [
-    "apt", "busybox", "dbus", "e2fsprogs", "initramfs-tools", "iproute2", "kmod", "lz4", "openssh-server", "python3",
-    "python3-apt", "qemu-guest-agent", "sudo", "systemd", "systemd-sysv", "udev", "usr-is-merged",
+    "apt",
+    "busybox",
+    "dbus",
+    "e2fsprogs",
+    "initramfs-tools",
+    "iproute2",
+    "kmod",
+    "lz4",
+    "openssh-server",
+    "python3",
+    "python3-apt",
+    "qemu-guest-agent",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+    "usr-is-merged",
 ]
 NEEDED_MODULES = {"virtio_blk", "virtio_net", "erofs", "overlay", "qemu_fw_cfg", "evdev", "button"}
 KERNEL_PACKAGE = re.compile(r"^linux-(image|modules)(-unsigned)?-[0-9]\S*$")
@@ -76,8 +95,9 @@ class Apt:
         """Run apt with its archives in a directory, which `download` takes as the working directory."""
         directory = directory or self.debs
         command = [tool, *self.options, f"-oDir::Cache::archives={directory}", *arguments]
-        result = subprocess.run(command, cwd=directory, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                                check=False)
+        result = subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
         if result.returncode:
             raise SystemExit(f"{tool} {' '.join(arguments)} failed:\n{result.stderr.strip()[-2000:]}")
         return result.stdout
@@ -149,12 +169,13 @@ def fetch_recipe(apt: Apt, spec: dict, meta: str) -> tuple[list[str], list[str]]
     """(packages to install, file names of all that they need)."""
     install = ["install", "--download-only", "--no-install-recommends"]
     kernel = kernel_packages(apt, meta)
-    if spec["flavour"] == "tiny":
-        # Only the kernel's own files are taken, so what its packages depend on is left out.
-        names = apt.fetch(["download", *kernel])
+    small = SMALL_PACKAGES.get(spec["flavour"])
+    if small:
+        # Only the kernel's own files and one of Perl's are taken, so what their packages depend on is left out.
+        names = apt.fetch(["download", *kernel, "perl-base", "libcrypt1"])
         extra = extra_modules(apt, kernel, names)
         names += apt.fetch(["download", *extra]) if extra else []
-        return TINY_PACKAGES, names + apt.fetch([*install, *TINY_PACKAGES])
+        return small, names + apt.fetch([*install, *small])
     wanted = [*DEBIAN_PACKAGES, meta, *spec["packages"]]
     names = apt.fetch([*install, "?essential", *wanted])
     extra = extra_modules(apt, kernel, names)
@@ -174,7 +195,7 @@ def write_manifest(cache: Path, key: str, manifest: dict) -> bool:
         temporary.write_text(text)
         os.replace(temporary, target)
     for other in cache.glob(f"{key.rpartition('.')[0]}.*.json"):
-        if re.fullmatch(r"[0-9a-f]{12}", other.name[:-len(".json")].rpartition(".")[2]) and other != target:
+        if re.fullmatch(r"[0-9a-f]{12}", other.name[: -len(".json")].rpartition(".")[2]) and other != target:
             other.unlink()
     return changed
 
@@ -201,8 +222,11 @@ def main() -> None:
         install, names = fetch_recipe(apt, spec, KERNELS[spec["vendor"]][spec["kernel"]].format(arch=arch))
         sources = source_lines(spec["mirror"], spec["suite"]) if spec["mirror"] else ""
         debs = [{"file": name, "sha256": digest(apt.debs / name)} for name in sorted(set(names))]
-        changed = write_manifest(options.cache, options.key, {
-            "spec": spec, "arch": arch, "sources": sources, "install": install, "debs": debs})
+        changed = write_manifest(
+            options.cache,
+            options.key,
+            {"spec": spec, "arch": arch, "sources": sources, "install": install, "debs": debs},
+        )
         prune(options.cache)
     print(f"{len(debs)} packages, {'changed' if changed else 'unchanged'}")
 

@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What fetching and building share: the manifest of a recipe and the packages that it names."""
+
 from __future__ import annotations
 
 import argparse

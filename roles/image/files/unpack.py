@@ -2,6 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write a JSON object of texts by path (standard input) as files below a new directory (first argument)."""
+
 from __future__ import annotations
 
 import json

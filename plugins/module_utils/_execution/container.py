@@ -1,0 +1,102 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""VMs whose image brings no kernel: what their guest is to run, and how that ended.
+
+The guest reads what to run from a firmware item (``opt/cocoon/run``): strings that end with NUL, which none of them
+can contain, each a letter and a value: ``a`` a word of the command, ``e`` NAME=value, ``u`` the user, ``d`` the
+working directory, ``s`` the signal that asks it to stop.
+
+It writes ``exit <code>`` to a second serial port, which goes to a file of the VM's log directory. The console's log
+does not do for that: what a container prints fills it, and then nothing more is kept. This file has room from the
+start. The guest may write what it likes to it, and can only lie about itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+RUN_FILE = "run.bin"
+RUN_ITEM = "opt/cocoon/run"
+STATUS_FILE = "status.log"
+EXIT_RE = re.compile(rb"\s*exit (\d{1,3})\s")
+FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def is_container(record: Record) -> bool:
+    """Whether the VM was last started with the default kernel."""
+    return "exit_code" in record
+
+
+def encode(config: t.Mapping[str, t.Any]) -> bytes:
+    """The firmware item for an image's config."""
+    items = [f"a{word}" for word in [*(config.get("entrypoint") or ()), *(config.get("cmd") or ())]]
+    items += [f"e{variable}" for variable in config.get("env") or ()]
+    for letter, key in (("u", "user"), ("d", "working_dir"), ("s", "stop_signal")):
+        if config.get(key):
+            items.append(f"{letter}{config[key]}")
+    return b"".join(item.encode() + b"\0" for item in items)
+
+
+def run_path(paths: Paths, record: Record) -> str:
+    return os.path.join(paths.vm_dir(record["id"]), RUN_FILE)
+
+
+def prepare(paths: Paths, record: Record, image: Record) -> None:
+    """Before a start: leave what to run for the guest, readable by the VM's uid alone, and forget how it last ended."""
+    record["exit_code"] = None
+    path = run_path(paths, record)
+    remove_file(path)
+    with os.fdopen(os.open(path, FLAGS, 0o400), "wb") as stream:
+        os.fchown(stream.fileno(), record["uid"], record["uid"])
+        stream.write(encode(image.get("config") or {}))
+
+
+def firmware_items(paths: Paths, record: Record) -> dict[str, str]:
+    """The firmware items of a VM: name and file."""
+    return {RUN_ITEM: run_path(paths, record)} if is_container(record) else {}
+
+
+def status_path(paths: Paths, record: Record) -> str:
+    return os.path.join(paths.vm_log(record["id"]), STATUS_FILE)
+
+
+def make_status(paths: Paths, record: Record) -> str | None:
+    """The file for the guest's last word, with a byte in it: so it has room when the log directory is full."""
+    if not is_container(record):
+        return None
+    path = status_path(paths, record)
+    remove_file(path)
+    with os.fdopen(os.open(path, FLAGS, 0o600), "wb") as stream:
+        os.fchown(stream.fileno(), record["uid"], record["uid"])
+        stream.write(b"\n")
+    return path
+
+
+def exit_code(paths: Paths, record: Record) -> int | None:
+    """How the command of a VM that does not run any more ended; ``None`` if nobody knows."""
+    if not is_container(record):
+        return None
+    with contextlib.suppress(OSError):
+        fd = os.open(status_path(paths, record), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            found = EXIT_RE.match(os.pread(fd, 64, 0)) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+        finally:
+            os.close(fd)
+        if found and int(found.group(1)) < 256:
+            return int(found.group(1))
+    return None
+
+
+def outcome(paths: Paths, record: Record) -> Record:
+    """Fields of a VM whose process has been found gone: how its command ended, if it did."""
+    code = exit_code(paths, record)
+    return {} if code is None else {"exit_code": code, "reason": f"exited with code {code}"}

@@ -1,0 +1,408 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Images that bring no kernel: container images as microVMs, on the default kernel, which the role host installs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import socket
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.cocoon.microvm.tests.integration.support import containers, images
+from ansible_collections.cocoon.microvm.tests.integration.support.lab import address
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
+from ansible_collections.cocoon.microvm.tests.integration.support.networking import inside
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Result
+
+KERNEL = "cocoon/kernel"
+SMALL = {"cpu": 1, "memory": "128M", "storage": "128M", "accel": "tcg"}
+BOOT = 120.0
+NAME_SERVERS = ["10.94.0.53", "10.94.0.54"]
+Record = dict[str, Any]
+
+
+class Containers:
+    """A store with the default kernel and a network, and VMs of container images in it."""
+
+    def __init__(self, netns: Netns, store: Mapping[str, str], module: Modules, folder: Path) -> None:
+        self.netns, self.store, self.module, self.folder = netns, store, module, folder
+
+    def image(self, name: str, layout: Path) -> Record:
+        return dict(self.module("cocoon_image", name=name, source=str(layout))["image"])
+
+    def busybox(self, name: str, script: str, files: Mapping[str, Any] | None = None, **config: Any) -> Record:
+        """An image with nothing but a busybox and *files*, which runs *script*."""
+        config = {"Entrypoint": ["/bin/sh", "-c", script], "Env": ["PATH=/bin"], **config}
+        return self.image(name, containers.layout(self.folder / name, [containers.busybox_layer(files)], **config))
+
+    def vm(self, name: str, /, *, ok: bool | None = True, **options: Any) -> Result:
+        given = {"image": name, **SMALL, **options} if options.get("state") != "absent" else options
+        return self.module("cocoon_vm", ok=ok, name=name, **given)
+
+    def serving(self, name: str, port: int, **options: Any) -> Record:
+        """A running VM whose port answers."""
+        wait = {"wait_for": "port", "wait_port": port, "timeout": int(BOOT)}
+        return dict(self.vm(name, state="started", network="lab", **wait, **options)["vm"])
+
+    def find(self, name: str) -> Record:
+        return dict(self.module("cocoon_vm_info", names=[name])["vms"][0])
+
+    def ended(self, name: str, **options: Any) -> tuple[Record, str]:
+        """A VM that has been started and has gone off by itself, and what was on its console."""
+        self.vm(name, state="started", **options)
+        deadline = time.monotonic() + BOOT
+        while (record := self.find(name))["state"] == "running":
+            assert time.monotonic() < deadline, self.console(record)[-2000:]
+            time.sleep(0.2)
+        return record, self.console(record)
+
+    def stopped(self, name: str) -> Record:
+        """A VM that the power button has ended in time, with its file systems clean."""
+        result = self.vm(name, state="stopped", image=None)
+        record = dict(result["vm"])
+        assert record["state"] == "stopped" and record["reason"] != "powered off", record["reason"]
+        self.clean(record)
+        return record
+
+    def clean(self, record: Record) -> None:
+        """Whether the system disk needs no recovery."""
+        header = command("dumpe2fs", "-h", self.path("root", "vms", record["id"], "cow.raw"))
+        assert "needs_recovery" not in header and re.search(r"state:\s+clean", header), header
+
+    def path(self, kind: str, *parts: str) -> Path:
+        return Path(self.store[f"{kind}_dir"], *parts)
+
+    def console(self, record: Record) -> str:
+        return self.path("log", record["id"], "console.log").read_text(errors="replace").replace("\r", "")
+
+    def remove_everything(self) -> None:
+        names = [vm["config"]["name"] for vm in self.module("cocoon_vm_info")["vms"]]
+        absent = [{"name": name, "state": "absent", "force": True} for name in names]
+        if absent:
+            self.module("cocoon_vms", vms=absent)
+        for image in self.module("cocoon_image_info")["images"]:
+            self.module("cocoon_image", name=image["id"], state="absent")
+        for network in self.module("cocoon_network_info")["networks"]:
+            self.module("cocoon_network", name=network["name"], state="absent")
+
+
+@pytest.fixture(scope="module", name="kernel")
+def fixture_kernel(scratch: Path) -> Path:
+    """The tar with the default kernel and initramfs, as the role host builds it."""
+    return images.built("kernel", scratch)
+
+
+@pytest.fixture(scope="module", name="lab")
+def fixture_lab(
+    make_netns: Callable[[], Netns],
+    make_store: Callable[[], dict[str, str]],
+    modules: Callable[..., Modules],
+    kernel: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Containers]:
+    netns, store = make_netns(), make_store()
+    lab = Containers(netns, store, modules(netns, store), tmp_path_factory.mktemp("containers"))
+    try:
+        lab.module("cocoon_image", name=KERNEL, source=str(kernel))
+        lab.module("cocoon_network", name="lab", subnet="10.94.0.0/24", nat=False, dns=NAME_SERVERS)
+        yield lab
+    finally:
+        lab.remove_everything()
+
+
+@contextlib.contextmanager
+def connected(lab: Containers, vm: Record, port: int) -> Iterator[socket.socket]:
+    """A connection to a guest."""
+    sock = inside(lab.netns, socket.socket, socket.AF_INET, socket.SOCK_STREAM)
+    with sock:
+        sock.settimeout(30)
+        sock.connect((address(vm), port))
+        yield sock
+
+
+def ask(lab: Containers, vm: Record, port: int, question: bytes, size: int = 65536) -> bytes:
+    """Send something, and give the beginning of the answer."""
+    with connected(lab, vm, port) as sock:
+        sock.sendall(question)
+        return sock.recv(size)
+
+
+def test_nginx_serves(lab: Containers) -> None:
+    """By its command and stop signal, its logs on the console; it ends with the power button."""
+    lab.image("nginx", containers.nginx(lab.folder / "nginx"))
+    result = lab.vm(
+        "nginx", state="started", network="lab", wait_for="port", wait_port=80, timeout=int(BOOT), memory="96M"
+    )
+    vm = result["vm"]
+    print(f"nginx serves {result['boot_seconds']} s after the start")
+    with connected(lab, vm, 80) as sock:
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b"".join(iter(lambda: sock.recv(4096), b"")).endswith(b"it serves\n")
+    found = lab.find("nginx")
+    assert (found["state"], found["exit_code"]) == ("running", None)
+    assert '"GET / HTTP/1.0" 200' in lab.console(vm)
+    began = time.monotonic()
+    stopped = lab.stopped("nginx")
+    assert time.monotonic() - began < 20
+    assert (stopped["exit_code"], stopped["reason"]) == (0, "exited with code 0")
+    assert "signal 3 (SIGQUIT) received" in lab.console(stopped)
+    assert lab.find("nginx")["exit_code"] == 0
+
+
+def test_redis_keeps_its_data(lab: Containers) -> None:
+    """As a user of its own, in a working directory that is that user's; over a stop and a start."""
+    lab.image("redis", containers.redis(lab.folder / "redis"))
+    vm = lab.serving("redis", 6379)
+    assert ask(lab, vm, 6379, b"PING\r\n") == b"+PONG\r\n"
+    assert ask(lab, vm, 6379, b"CONFIG GET dir\r\n").endswith(b"/data\r\n")
+    assert ask(lab, vm, 6379, b"SET kept yes\r\n") == b"+OK\r\n"
+    assert lab.stopped("redis")["exit_code"] == 0
+    vm = lab.serving("redis", 6379)
+    assert ask(lab, vm, 6379, b"GET kept\r\n") == b"$3\r\nyes\r\n"
+    lab.vm("redis", state="absent", force=True)
+
+
+USERS = {
+    "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\n",
+    "etc/group": b"root:x:0:\napps:x:1001:\nextra:x:77:x,app\nother:x:78:root\n",
+}
+WORDS = ["a\nb", "", "--x=*", "Áü€\x01\\n '\"", "$(poweroff)"]
+TELL = """
+for word in "$@"; do printf '<%s>\\n' "$word"; done
+busybox id; pwd; busybox env; echo "group $(busybox id -G)"; ulimit -n; echo to > /dev/stdout; echo err > /dev/stderr
+busybox cat /etc/hosts /etc/resolv.conf /etc/hostname; busybox hostname
+busybox mount | busybox grep /mnt/; busybox head -c 4 /mnt/data1/note; : > /tmp/here && echo can write
+"""
+
+
+def test_the_command_gets_what_the_image_says(lab: Containers) -> None:
+    """Words of any content, environment, user with all groups, working directory, name, name servers, data disk."""
+    config = {
+        "Entrypoint": ["sh", "-c", TELL + "exit 3", "sh"],
+        "Cmd": WORDS,
+        "Env": ["X=a b\nc", "EMPTY=", "PATH=/nowhere:/bin"],
+        "User": "app",
+        "WorkingDir": "/srv/some where",
+    }
+    files = {**USERS, "etc/resolv.conf": "/run/systemd/resolve/stub-resolv.conf"}
+    lab.busybox("tell", "", files, **config)
+    record, text = lab.ended("tell", network="lab", data_disks=[{"name": "data1", "size": "32M"}])
+    for word in WORDS:
+        assert f"<{word}>\n" in text
+    assert "uid=1000(app) gid=1001(apps) groups=77(extra),1001(apps)\n/srv/some where\n" in text
+    assert "X=a b\nc\n" in text and "EMPTY=\n" in text and "HOME=/home/app\n" in text and "HOSTNAME=tell\n" in text
+    assert "1048576\nto\nerr\n" in text
+    assert "127.0.0.1 localhost\n" in text and "127.0.1.1 tell\n" in text
+    assert "".join(f"nameserver {server}\n" for server in NAME_SERVERS) + "tell\ntell\n" in text
+    assert re.search(r"/dev/vd\w on /mnt/data1 type ext4", text) and "can write" in text
+    assert "cocoon: exit 3\n" in text
+    assert (record["state"], record["exit_code"], record["reason"]) == ("stopped", 3, "exited with code 3")
+    lab.clean(record)
+    # What info found is written down by the next run that has something to do.
+    assert lab.stopped("tell")["exit_code"] == 3
+    assert not lab.vm("tell", state="stopped").changed
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "code", "words"),
+    [
+        ("killed", {"Entrypoint": ["/bin/sh", "-c", "kill -9 $$"]}, 137, ""),
+        ("nothing", {"Entrypoint": ["not-there"]}, 127, "not-there: there is no such program in the image"),
+        ("nobody", {"User": "nobody"}, 126, "the image has no user 'nobody'"),
+        ("numbers", {"Entrypoint": ["sh", "-c", "exit $(busybox id -u)"], "User": "7:8"}, 7, ""),
+    ],
+)
+def test_how_a_command_ends(lab: Containers, name: str, config: Record, code: int, words: str) -> None:
+    """Without any NIC, and with no more than a shell in the image."""
+    lab.busybox(name, "exit 0", **config)
+    record, text = lab.ended(name)
+    assert record["exit_code"] == code, text
+    assert words in text and f"cocoon: exit {code}\n" in text
+    lab.clean(record)
+    lab.vm(name, state="absent", force=True)
+
+
+def test_orphans_are_taken_in(lab: Containers) -> None:
+    """Processes whose parents have gone leave no zombie; a child's signals do not end the machine."""
+    script = """
+        for turn in 1 2 3 4 5 6 7 8; do (busybox true & busybox sleep 0.2 &) ; done
+        trap 'echo got hup' HUP; kill -HUP 1; busybox sleep 1
+        echo zombies $(busybox grep -l '^State:.Z' /proc/[0-9]*/status 2>&- | busybox wc -l)
+        while :; do busybox sleep 1; done
+    """
+    lab.busybox("orphans", script)
+    lab.vm("orphans", state="started", wait_for="console", wait_pattern="zombies 0", timeout=int(BOOT))
+    text = lab.console(lab.find("orphans"))
+    assert "got hup\n" in text
+    lab.vm("orphans", state="absent", force=True)
+
+
+def test_the_power_button_does_not_wait_for_ever(lab: Containers) -> None:
+    """A command that ignores it is killed in time for clean file systems; so is what it leaves."""
+    script = "trap '' TERM; (trap '' TERM; while :; do busybox sleep 1; done) & while :; do busybox sleep 1; done"
+    lab.busybox("deaf", script)
+    lab.vm("deaf", state="started", kernel_args="cocoon.grace=2", wait_for="console", timeout=int(BOOT))
+    assert lab.stopped("deaf")["exit_code"] == 137
+
+
+def test_an_exit_code_gets_past_a_full_log(lab: Containers) -> None:
+    """The console's log holds no more than a megabyte, and a container prints to it."""
+    lab.busybox("chatty", "busybox head -c 1200000 /dev/zero | busybox tr '\\0' x; exit 5")
+    record, text = lab.ended("chatty")
+    assert "cocoon: exit" not in text
+    assert record["exit_code"] == 5
+
+
+def test_an_image_with_an_init_of_its_own(lab: Containers) -> None:
+    """It is process 1, with /run in memory, and is told of the power button."""
+    inittab = (
+        "::sysinit:/bin/sh -c 'echo init is $(busybox readlink /proc/1/exe); busybox grep \" /run \" /proc/mounts'\n"
+    )
+    inittab += "::respawn:/bin/busybox httpd -f -p 80\n::shutdown:/bin/busybox echo init ends\n"
+    files = {"sbin/init": "/bin/busybox", "sbin/poweroff": "/bin/busybox", "etc/inittab": inittab.encode()}
+    lab.busybox("init", "", files, Entrypoint=None, Cmd=["/sbin/init"])
+    vm = lab.serving("init", 80)
+    text = lab.console(vm)
+    assert "init is /bin/busybox\n" in text and "tmpfs /run tmpfs" in text
+    result = lab.vm("init", state="stopped")
+    assert result["vm"]["reason"] == "shut down" and result["vm"]["exit_code"] is None
+    assert "init ends" in lab.console(vm)
+    lab.vm("init", state="absent", force=True)
+
+
+def test_an_image_with_nothing_to_run(lab: Containers) -> None:
+    lab.busybox("empty", "", Entrypoint=None)
+    record, text = lab.ended("empty")
+    assert "cocoon: boot failed: the image has no command and no init\n" in text
+    assert record["exit_code"] is None
+
+
+def test_a_data_disk_that_comes_later(lab: Containers) -> None:
+    """The command sees it mounted, larger when it grows, and gone when it is detached."""
+    script = """
+        before=
+        while :; do
+            now=$(busybox df -k /mnt/late 2>&- | busybox awk '$6 == "/mnt/late" { print int($2 / 1024) "M" }')
+            [ "$now" = "$before" ] || echo "late is <$now>"
+            before=$now
+            busybox usleep 100000
+        done
+    """
+    lab.busybox("disks", script)
+    waits: Record = {"wait_for": "console", "state": "started", "timeout": int(BOOT)}
+    vm = lab.vm("disks", **waits)["vm"]
+    lab.vm("disks", data_disks=[{"name": "late", "size": "32M"}])
+    lab.vm("disks", wait_pattern="late is <2[0-9]M>", **waits)
+    lab.vm("disks", data_disks=[{"name": "late", "size": "64M"}])
+    lab.vm("disks", wait_pattern="late is <[4-6][0-9]M>", **waits)
+    lab.vm("disks", data_disks=[])
+    lab.vm("disks", wait_pattern="late is <>", **waits)
+    assert lab.find("disks")["pid"] == vm["pid"]
+    lab.vm("disks", state="absent", force=True)
+
+
+def test_clones_are_told_who_they_are(lab: Containers) -> None:
+    """A clone of a running container serves from its own address, under its own name."""
+    lab.busybox("warm", "exec busybox nc -ll -p 80 -e /bin/busybox hostname")
+    lab.serving("warm", 80)
+    lab.module("cocoon_snapshot", name="warm", vm="warm")
+    try:
+        clone = lab.module("cocoon_vm", name="clone1", snapshot="warm", state="started", timeout=int(BOOT))["vm"]
+        assert ask(lab, clone, 80, b"") == b"clone1\n"
+        assert clone["exit_code"] is None
+        assert lab.stopped("clone1")["exit_code"] == 143
+    finally:
+        for name in ("clone1", "warm"):
+            lab.vm(name, state="absent", force=True)
+        lab.module("cocoon_snapshot", name="warm", state="absent")
+
+
+def test_a_prune_leaves_the_default_kernel(lab: Containers) -> None:
+    removed = lab.module("cocoon_image_prune", check=True)["images"]
+    assert removed and KERNEL not in [name for image in removed for name in image["names"]]
+
+
+def test_without_a_default_kernel(
+    make_store: Callable[[], dict[str, str]], modules: Callable[..., Modules], lab: Containers
+) -> None:
+    """The image is taken all the same; a VM of it is refused, with what to do."""
+    module = modules(lab.netns, make_store())
+    image = module("cocoon_image", name="app", source=str(lab.folder / "empty"))["image"]
+    assert image["boot"] is None and image["config"]["env"] == ["PATH=/bin"]
+    for check in (True, False):
+        failure = module("cocoon_vm", ok=False, check=check, name="app", image="app", state="started", **SMALL)
+        assert re.search(r"image 'app' brings no kernel.*Run the role cocoon\.microvm\.host", failure["msg"])
+    assert module("cocoon_vm_info")["vms"] == []
+    (row,) = [row for row in module("cocoon_host_info")["checks"] if row["name"] == "default kernel"]
+    assert row["status"] == "WARN"
+    module("cocoon_image", name="app", state="absent")
+
+
+def test_a_new_kernel_is_for_the_next_start(lab: Containers, kernel: Path) -> None:
+    """A running VM has the old one still; a VM that finds none any more says so, and can be started later."""
+    lab.busybox("steady", "while :; do busybox sleep 1; done")
+    first = lab.vm("steady", state="started", wait_for="console", timeout=int(BOOT))["vm"]["boot_config"]
+    newer = lab.folder / "newer.tar"
+    with tarfile.open(kernel) as old, tarfile.open(newer, "w") as new:
+        for member in old:
+            stream = old.extractfile(member) if member.isreg() else None
+            content = stream.read() + bytes(512) if stream and "initrd" in member.name else None
+            if content:
+                member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
+            else:
+                new.addfile(member, stream)
+    assert lab.module("cocoon_image", name=KERNEL, source=str(newer)).changed
+    assert not lab.vm("steady", state="started").changed
+    assert lab.find("steady")["boot_config"] == first
+    lab.vm("steady", state="stopped", force=True)
+    lab.module("cocoon_image", name=KERNEL, state="absent")
+    failure = lab.vm("steady", state="started", ok=False)
+    assert "no default kernel" in failure["msg"] and lab.find("steady")["state"] == "error"
+    lab.module("cocoon_image", name=KERNEL, source=str(newer))
+    again = lab.vm("steady", state="started", wait_for="console", timeout=int(BOOT))["vm"]
+    assert again["boot_config"]["initrd_path"] != first["initrd_path"]
+    lab.vm("steady", state="absent", force=True)
+    lab.module("cocoon_image", name=KERNEL, source=str(kernel))
+
+
+def test_the_role_host_installs_the_kernel_once(
+    make_netns: Callable[[], Netns],
+    make_store: Callable[[], dict[str, str]],
+    modules: Callable[..., Modules],
+    scratch: Path,
+) -> None:
+    """From packages that have been fetched, without a network; check mode and a second run change nothing."""
+    netns, store = make_netns(), make_store()
+    module = modules(netns, store)
+    playbooks = Playbooks(netns, scratch, {f"cocoon_{name}": path for name, path in store.items()})
+    play = [{"hosts": "all", "gather_facts": False, "roles": ["cocoon.microvm.host"]}]
+    variables = {
+        "cocoon_kernel": True,
+        "cocoon_owner": "tests",
+        "host_kernel_file": str(scratch / "kernel" / "kernel.tar"),
+        "image_cache_dir": str(images.CACHE),
+    }
+    planned = playbooks(play, variables=variables, check=True)
+    assert planned.total("changed") == 1 and not Path(store["root_dir"]).exists(), planned.output
+    first = playbooks(play, variables=variables)
+    assert re.search(
+        r"default kernel +PASS", str(first.result("cocoon.microvm.host : Show what the doctor says")["msg"])
+    )
+    found = module("cocoon_host_info")["host"]["default_kernel"]
+    image = module("cocoon_image_info")["images"][0]
+    assert (image["name"], image["id"], image["owner"]) == (KERNEL, found["id"], "tests")
+    again = playbooks(play, variables=variables)
+    assert again.total("changed") == 0, again.output
+    ran = [task["task"] for task in again.tasks if task["outcome"] != "skipped"]
+    assert not [task for task in ran if task.startswith("cocoon.microvm.image")] and len(ran) < 6, ran
+    module("cocoon_image", name=KERNEL, state="absent")

@@ -1,0 +1,182 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a cloud image is told at its first boot."""
+
+from __future__ import annotations
+
+import email
+import json
+import shutil
+import subprocess
+import typing as t
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
+
+RECORD: dict[str, t.Any] = {
+    "id": "a" * 26,
+    "image_type": "cloudimg",
+    "config": {"name": "web1", "windows": False},
+    "uid": 0,
+    "network_configs": [
+        {"mac": "02:00:00:00:00:01", "network": {"ip": "10.1.0.2", "gateway": "10.1.0.1", "prefix": 24}, "mtu": 1400},
+        {"mac": "02:00:00:00:00:02", "network": {"ip": "10.2.0.2", "gateway": "", "prefix": 16}, "dns": ["192.0.2.1"]},
+        {"mac": "02:00:00:00:00:03", "network": {"ip": "10.3.0.2", "prefix": 24}, "dns": []},
+        {"mac": "02:00:00:00:00:04"},
+    ],
+    "data_disks": [
+        {"name": "db", "size": 1 << 30, "fstype": "ext4"},
+        {"name": "blank", "size": 1 << 30, "fstype": "none"},
+    ],
+}
+
+
+def test_network_by_mac() -> None:
+    found = cidata.network_config(RECORD)
+    assert found["version"] == 2
+    nics = found["ethernets"]
+    assert [nics[name]["match"]["macaddress"][-1] for name in ("eth0", "eth1", "eth2", "eth3")] == list("1234")
+    assert nics["eth0"] == {
+        "match": {"macaddress": "02:00:00:00:00:01"},
+        "set-name": "eth0",
+        "mtu": 1400,
+        "addresses": ["10.1.0.2/24"],
+        "routes": [{"to": "0.0.0.0/0", "via": "10.1.0.1"}],
+        "nameservers": {"addresses": ["8.8.8.8", "1.1.1.1"]},
+    }
+    assert "routes" not in nics["eth1"] and nics["eth1"]["nameservers"] == {"addresses": ["192.0.2.1"]}
+    assert "nameservers" not in nics["eth2"]
+    assert nics["eth3"]["dhcp4"] is True and "addresses" not in nics["eth3"]
+
+
+def test_names() -> None:
+    assert cidata.meta_data(RECORD) == {"instance-id": "a" * 26, "local-hostname": "web1"}
+
+
+@pytest.mark.parametrize(
+    ("seed", "user"),
+    [
+        (
+            {"ssh_keys": ["ssh-ed25519 A"]},
+            {"name": "root", "lock_passwd": True, "ssh_authorized_keys": ["ssh-ed25519 A"]},
+        ),
+        ({"password": "$6$x"}, {"name": "root", "lock_passwd": False, "hashed_passwd": "$6$x"}),
+        (
+            {"user": "me", "password": "$6$x"},
+            {
+                "name": "me",
+                "lock_passwd": False,
+                "hashed_passwd": "$6$x",
+                "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                "shell": "/bin/bash",
+            },
+        ),
+    ],
+)
+def test_accounts(seed: dict[str, t.Any], user: dict[str, t.Any]) -> None:
+    found = cidata.cloud_config(RECORD, seed)
+    assert found["users"] == [user]
+    assert found.get("disable_root") is (False if user["name"] == "root" else None)
+    assert found.get("ssh_pwauth") is (True if "password" in seed else None)
+
+
+def test_nobody_without_login_data() -> None:
+    assert cidata.cloud_config(RECORD, {})["users"] == []
+    assert "users" not in cidata.cloud_config(RECORD, {"user_data": "#cloud-config\n"})
+
+
+def test_data_disks_with_a_file_system_are_mounted() -> None:
+    (mount,) = cidata.cloud_config(RECORD, {})["mounts"]
+    assert mount[:3] == ["/dev/disk/by-id/virtio-db", "/mnt/db", "ext4"]
+    assert "nofail" in mount[3]
+
+
+def test_both_kinds_of_user_data() -> None:
+    alone = cidata.user_data(RECORD, {"user": "me"}).decode()
+    assert alone.startswith("#cloud-config\n")
+    assert json.loads(alone.partition("\n")[2])["users"][0]["name"] == "me"
+    given = "#cloud-config\nhostname: größer\n"
+    message = email.message_from_bytes(cidata.user_data(RECORD, {"user": "me", "user_data": given}))
+    assert message.get_content_type() == "multipart/mixed"
+    theirs, ours = message.get_payload()
+    assert theirs.get_payload(decode=True).decode() == given
+    assert ours.get_content_type() == "text/cloud-config" and ours["Merge-Type"] == cidata.MERGE
+    text = ours.get_payload(decode=True).decode()
+    assert json.loads(text.partition("\n")[2])["users"][0]["name"] == "me"
+
+
+@pytest.mark.skipif(not shutil.which("mformat"), reason="needs mtools")
+def test_the_volume(tmp_path: t.Any) -> None:
+    path = tmp_path / "cidata.img"
+    files = {"meta-data": b"{}\n", "user-data": b"x" * 3_000_000, "network-config": b"net"}
+    import os
+
+    if os.geteuid():
+        pytest.skip("needs root: it gives the file away")
+    _disks.create_volume(str(path), "CIDATA", files, os.getuid())
+    assert path.stat().st_mode & 0o777 == 0o400 and path.stat().st_size < 6 << 20
+    for name, data in files.items():
+        assert subprocess.run(["mtype", "-i", path, f"::{name}"], capture_output=True, check=True).stdout == data
+    assert b"CIDATA" in subprocess.run(["mlabel", "-s", "-i", path, "::"], capture_output=True, check=True).stdout
+
+
+def test_from_seed_to_shutdown(tmp_path: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = Paths(str(tmp_path))
+    folder = tmp_path / "vms" / RECORD["id"]
+    folder.mkdir(parents=True)
+    made: list[dict[str, bytes]] = []
+
+    def create(path: str, label: str, files: dict[str, bytes], uid: int) -> None:
+        made.append(files)
+        (folder / "cidata.img").write_text(label)
+
+    monkeypatch.setattr(_disks, "create_volume", create)
+    record = dict(RECORD)
+    cidata.prepare(paths, record)
+    assert not made and cidata.storage_config(paths, record) is None
+    cidata.write_seed(paths, record, {"user": "me"})
+    assert (folder / "cidata.json").stat().st_mode & 0o777 == 0o400
+    for count in (1, 2):  # at each start until the guest shuts down
+        cidata.prepare(paths, record)
+        assert len(made) == count
+    assert cidata.storage_config(paths, record) == {
+        "path": str(folder / "cidata.img"),
+        "ro": True,
+        "serial": "cocoon-cidata",
+    }
+    cidata.settle(paths, record)
+    assert (folder / "cidata.json").read_text() == "{}" and not (folder / "cidata.img").exists()
+    cidata.prepare(paths, record)  # a later boot: the same instance, and nothing that was given
+    assert made[-1]["meta-data"] == made[0]["meta-data"] and b'"me"' in made[0]["user-data"]
+    assert b'"me"' not in made[-1]["user-data"]
+    cidata.forget(paths, record)
+    assert list(folder.iterdir()) == []
+    cidata.expect_boot(paths, record, resumes=True)
+    cidata.settle(paths, record)  # it went on from its snapshot and shut down: its own first boot is still to come
+    assert [path.name for path in folder.iterdir()] == ["cidata.json"]
+    cidata.prepare(paths, record)
+    cidata.settle(paths, record)
+    assert [path.name for path in folder.iterdir()] == ["cidata.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["#cloud-config\n", "#!/bin/sh", "## template: jinja\n#cloud-config", "Content-Type: x"]
+)
+def test_user_data_is_taken(text: str) -> None:
+    found = normalise({"name": "a", "user_data": text})["user_data"]
+    assert found == text and text not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "packages: [secret]", {"secret": []}, "#cloud-config\0secret", "#!" + "x" * (1 << 20)]
+)
+def test_user_data_is_refused(text: t.Any) -> None:
+    with pytest.raises(InputError) as caught:
+        normalise({"name": "a", "user_data": text})
+    assert caught.value.option == "user_data" and "secret" not in str(caught.value)

@@ -63,6 +63,14 @@ memory:
   description:
     - Memory, such as V(512M) or V(2G), or bytes; V(1G) where omitted at creation.
   type: str
+memory_backing:
+  description:
+    - Where the file of the guest's memory is while the VM runs.
+    - V(ram), also where omitted at creation, is a tmpfs. V(disk) is the VM's directory. On a file system with reflinks
+      (XFS, btrfs) snapshots of such a VM pause its guest the shortest, at the price of memory that is written back to
+      the disk all the time.
+  type: str
+  choices: [ram, disk]
 storage:
   description:
     - Size of the system disk, such as V(20G); V(10G) where omitted at creation. It can grow, never shrink.
@@ -145,7 +153,7 @@ kernel_args:
 user:
   description:
     - Login user to be made at the first boot; V(root) where O(ssh_keys) or O(password) are given without it.
-    - Login options apply at creation only and need an image that takes them.
+    - Login options apply at creation only and need an image that takes them. Disk images do by cloud-init.
   type: str
 password:
   description:
@@ -157,6 +165,21 @@ ssh_keys:
     - Public keys that may log in as O(user).
   type: list
   elements: str
+user_data:
+  description:
+    - For cloud images, what cloud-init is to do besides, at the first boot. Its first line says what it is, such as
+      C(#cloud-config) or C(#!/bin/sh).
+    - It goes beside what is made of the other options. In a C(#cloud-config), lists such as C(users) and C(mounts) are
+      joined with those, mappings are merged, and of plain values the ones given here apply.
+    - Without O(user), O(password) and O(ssh_keys), accounts are left to it.
+  type: str
+firmware:
+  description:
+    - What boots a disk image, UEFI or BIOS.
+    - Where omitted at creation, V(uefi) if the disk has an EFI system partition and the host has OVMF, and V(bios)
+      otherwise. The choice is recorded.
+  type: str
+  choices: [uefi, bios]
 labels:
   description:
     - Labels of your own. The dictionary is complete.

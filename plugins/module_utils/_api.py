@@ -62,7 +62,7 @@ def converge_vms(
         definitions += _pruned(run.store, definitions, params)
     batch = [Item(definition) for definition in definitions]
     converge(run, batch, check)
-    return [_result(item, check) for item in batch]
+    return [_result(item, check, run.store.paths) for item in batch]
 
 
 def open_run(params: t.Mapping[str, t.Any], check: bool, mark: t.Callable[[str], None] | None = None) -> Run:
@@ -95,7 +95,7 @@ def all_records(store: Store) -> list[Record]:
     return records
 
 
-def _result(item: Item, check: bool) -> Record:
+def _result(item: Item, check: bool, paths: Paths) -> Record:
     plan = item.plan
     actions = (plan.actions if plan else []) if check else item.done
     result: Record = {
@@ -104,7 +104,7 @@ def _result(item: Item, check: bool) -> Record:
         "actions": actions,
         "diff": plan.diff if plan else {"before": {}, "after": {}},
         "warnings": list(plan.warnings) if plan else [],
-        "vm": view(item.record),
+        "vm": view(item.record, paths),
     }
     if item.seconds is not None:
         result["boot_seconds"] = item.seconds
@@ -115,7 +115,8 @@ def _result(item: Item, check: bool) -> Record:
 
 def vm_info(params: t.Mapping[str, t.Any]) -> Record:
     """The VMs of a host, or those named, as they are now: ``vms``, and ``kept_disks`` of VMs that were removed."""
-    store = Store.load(Paths.from_params(params))
+    paths = Paths.from_params(params)
+    store = Store.load(paths)
     names, labels, owner = params.get("names"), params.get("labels") or {}, params.get("owner")
     records: list[Record] = []
     if store is not None and names:
@@ -129,7 +130,7 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
         and all((record.get("labels") or {}).get(key) == value for key, value in labels.items())
     ]
     return {
-        "vms": [shown for shown in map(view, chosen) if shown is not None],
+        "vms": [shown for shown in (view(record, paths) for record in chosen) if shown is not None],
         "kept_disks": [
             {
                 "name": record["config"]["name"],

@@ -55,6 +55,7 @@ def vm_resources() -> Spec:
         "snapshot": {"type": "str"},
         "cpu": {"type": "int"},
         "memory": {"type": "str"},
+        "memory_backing": {"type": "str", "choices": ["ram", "disk"]},
         "storage": {"type": "str"},
         "queue_size": {"type": "int"},
         "disk_queue_size": {"type": "int"},
@@ -70,6 +71,8 @@ def vm_resources() -> Spec:
         "user": {"type": "str"},
         "password": {"type": "str", "no_log": True},
         "ssh_keys": {"type": "list", "elements": "str", "no_log": True},
+        "user_data": {"type": "str", "no_log": True},
+        "firmware": {"type": "str", "choices": ["uefi", "bios"]},
         "labels": {"type": "dict"},
         "owner": {"type": "str"},
     }

@@ -32,6 +32,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 MKFS_EXT4 = ("mkfs.ext4", "-F", "-m", "0", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,discard")
 CHUNK = 1 << 20
 BLOCK = 4096
+FAT_CLUSTER = 32 << 10
 TEMPLATE_TIMEOUT = 60.0
 TOOL_PATIENCE = 60.0
 # A tool that works on a hostile file may use this much address space and processor time.
@@ -81,6 +82,31 @@ def create_data(path: str, size: int, fstype: str, uid: int) -> None:
         os.ftruncate(fd, size)
         if fstype == "ext4":
             run_tool([*MKFS_EXT4, temporary], package="e2fsprogs")
+
+
+def create_volume(path: str, label: str, files: t.Mapping[str, bytes], uid: int) -> None:
+    """A small FAT file system with *files* in it, which the VM's uid may read and nobody else.
+
+    :param label: of the file system, at most 11 characters.
+    :raises ToolError: mtools is not installed.
+    """
+    room = sum(len(data) + FAT_CLUSTER for data in files.values())
+    size = (room + 2 * CHUNK) // CHUNK * CHUNK
+    with _new_file(path, uid, 0o400) as (_fd, temporary):
+        # Contents go through pipes: they may be secret, and no other file ever has them.
+        run_tool(["mformat", "-i", temporary, "-C", "-T", str(size // 512), "-v", label, "::"], package="mtools")
+        for name, data in files.items():
+            run_tool(["mcopy", "-i", temporary, "-", f"::{name}"], stdin=data, package="mtools")
+
+
+def create_copy(source: str, path: str, uid: int) -> None:
+    """A file of the VM's own that begins as a copy of one of the host's, such as an empty variable store."""
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with _new_file(path, uid) as (target_fd, _temporary):
+            copy_data(fd, target_fd)
+    finally:
+        os.close(fd)
 
 
 def grow(path: str, size: int, fstype: str, uid: int, disk_format: str = "raw", gid: int | None = None) -> None:

@@ -29,7 +29,9 @@ TOOL_PACKAGES = (
     (("mkfs.ext4", "e2fsck", "resize2fs"), "system and data disks", "e2fsprogs", "e2fsprogs", FAIL),
     (("nft",), "NAT, published ports and isolation", "nftables", "nftables", FAIL),
     (("zstd",), "images that are compressed with it", "zstd", "zstd", WARN),
+    (("skopeo",), "images from registries", "skopeo", "skopeo", WARN),
     (("openssl",), "passwords of guests", "openssl", "openssl", WARN),
+    (("mformat", "mcopy"), "what cloud images are told at their first boot", "mtools", "mtools", WARN),
 )
 
 
@@ -84,6 +86,14 @@ def check_hypervisor(facts: Facts) -> Check:
     reasons = [f"{found['name']}: {found['reason']}" for found in facts.hypervisors if found["name"] == "qemu"]
     remedy = "Install qemu-system-x86 (RHEL family: qemu-kvm), or run the role cocoon.microvm.host."
     return check("hypervisor", FAIL, "; ".join(reasons) or "none", remedy)
+
+
+def check_uefi(facts: Facts) -> Check:
+    """Without it disk images boot by BIOS, if they can."""
+    found = any("uefi" in hypervisor.get("firmware", ()) for hypervisor in facts.hypervisors)
+    detail = "installed" if found else "not installed; disks that boot by UEFI alone do not boot"
+    remedy = "Install ovmf (RHEL family: edk2-ovmf), or run the role cocoon.microvm.host."
+    return check("uefi", PASS if found else WARN, detail, remedy)
 
 
 def check_kvm(facts: Facts) -> Check:
@@ -171,6 +181,14 @@ def check_store(facts: Facts) -> Check:
     return check("store", PASS, f"layout {store['layout']}, {counts}")
 
 
+def check_default_kernel(facts: Facts) -> Check:
+    """Only container images need it."""
+    found = facts.default_kernel
+    detail = f"of {found['updated_at'][:10]}" if found else "not there; images without a kernel do not boot"
+    remedy = "Run the role cocoon.microvm.host, if you want VMs of container images."
+    return check("default kernel", PASS if found else WARN, detail, remedy)
+
+
 def check_uids(facts: Facts) -> Check:
     if not facts.uid_overlaps:
         return check("uids", PASS, "no other range meets the store's")
@@ -187,6 +205,7 @@ def examine(facts: Facts) -> list[Check]:
         *check_libraries(facts),
         check_hypervisor(facts),
         check_kvm(facts),
+        check_uefi(facts),
         *check_tools(facts),
         check_nftables(facts),
         check_forwarding(facts),
@@ -197,4 +216,5 @@ def examine(facts: Facts) -> list[Check]:
         check_systemd(facts),
         check_uids(facts),
         check_store(facts),
+        check_default_kernel(facts),
     ]

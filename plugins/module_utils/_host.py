@@ -29,7 +29,10 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "resize2fs": (),
     "nft": ("--version",),
     "zstd": ("--version",),
+    "skopeo": ("--version",),
     "openssl": ("version",),
+    "mformat": ("--version",),
+    "mcopy": (),
 }
 # Import name and the name under which it is distributed.
 LIBRARIES = {"pyroute2": "pyroute2", "jsonschema": "jsonschema", "requests_unixsocket": "requests-unixsocket"}
@@ -48,6 +51,7 @@ class Facts:
     :param closed: by option, the first directory on the way to it that other users cannot pass.
     :param forward_drops: chains of others that drop forwarded packets by policy.
     :param nft_error: why nft could not list chains, if so.
+    :param default_kernel: the image with the kernel for images that bring none.
     :param uid_overlaps: lines of the subordinate id files that meet the store's uid range.
     """
 
@@ -68,6 +72,7 @@ class Facts:
     systemd: bool
     store: Record
     uid_overlaps: list[str]
+    default_kernel: Record | None = None
 
 
 def gather(paths: Paths) -> Facts:
@@ -93,6 +98,7 @@ def gather(paths: Paths) -> Facts:
         systemd=os.path.isdir("/run/systemd/system"),
         store=store,
         uid_overlaps=_uid_overlaps(document),
+        default_kernel=_default_kernel(document),
     )
 
 
@@ -182,6 +188,7 @@ def _hypervisor(name: str, paths: Paths) -> Record:
             "available": False,
             "reason": str(exc),
             "accels": (),
+            "firmware": (),
         }
 
 
@@ -290,6 +297,13 @@ def _count(directory: str) -> int:
         return sum(not name.endswith(".tmp") for name in os.listdir(directory))
     except FileNotFoundError:
         return 0
+
+
+def _default_kernel(store: Store | None) -> Record | None:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
+
+    record = kernel.find(store) if store else None
+    return {key: record[key] for key in ("id", "owner", "labels", "updated_at")} if record else None
 
 
 def _uid_overlaps(store: Store | None) -> list[str]:

@@ -109,6 +109,11 @@ host:
       type: dict
       returned: success
       sample: {pyroute2: 0.7.2, jsonschema: 4.10.3, requests_unixsocket: null}
+    default_kernel:
+      description: The image with the kernel for images that bring none; V(null) if there is none.
+      type: dict
+      returned: success
+      sample: {id: "sha256:6b7c…", owner: k3tq…, labels: {recipe: 0f3c…}, updated_at: "2026-11-23T10:00:00Z"}
     hypervisors:
       description: What there is of each hypervisor, with the reason where it is not available.
       type: list
@@ -121,6 +126,7 @@ host:
           available: true
           reason: null
           accels: [tcg]
+          firmware: [uefi, bios]
     kvm:
       description: Whether KVM is usable, and why not.
       type: dict

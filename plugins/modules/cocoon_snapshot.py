@@ -67,6 +67,15 @@ options:
     description:
       - The archive of O(state=exported) and O(state=imported), a file on the target.
     type: path
+  local_path:
+    description:
+      - The archive of O(state=exported) and O(state=imported) as a file on the controller, instead of O(path). It is
+        fetched from, or copied to, the target by the action of this module.
+    type: path
+  progress_file:
+    description:
+      - Where to write how far an export or import has got. The action of this module sets it, and shows what is there.
+    type: path
   compression:
     description:
       - How to pack with O(state=exported). Archives with V(gzip) and V(none) are read by the Go engine, too.
@@ -127,6 +136,12 @@ EXAMPLES = r"""
     state: exported
     path: /srv/export/warm.tar.zst
     compression: zstd
+
+- name: Into a file on the controller
+  cocoon.microvm.cocoon_snapshot:
+    name: warm
+    state: exported
+    local_path: ~/snapshots/warm.tar.gz
 
 - name: Out of it, on another host
   cocoon.microvm.cocoon_snapshot:
@@ -232,6 +247,8 @@ OPTIONS = {
     "keep": {"type": "int"},
     "max_age": {"type": "str"},
     "path": {"type": "path"},
+    "local_path": {"type": "path"},
+    "progress_file": {"type": "path"},
     "compression": {"type": "str", "choices": ["gzip", "none", "zstd"], "default": "gzip"},
     "checksum": {"type": "str"},
     "force": {"type": "bool"},
@@ -241,7 +258,7 @@ OPTIONS = {
 def main() -> None:
     module = AnsibleModule(
         argument_spec={**OPTIONS, **store_options(), **admission_options()},
-        required_if=[("state", "exported", ["path"]), ("state", "imported", ["path"])],
+        mutually_exclusive=[("path", "local_path")],
         supports_check_mode=True,
     )
     run_module(module, lambda module: converge(module.params, module.check_mode))

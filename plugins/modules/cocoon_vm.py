@@ -69,7 +69,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm:
-  description: The VM's record, or nothing if the VM is absent. Times are in RFC 3339, sizes in bytes.
+  description:
+    - The VM's record, or nothing if the VM is absent. Times are in RFC 3339, sizes in bytes.
+    - Of a VM whose image brings no kernel, C(exit_code) is how its command ended, V(null) while that is not known.
   returned: success
   type: dict
   sample:

@@ -148,7 +148,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import bulk_answer, run_module
 
-
 COUNT = {"type": "int"}
 
 

@@ -192,7 +192,7 @@ def _carry_out(item: Item) -> None:
         steps = [step for step in steps if step.name not in ("stop", "remove")]
     where = "recovery"
     try:
-        recover(item.job)
+        recover(item.job, leaves=item.plan.step("remove") is not None)
         for step in steps:
             where = step.name
             try:

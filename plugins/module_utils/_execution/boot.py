@@ -72,20 +72,41 @@ def system_disk(record: Record, paths: Paths) -> str:
     return os.path.join(paths.vm_dir(record["id"]), name)
 
 
+def ram_path(record: Record, paths: Paths) -> str:
+    """The file of a running guest's memory: on the tmpfs, or on the disk for snapshots by reflink."""
+    if record.get("memory_backing") == "disk":
+        return os.path.join(paths.vm_dir(record["id"]), "ram")
+    return paths.ram_file(record["id"])
+
+
 def data_disk(vm_id: str, name: str, paths: Paths) -> str:
     return os.path.join(paths.vm_dir(vm_id), f"data-{name}.raw")
 
 
-def storage_configs(record: Record, image: Record, paths: Paths, blob: t.Callable[[str], str]) -> list[Record]:
-    """All disks in device order: layers bottom first, the system disk, data disks.
+def firmware_vars(vm_id: str, paths: Paths) -> str:
+    """The file with the variables of a VM's UEFI."""
+    return os.path.join(paths.vm_dir(vm_id), "OVMF_VARS.fd")
+
+
+def storage_configs(
+    record: Record,
+    image: Record,
+    paths: Paths,
+    blob: t.Callable[[str], str],
+    volume: Record | None = None,
+) -> list[Record]:
+    """All disks in device order: layers bottom first, the system disk, the volume for the first boot, data disks.
 
     :param blob: gives the path of an EROFS layer by its digest.
+    :param volume: the entry of that volume, if there is one.
     """
     configs: list[Record] = []
     if image["type"] == "oci":
         for serial, digest in zip(layer_serials(image), image["layers"]):
             configs.append({"path": blob(digest), "ro": True, "serial": serial})
     configs.append({"path": system_disk(record, paths), "ro": False, "serial": COW_SERIAL})
+    if volume is not None:
+        configs.append(volume)
     for disk in record.get("data_disks") or []:
         configs.append({"path": data_disk(record["id"], disk["name"], paths), "ro": False, "serial": disk["name"]})
     return configs

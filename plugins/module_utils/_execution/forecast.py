@@ -35,8 +35,21 @@ def check(run: Run, record: Record | None, plan: Plan) -> None:
     if ports and record:
         names = [config.get("network_name") for config in record.get("network_configs") or []]
         _check_ports(run, vm_id, names, ports.args["ports"])
+    _check_state(run, record, plan)
     _check_memory(run, record, plan)
     _check_disk(run, record, plan)
+
+
+def _check_state(run: Run, record: Record | None, plan: Plan) -> None:
+    """Whether the hypervisor of this host can take up the saved state that a VM goes on from."""
+    create, saved, machine = plan.step("create"), (record or {}).get("resume"), (record or {}).get("machine")
+    if create and create.args["wanted"].get("snapshot"):
+        snapshot = run.snapshot(create.args["wanted"]["snapshot"]) or {}
+        saved = snapshot if snapshot.get("layout") else None
+        machine = snapshot.get("machine")
+    if saved and plan.step("start") and not plan.step("stop"):
+        hypervisor = create.args["wanted"]["hypervisor"] if create else (record or {})["hypervisor"]
+        run.driver(hypervisor).check_resume(str(machine), saved["layout"])
 
 
 def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     PHASE_SAVE,
@@ -50,8 +51,10 @@ def context(run: Run, required: Needs, snapshots: t.Mapping[str, Record | None])
         driver = run.driver(name)
         probes[name] = driver.probe()
         capabilities[name] = driver.capabilities
+    found = {name: run.image(name) for name in required.images}
     return Context(
-        images={name: run.image(name) for name in required.images},
+        images=found,
+        default_kernel=_default_kernel(run, found.values()),
         networks={name: run.network(name) for name in required.networks},
         snapshots=snapshots,
         probes=probes,
@@ -59,6 +62,15 @@ def context(run: Run, required: Needs, snapshots: t.Mapping[str, Record | None])
         auto=auto,
         owner_default=run.store.store_id,
     )
+
+
+def _default_kernel(run: Run, found: t.Iterable[Record | None]) -> bool:
+    """Whether the host has a default kernel; only looked for if one of the images needs it."""
+    if all(image is None or image["type"] != "oci" or image.get("boot") for image in found):
+        return False
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
+
+    return kernel.find(run.store) is not None
 
 
 def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
@@ -94,11 +106,12 @@ PRIVATE = frozenset(
         "identity_pending",
         "memory_mode",
         "restore",
+        "cidata_given",
     )
 )
 
 
-def view(record: Record | None) -> Record | None:
+def view(record: Record | None, paths: Paths) -> Record | None:
     """A record as users see it: true about the process, without what is only ours to know."""
     if record is None or record.get("state") == "removed":
         return None
@@ -106,4 +119,8 @@ def view(record: Record | None) -> Record | None:
     if record.get("pid") and not observe(record).running:
         shown.update(state=types.STOPPED, pid=0, reason="the hypervisor is gone")
         shown.pop("socket_path", None)
+        if "exit_code" in record:
+            from ansible_collections.cocoon.microvm.plugins.module_utils._execution import container
+
+            shown.update(container.outcome(paths, record))
     return shown

@@ -10,12 +10,13 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
-from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools
+from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools, create_copy
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, cidata, container, resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_memory
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_log
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import no_kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
@@ -59,7 +60,8 @@ def _end_all(processes: t.Iterable[Process]) -> None:
 def clear_runtime(run: Run, record: Record) -> None:
     """Sockets and RAM of a VM that does not run."""
     remove_tree(run.store.paths.vm_run(record["id"]))
-    remove_file(run.store.paths.ram_file(record["id"]))
+    for path in {run.store.paths.ram_file(record["id"]), boot.ram_path(record, run.store.paths)}:
+        remove_file(path)
 
 
 def set_state(run: Run, record: Record, state: str, reason: str = "", **fields: t.Any) -> None:
@@ -90,9 +92,11 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
         if resumes:
             resuming.check(run, record)
             run.driver(record["hypervisor"]).check_resume(record["machine"], record["resume"]["layout"])
-        image = run.known_image(record["image_id"])
+        image = _bootable(run, record)
         _refresh_nics(run, record)
-        record["boot_config"] = boot.boot_config(record, image)
+        record["boot_config"] = {**boot.boot_config(record, image), **_firmware(run, record)}
+        if not resumes:
+            cidata.prepare(run.store.paths, record)
         record["storage_configs"] = _storage_configs(run, record, image)
         for item in record["storage_configs"]:
             if not item["ro"]:
@@ -147,9 +151,45 @@ def _refresh_nics(run: Run, record: Record) -> None:
 def _storage_configs(run: Run, record: Record, image: Record) -> list[Record]:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
+    paths = run.store.paths
+    volume = cidata.storage_config(paths, record)
     return boot.storage_configs(
-        record, image, run.store.paths, lambda digest: images.blob_path(run.store, digest, ".erofs")
+        record, image, paths, lambda digest: images.blob_path(run.store, digest, ".erofs"), volume
     )
+
+
+def _bootable(run: Run, record: Record) -> Record:
+    """The VM's image with the kernel that it boots with; where that is not its own, the guest is told what to run.
+
+    :raises UnsupportedError: there is no kernel.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
+
+    image = run.known_image(record["image_id"])
+    if not kernel.needed(image):
+        record.pop("exit_code", None)
+        return image
+    default = kernel.find(run.store)
+    if default is None:
+        raise no_kernel(record["config"]["image"])
+    container.prepare(run.store.paths, record, image)
+    return {**image, "boot": default["boot"]}
+
+
+def _firmware(run: Run, record: Record) -> Record:
+    """The UEFI of a VM that boots by it, and a variable store of its own, made at its first start.
+
+    :raises UnsupportedError: it is not installed any more.
+    """
+    if record.get("firmware") != "uefi":
+        return {}
+    path = boot.firmware_vars(record["id"], run.store.paths)
+    known = os.path.lexists(path)
+    code, variables = run.driver(record["hypervisor"]).uefi(os.lstat(path).st_size if known else None)
+    if not known:
+        create_copy(variables, path, record["uid"])
+        run.mark("start.firmware")
+    return {"firmware_path": code}
 
 
 def _spawn(run: Run, record: Record, image: Record) -> tuple[Process, float]:
@@ -162,6 +202,7 @@ def _spawn(run: Run, record: Record, image: Record) -> tuple[Process, float]:
         paths = run.store.paths
         os.makedirs(paths.vm_run(record["id"]), 0o700, exist_ok=True)
         mount_log(paths.vm_log(record["id"]))
+        container.make_status(paths, record)
         begun = time.monotonic()
         process = run.driver(record["hypervisor"]).start(launch_of(run, record, image, nics))
         return process, begun
@@ -202,14 +243,19 @@ def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[t.Any]) 
         boot=record["boot_config"],
         disks=tuple(disk_of(run, record, item) for item in record["storage_configs"]),
         nics=tuple(nics),
-        ram_path=paths.ram_file(record["id"]),
+        ram_path=boot.ram_path(record, paths),
         run_dir=paths.vm_run(record["id"]),
         console_log=paths.console_log(record["id"]),
         hypervisor_log=paths.hypervisor_log(record["id"]),
-        fw_cfg={"opt/cocoon/login": login} if os.path.exists(login) else {},
+        fw_cfg={
+            **({"opt/cocoon/login": login} if os.path.exists(login) else {}),
+            **container.firmware_items(paths, record),
+        },
+        status_log=container.status_path(paths, record) if container.is_container(record) else None,
         balloon=record.get("balloon"),
         watchdog=bool(record.get("watchdog")),
         file_limit=file_limit(record),
+        firmware_vars=boot.firmware_vars(record["id"], paths) if record["boot_config"].get("firmware_path") else None,
         resume=resuming.resume_of(run, record),
     )
 
@@ -263,8 +309,11 @@ def _backing(run: Run, record: Record) -> str:
     return images.blob_path(run.store, disk["hex"], "." + disk["format"])
 
 
-def stop(run: Run, record: Record, timeout: float, force: bool) -> None:
-    """Shut a VM down: ask the guest, then end the process after *timeout* seconds, or at once with *force*."""
+def stop(run: Run, record: Record, timeout: float, force: bool, keep: bool = False) -> None:
+    """Shut a VM down: ask the guest, then end the process after *timeout* seconds, or at once with *force*.
+
+    :param keep: undo a start that was cut short; the saved state that the VM was to go on from stays.
+    """
     end_strays(record)
     asked = False
     process = find_process(record)
@@ -279,9 +328,12 @@ def stop(run: Run, record: Record, timeout: float, force: bool) -> None:
     run.mark("stop.runtime")
     if asked:
         remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), LOGIN_FILE))
-    resuming.forget(run, record)
+        cidata.settle(run.store.paths, record)
     reason = "shut down" if asked else ("powered off" if process is not None else "the hypervisor was gone")
-    set_state(run, record, types.STOPPED, reason, **not_running())
+    if not keep:
+        resuming.forget(run, record)
+    ended = {"reason": reason, **container.outcome(run.store.paths, record)}
+    set_state(run, record, record["state"] if keep else types.STOPPED, **not_running(), **ended)
     run.mark("stop.record")
 
 

@@ -69,6 +69,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "image_type": image["type"],
         "image_digest": image["digest"],
         "kernel_args": wanted.get("kernel_args") or "",
+        "firmware": wanted.get("firmware"),
         "nics": wanted.get("nics") or [],
         "ports": wanted.get("ports") or [],
         "data_disks": [
@@ -77,6 +78,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "detached_disks": [],
         "balloon": wanted.get("balloon"),
         "watchdog": bool(wanted.get("watchdog")),
+        "memory_backing": wanted["memory_backing"],
         "login": login_of(wanted),
         "promised_disk": disk_bytes(wanted, None),
     }

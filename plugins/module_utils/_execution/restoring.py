@@ -17,6 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils import _types as ty
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     admission,
+    cidata,
     power,
     reserve,
     resuming,
@@ -58,14 +59,24 @@ def restore(run: Run, record: Record, snapshot: Record) -> None:
     process = power.find_process(record)
     if process is not None:
         process.close()
-    runs = full or process is not None
+    runs = full or process is not None or bool(record.get("restarting"))  # the last: a killed run has ended it
+    if runs:
+        free, _idle = admission.free_memory(run)
+        admission.check_memory(run, snapshot["memory"], free + admission.held_memory(run, record["id"]))
     _promise(run, record, snapshot)
-    _copy_beside(run, record, snapshot)
-    if record["image_id"] != snapshot["image_id"]:  # rebuilt from another one since
-        images.pin(run.store, snapshot["image_id"], record["id"])
-        record["held_images"] = sorted({record["image_id"], snapshot["image_id"], *(record.get("held_images") or [])})
-    record["restore"] = {"snapshot_id": snapshot["id"], "runs": runs}
-    power.set_state(run, record, record["state"], record.get("reason", ""), phase=PHASE_RESTORE)
+    try:
+        _copy_beside(run, record, snapshot)
+        if record["image_id"] != snapshot["image_id"]:  # rebuilt from another one since
+            held = {record["image_id"], snapshot["image_id"], *(record.get("held_images") or [])}
+            record["held_images"] = sorted(held)
+            run.store.write_vm(record)
+            images.pin(run.store, snapshot["image_id"], record["id"])
+            run.mark("restore.image")
+        record["restore"] = {"snapshot_id": snapshot["id"], "runs": runs}
+        power.set_state(run, record, record["state"], record.get("reason", ""), phase=PHASE_RESTORE)
+    except BaseException:
+        _drop_copies(run, record, snapshot)
+        raise
     run.mark("restore.begun")
     finish(run, record, snapshot)
 
@@ -87,6 +98,7 @@ def _merged(record: Record, snapshot: Record) -> Record:
         **record,
         "config": {**record["config"], **{key: snapshot[key] for key in CONFIG}},
         **{key: snapshot[key] for key in MACHINE},
+        "firmware": snapshot.get("firmware"),
         "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
         "detached_disks": others,
     }
@@ -94,21 +106,25 @@ def _merged(record: Record, snapshot: Record) -> Record:
 
 def _copy_beside(run: Run, record: Record, snapshot: Record) -> None:
     source, target = snapshots.directory(run.store, snapshot["id"]), run.store.paths.vm_dir(record["id"])
-    try:
-        for name in resuming.disk_files(snapshot):
-            path = os.path.join(target, name + NEXT)
-            remove_file(path)
-            _disks.copy_sparse(os.path.join(source, name), path, record["uid"])
-            run.mark("restore.copied")
-    except BaseException:
-        _drop_copies(run, record, snapshot)
-        raise
+    for name in resuming.disk_files(snapshot):
+        path = os.path.join(target, name + NEXT)
+        remove_file(path)
+        _disks.copy_sparse(os.path.join(source, name), path, record["uid"])
+        run.mark("restore.copied")
 
 
 def _drop_copies(run: Run, record: Record, snapshot: Record) -> None:
     for name in resuming.disk_files(snapshot):
         with contextlib.suppress(OSError):
             remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), name + NEXT))
+
+
+def tidy(run: Run, record: Record) -> None:
+    """Drop the copies of a restore that was killed before it touched the VM."""
+    directory = run.store.paths.vm_dir(record["id"])
+    for name in os.listdir(directory):
+        if NEXT in name:
+            remove_file(os.path.join(directory, name))
 
 
 def finish(run: Run, record: Record, snapshot: Record | None) -> None:
@@ -132,6 +148,8 @@ def finish(run: Run, record: Record, snapshot: Record | None) -> None:
             os.rename(path + NEXT, path)
             run.mark("restore.swapped")
     fsync_dir(target)
+    if cidata.takes(record):
+        cidata.retain(run.store.paths, record, resuming.disk_files(snapshot))
     runs = record["restore"]["runs"]
     record.update(_merged(record, snapshot))
     _refresh_nics(record, snapshot)
@@ -144,6 +162,7 @@ def finish(run: Run, record: Record, snapshot: Record | None) -> None:
     fields = {**power.not_running(), "restore": None, "restarting": runs, "first_booted": True}
     power.set_state(run, record, types.STOPPED, f"restored from snapshot '{snapshot['name']}'", **fields)
     run.mark("restore.record")
+    storage.settle(run, record)
     if runs:
         for config in record["network_configs"]:
             run.ensure_network(config["network_name"])

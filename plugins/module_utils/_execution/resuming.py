@@ -88,9 +88,8 @@ def link_memory(run: Run, record: Record, snapshot: Record, memory: str) -> None
 
 
 def settle_hibernation(run: Run, record: Record, saved: t.Any) -> None:
-    """Make a saved memory durable, and have the record say that the VM goes on from it."""
+    """Have the record say that the VM goes on from its saved memory, which is on disk."""
     path = folder(run, record["id"])
-    snapshots.settle(path)
     memory = COPY if os.path.exists(os.path.join(path, MEMORY_FILE)) else STREAM
     pending = record.get("identity_pending")
     record["resume"] = {

@@ -10,14 +10,16 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import open_disk
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, cidata
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE, PRIVATE
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import MEMORY_FILE, STATE_FILE
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import MEMORY_FILE, STATE_FILE, settle
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, RUNNING, Record
 
 BLOCK = 512
+# A disk with as much on it is copied while the guest runs on. Less is copied before it could notice.
+LARGE = 32 * MIB
 # What devices, option ROMs and video memory may come to, besides the guest's RAM.
 DEVICES = 256 * MIB
 # What has to stay free when a snapshot has been written: records of other VMs are written there, too.
@@ -26,10 +28,11 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def writable_disks(run: Run, record: Record) -> list[str]:
-    """Paths of the VM's own disks: the system disk, then the data disks."""
+    """Paths of the VM's own disks: the system disk, the data disks, and what else of its own the machine is made of."""
     paths = run.store.paths
+    more = [boot.firmware_vars(record["id"], paths), cidata.volume_path(paths, record["id"])]
     disks = [boot.data_disk(record["id"], disk["name"], paths) for disk in record["data_disks"]]
-    return [boot.system_disk(record, paths), *disks]
+    return [boot.system_disk(record, paths), *disks, *(path for path in more if os.path.lexists(path))]
 
 
 def check_space(run: Run, record: Record, memory: bool, disks: bool) -> None:
@@ -38,11 +41,13 @@ def check_space(run: Run, record: Record, memory: bool, disks: bool) -> None:
     :raises ResourceError: there is not.
     """
     paths = run.store.paths
-    files = [paths.ram_file(record["id"])] if memory else []
+    clones = can_clone(paths.vm_dir(record["id"]))
+    on_disk = record.get("memory_backing") == "disk"
+    files = [boot.ram_path(record, paths)] if memory and not (clones and on_disk) else []
     needed = DEVICES if memory else 0
     if memory and record.get("memory_mode") == PRIVATE:
         needed += record["config"]["memory"]
-    if disks and not can_clone(paths.vm_dir(record["id"])):
+    if disks and not clones:
         files += writable_disks(run, record)
     needed += sum(os.lstat(path).st_blocks * BLOCK for path in files)
     info = os.statvfs(paths.root)
@@ -65,18 +70,24 @@ def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bo
     """
     shared = record.get("memory_mode") != PRIVATE
     memory = record["config"]["memory"]
+    memory_file = boot.ram_path(record, run.store.paths)
 
     def inside() -> None:
         run.mark("save.state")
         if shared:
-            _copy(run.store.paths.ram_file(record["id"]), os.path.join(directory, MEMORY_FILE), record["uid"])
+            _copy(memory_file, os.path.join(directory, MEMORY_FILE), record["uid"])
             run.mark("save.memory")
         if disks:
-            copy_disks(run, record, directory)
+            copy_disks(run, record, directory, {serial for serial, _fd in large})
+        if stay:  # while somebody lets the guest go on if this process dies
+            settle(directory)
         run.mark("save.copied")
 
+    if shared and record.get("memory_backing") == "disk":
+        _flush(memory_file, record["uid"])
     begin(run, record)
     state = os.open(os.path.join(directory, STATE_FILE), NEW, 0o600)
+    large = _large_disks(run, record, directory) if disks else []
     try:
         saved = run.driver(record["hypervisor"]).save(
             run.store.paths.vm_run(record["id"]),
@@ -84,15 +95,26 @@ def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bo
             inside,
             shared=shared,
             limit=DEVICES + (0 if shared else memory + memory // 16),
+            disks=large,
             stay=stay,
         )
     except BaseException:
         finish(run, record)
         raise
     finally:
-        os.close(state)
+        for fd in (state, *(fd for _serial, fd in large)):
+            os.close(fd)
     run.mark("save.saved")
     return saved
+
+
+def _flush(path: str, uid: int) -> None:
+    """Write a file's changes back beforehand: a reflink of it has to wait for that."""
+    fd = open_disk(path, uid, os.O_RDONLY)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def begin(run: Run, record: Record) -> None:
@@ -109,9 +131,32 @@ def finish(run: Run, record: Record) -> None:
     run.mark("save.finished")
 
 
-def copy_disks(run: Run, record: Record, directory: str) -> None:
-    """Copy the VM's disks, which nothing writes to at this moment, into *directory*."""
+def _large_disks(run: Run, record: Record, directory: str) -> list[tuple[str, int]]:
+    """Serials of the disks that are too large to copy while a guest stands still, each with a new file for its copy."""
+    runs = record["state"] == RUNNING
+    live = run.driver(record["hypervisor"]).capabilities.live_disk_copy
+    if not runs or not live or can_clone(run.store.paths.vm_dir(record["id"])):
+        return []
+    large = []
+    for item in record["storage_configs"]:
+        info = os.lstat(item["path"])
+        if item["ro"] or not item["path"].endswith(".raw") or info.st_blocks * BLOCK < LARGE:
+            continue
+        fd = os.open(os.path.join(directory, os.path.basename(item["path"])), NEW, 0o600)
+        large.append((item["serial"], fd))
+        os.ftruncate(fd, info.st_size)
+    return large
+
+
+def copy_disks(run: Run, record: Record, directory: str, besides: t.Container[str] = ()) -> None:
+    """Copy the VM's disks, which nothing writes to at this moment, into *directory*.
+
+    :param besides: serials of those that are copied in another way.
+    """
+    serials = {item["path"]: item["serial"] for item in record["storage_configs"]}
     for path in writable_disks(run, record):
+        if serials.get(path) in besides:
+            continue
         _copy(path, os.path.join(directory, os.path.basename(path)), record["uid"])
         run.mark("save.disk")
 

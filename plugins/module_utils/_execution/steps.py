@@ -14,6 +14,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Coco
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     admission,
     boot,
+    cidata,
     mounts,
     power,
     reserve,
@@ -56,8 +57,11 @@ class Job:
         return self.record
 
 
-def recover(job: Job) -> None:
-    """Before the steps of a plan, take back what a killed run began and what none of them may come back to."""
+def recover(job: Job, leaves: bool = False) -> None:
+    """Before the steps of a plan, take back what a killed run began and what none of them may come back to.
+
+    :param leaves: the VM is about to be removed.
+    """
     record = job.record
     if record is None or not is_made(record):
         return
@@ -66,10 +70,14 @@ def recover(job: Job) -> None:
         finish_hibernation(job)
     if record.get("phase") == PHASE_SAVE:
         go_on(job)
-    if record.get("phase") == PHASE_RESTORE:
+    if record.get("phase") != PHASE_RESTORE:
+        restoring.tidy(job.run, record)
+    elif not leaves:
         restoring.finish(job.run, record, snapshots.load_by_id(job.run.store, record["restore"]["snapshot_id"]))
     if record.get("held_images") and record.get("phase") != PHASE_REBUILD:
         reserve.unpin_images(job.run, record)
+    if not record.get("resume"):  # a start was killed when it had been taken up
+        resuming.forget(job.run, record)
     storage.settle(job.run, record)
 
 
@@ -137,12 +145,14 @@ def create(job: Job, wanted: Record) -> None:
         else:
             storage.create_disks(run, record, login or None)
         run.sync_networks()
+        made = dict(record)  # until it is written down that it is made, it is not
+        power.set_state(run, made, types.CREATED, "created", kept_disks=[])
     except Exception:
         with locked(run.store.paths, ["host"], run.options.lock_timeout):
             abandon(run, record)
         job.record = None
         raise
-    power.set_state(run, record, types.CREATED, "created", kept_disks=[])
+    record.update(made)
     run.mark("create.done")
 
 
@@ -152,10 +162,14 @@ def _clone(run: Run, record: Record) -> None:
     if snapshot is None or snapshot["id"] != record["snapshot_id"]:
         raise StateError(f"snapshot '{record['snapshot']}' has gone", "snapshot", "Take it again with cocoon_snapshot.")
     run.verify(snapshot)
+    if snapshot["kind"] == snapshots.FULL:
+        run.driver(record["hypervisor"]).check_resume(record["machine"], snapshot["layout"])
     resuming.clone_disks(run, record, snapshot)
     for disk in record["data_disks"]:  # beside those of a snapshot of disks alone there may be new and larger ones
         before = next((item["size"] for item in snapshot["data_disks"] if item["name"] == disk["name"]), 0)
         storage.create_data_disk(run, record, disk, before)
+    if cidata.takes(record):
+        cidata.expect_boot(run.store.paths, record, resumes=snapshot["kind"] == snapshots.FULL)
     if record["config"]["storage"] > snapshot["storage"]:
         path = boot.system_disk(record, run.store.paths)
         storage.grow_file(run, record, path, record["config"]["storage"], "ext4")
@@ -203,14 +217,14 @@ def start(job: Job) -> None:
     job.promised = False
 
 
-def stop(job: Job, force: bool = False, restart: bool = False) -> None:
+def stop(job: Job, force: bool = False, restart: bool = False, keep: bool = False) -> None:
     record = job.known
     if record.get("restarting", False) != restart:  # known before it is down, so that it comes up again after a crash
         record["restarting"] = restart
         job.run.store.write_vm(record)
         job.run.mark("stop.begun")
     timeout = job.controls.get("stop_timeout")
-    power.stop(job.run, record, 30.0 if timeout is None else float(timeout), force)
+    power.stop(job.run, record, 30.0 if timeout is None else float(timeout), force, keep)
 
 
 def remove(job: Job, delete_data_disks: bool = False) -> None:
@@ -401,6 +415,7 @@ def rebuild(job: Job, wanted: Record) -> None:
         image_type=image["type"],
         image_digest=image["digest"],
         login=reserve.login_of(wanted),
+        firmware=wanted.get("firmware"),
         first_booted=False,
         phase=PHASE_REBUILD,
         **run.driver(wanted["hypervisor"]).pin(wanted["accel"]),
@@ -438,10 +453,12 @@ def hibernate(job: Job) -> None:
     try:
         saved = saving.save_running(run, record, path, disks=False, stay=True)
         resuming.settle_hibernation(run, record, saved)
+        asleep = dict(record)
+        power.set_state(run, asleep, types.HIBERNATED, "hibernated", phase=PHASE_HIBERNATE)
     except BaseException:
         go_on(job)
         raise
-    power.set_state(run, record, types.HIBERNATED, "hibernated", phase=PHASE_HIBERNATE)
+    record.update(asleep)
     run.mark("hibernate.record")
     finish_hibernation(job)
 
@@ -457,6 +474,10 @@ def finish_hibernation(job: Job) -> None:
     power.clear_runtime(run, record)
     power.set_state(run, record, types.HIBERNATED, "hibernated", **power.not_running())
     run.mark("hibernate.done")
+
+
+def restore(job: Job) -> None:
+    """A restore that was killed has been finished: that comes before all steps."""
 
 
 def identify(job: Job) -> None:
@@ -481,6 +502,7 @@ STEPS: dict[str, t.Callable[..., None]] = {
         resume,
         pause,
         hibernate,
+        restore,
         identify,
     )
 }

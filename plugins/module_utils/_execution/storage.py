@@ -10,7 +10,7 @@ import os
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, boot, power
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, boot, cidata, power
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
@@ -33,8 +33,7 @@ def create_disks(run: Run, record: Record, login: Record | None) -> None:
     for disk in record["data_disks"]:
         create_data_disk(run, record, disk, kept.get(disk["name"], disk["size"]))
         run.mark("create.data_disk")
-    if login:
-        write_login(run, record, login)
+    give_login(run, record, login)
 
 
 def create_system_disk(run: Run, record: Record) -> None:
@@ -57,6 +56,16 @@ def create_data_disk(run: Run, record: Record, disk: Record, before: int) -> Non
         _disks.create_data(path, disk["size"], disk["fstype"], record["uid"])
     elif before < disk["size"]:
         _disks.grow(path, disk["size"], disk["fstype"], record["uid"])
+
+
+def give_login(run: Run, record: Record, login: Record | None) -> None:
+    """Have the first boot find login data: on a volume if the image is a disk, else as an item of the firmware's."""
+    if cidata.takes(record):
+        password = (login or {}).get("password")
+        hashed = {"password": _crypt(password)} if password else {}
+        cidata.write_seed(run.store.paths, record, {**(login or {}), **hashed})
+    elif login:
+        write_login(run, record, login)
 
 
 def write_login(run: Run, record: Record, login: Record) -> None:
@@ -218,10 +227,11 @@ def _refresh(run: Run, record: Record) -> None:
 
 def rebuild_system_disk(run: Run, record: Record, login: Record | None) -> None:
     """A new system disk in place of the old one; the guest boots for the first time again."""
+    cidata.forget(run.store.paths, record)
+    remove_file(boot.firmware_vars(record["id"], run.store.paths))
     for name in ("cow.raw", "overlay.qcow2", power.LOGIN_FILE):
         remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), name))
     run.mark("rebuild.removed")
     create_system_disk(run, record)
     run.mark("rebuild.system_disk")
-    if login:
-        write_login(run, record, login)
+    give_login(run, record, login)

@@ -27,6 +27,7 @@ class Capabilities:
     watchdog: bool = False
     live_disk_resize: bool = False
     snapshots: bool = False
+    live_disk_copy: bool = False
     fw_cfg: bool = False
 
 
@@ -104,9 +105,12 @@ class Launch:
 
     :param groups: supplementary groups, one for each image blob that the VM may read.
     :param machine: as :meth:`Driver.pin` gave it when the VM was created.
-    :param boot: ``kernel_path``, ``initrd_path`` and ``cmdline``; without a kernel the first disk is booted.
+    :param boot: ``kernel_path``, ``initrd_path`` and ``cmdline``; without a kernel the first disk is booted, by the
+        UEFI in ``firmware_path`` or else by BIOS.
+    :param firmware_vars: the VM's own file with the variables of its UEFI.
     :param run_dir: root's own (0700) directory of the VM; holds its sockets.
     :param fw_cfg: item name (``opt/…``) to the file that holds its content.
+    :param status_log: file that takes what the guest writes to a second serial port; ``None`` for no such port.
     :param balloon: bytes that the balloon takes; ``None`` for no balloon.
     :param file_limit: the largest file that the process may make, its RAM and disks included; ``None`` for no limit.
     :param resume: a saved state to go on from instead of booting.
@@ -134,11 +138,16 @@ class Launch:
     watchdog: bool = False
     file_limit: int | None = None
     resume: Resume | None = None
+    firmware_vars: str | None = None
+    status_log: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What was found of a hypervisor on this host; *reason* says why it is not available."""
+    """What was found of a hypervisor on this host; *reason* says why it is not available.
+
+    *firmware*: what a disk can be booted by here, ``uefi`` and ``bios``.
+    """
 
     name: str
     binary: str | None = None
@@ -146,6 +155,7 @@ class Probe:
     available: bool = False
     reason: str | None = None
     accels: tuple[str, ...] = ()
+    firmware: tuple[str, ...] = ()
 
 
 class Driver(t.Protocol):
@@ -161,6 +171,13 @@ class Driver(t.Protocol):
         """``machine``, ``cpu_model`` and ``hypervisor_version``, recorded when a VM is created.
 
         :raises UnsupportedError: *accel* does not work here, or the hypervisor is not installed.
+        """
+
+    def uefi(self, store_size: int | None = None) -> tuple[str, str]:
+        """Paths of the UEFI code, and of an empty variable store for it.
+
+        :param store_size: bytes of the store that the VM has already.
+        :raises UnsupportedError: there is none here.
         """
 
     def command(self, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
@@ -210,7 +227,15 @@ class Driver(t.Protocol):
         """Ask the guest's balloon to take *taken* bytes of its memory."""
 
     def save(
-        self, run_dir: str, state: int, inside: t.Callable[[], None], *, shared: bool, limit: int, stay: bool = False
+        self,
+        run_dir: str,
+        state: int,
+        inside: t.Callable[[], None],
+        *,
+        shared: bool,
+        limit: int,
+        disks: t.Sequence[tuple[str, int]] = (),
+        stay: bool = False,
     ) -> Saved:
         """Stop the guest, write the devices' state to the descriptor *state*, call *inside*, let the guest go on.
 
@@ -219,6 +244,8 @@ class Driver(t.Protocol):
         :param inside: copies what has to be of the same instant: RAM file and disks.
         :param shared: the RAM is in a file that *inside* copies; else it becomes part of the state.
         :param limit: bytes of state beyond which the hypervisor is not believed.
+        :param disks: serials of raw disks, and descriptors of empty files of their size, which are filled with what
+            the disks have at that instant, while the guest runs on.
         :param stay: leave the guest stopped in the end: the process is about to be ended.
         :raises HypervisorError: the state could not be written.
         """

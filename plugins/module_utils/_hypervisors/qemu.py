@@ -21,8 +21,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import (
+    firmware,
+    probe,
+    qemu_backup,
+    qemu_command,
+    qemu_state,
+    scope,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import probe, qemu_command, qemu_state, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Capabilities,
     Disk,
@@ -35,6 +42,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp im
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
 TURN = 10.0
+# Where QEMU keeps what was added by an id.
+DEVICES = "/machine/peripheral"
 # A guest that is still booting overlooks a request to let go of a device.
 UNPLUG_REPEAT = 3.0
 
@@ -47,6 +56,7 @@ class QemuDriver:
 
     name = "qemu"
     capabilities = Capabilities(
+        uefi=True,
         bios=True,
         qcow2=True,
         hotplug_disks=True,
@@ -55,6 +65,7 @@ class QemuDriver:
         watchdog=True,
         live_disk_resize=True,
         snapshots=True,
+        live_disk_copy=True,
         fw_cfg=True,
     )
 
@@ -85,7 +96,12 @@ class QemuDriver:
             return Probe(self.name, self._binary or probe.find_binary(), reason=str(exc))
         reason = probe.too_old(facts["version"])
         kvm = reason is None and probe.kvm_problem(self.paths) is None and "cpu_model" in self._model(facts, "kvm")
-        return Probe(self.name, binary, facts["version"], reason is None, reason, ("kvm", "tcg") if kvm else ("tcg",))
+        accels = ("kvm", "tcg") if kvm else ("tcg",)
+        firmwares = ("uefi", "bios") if firmware.available() else ("bios",)
+        return Probe(self.name, binary, facts["version"], reason is None, reason, accels, firmwares)
+
+    def uefi(self, store_size: int | None = None) -> tuple[str, str]:
+        return firmware.find(store_size)
 
     def _model(self, facts: dict[str, t.Any], accel: str) -> dict[str, t.Any]:
         """``cpu_model``, or the ``problem`` that there is with *accel*."""
@@ -220,15 +236,30 @@ class QemuDriver:
         self._simple(run_dir, "stop")
 
     def resume(self, run_dir: str) -> None:
-        self._simple(run_dir, "cont")
+        with self.connect(run_dir) as qmp:
+            qmp.execute("cont")
+            qemu_backup.clean(qmp)  # or a run that was killed while it saved holds what it wrote to
 
     def save(
-        self, run_dir: str, state: int, inside: t.Callable[[], None], *, shared: bool, limit: int, stay: bool = False
+        self,
+        run_dir: str,
+        state: int,
+        inside: t.Callable[[], None],
+        *,
+        shared: bool,
+        limit: int,
+        disks: t.Sequence[tuple[str, int]] = (),
+        stay: bool = False,
     ) -> Saved:
         with self.connect(run_dir) as qmp:
             _unplug_identity(qmp)
+            qemu_backup.clean(qmp)
             ports = _root_ports(qmp)
-            runs = _status(qmp) == "running"
+            status = _status(qmp)
+            if status == "postmigrate":  # saved before while it stood still: QEMU saves no guest twice at one instant
+                qmp.execute("cont")
+                qmp.execute("stop")
+            runs = status == "running"
             qemu_state.prepare(qmp, ignore_shared=shared)
             # The guard begins while the guest still runs; it takes a while to be there.
             with qemu_state.Guard(os.path.join(run_dir, launcher.QMP_SOCKET)) if runs else contextlib.nullcontext():
@@ -238,6 +269,8 @@ class QemuDriver:
                 try:
                     qemu_state.write_out(qmp, state, limit)
                     inside()
+                    if disks:
+                        qemu_backup.begin(qmp, disks)
                 except BaseException:
                     if runs:
                         qmp.execute("cont")
@@ -245,6 +278,8 @@ class QemuDriver:
                 if runs and not stay:
                     qmp.execute("cont")
                 paused = time.monotonic() - begun
+            if disks:
+                qemu_backup.finish(qmp, disks)
             version = qmp.version()
         slots = {device[len("disk-") :]: _port_number(port) for port, device in ports.items() if device}
         layout = {"ports": len(ports), "slots": slots, "version": version}
@@ -360,8 +395,12 @@ def _load(qmp: Qmp, launch: Launch, deadline: float) -> None:
 
 def _unplug_identity(qmp: Qmp) -> None:
     """Take the port away that an announcement plugged in; fine if there is none."""
-    with contextlib.suppress(QmpError):
+    try:
         qmp.execute("device_del", {"id": qemu_command.IDENTITY})
+    except QmpError:
+        return
+    # Until it is wholly gone its line is in use.
+    qmp.wait_event("DEVICE_DELETED", UNPLUG_REPEAT, device=qemu_command.IDENTITY)
 
 
 def _start_error(launch: Launch, exc: HypervisorError, status: int | None) -> HypervisorError:
@@ -386,23 +425,21 @@ def _port_number(port: str) -> int:
 
 
 def _root_ports(qmp: Qmp) -> dict[str, str | None]:
-    """Each of our root ports, and the id of the device in it."""
-    ports: dict[str, str | None] = {}
-    for device in _devices(qmp.execute("query-pci")):
-        name = str(device.get("qdev_id"))
-        if name.startswith("port") and name[4:].isdecimal() and len(name) < 8:
-            bridge = device.get("pci_bridge")
-            behind = [str(child.get("qdev_id")) for child in _devices([bridge])]
-            ports[name] = behind[0] if behind else None
+    """Each of our root ports, and the id of the disk in it.
+
+    By QEMU's own objects: what is behind a bridge is for the guest to configure, and nothing until its firmware has.
+    """
+    entries = qmp.execute("qom-list", {"path": DEVICES})
+    names = [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
+    ports: dict[str, str | None] = {name: None for name in names if name.startswith("port") and name[4:].isdecimal()}
+    for name in names:
+        if name.startswith(qemu_command.device_id("")):
+            with contextlib.suppress(QmpError):  # unplugged in between
+                bus = qmp.execute("qom-get", {"path": f"{DEVICES}/{name}", "property": "parent_bus"})
+                port = str(bus).rpartition("/")[2]
+                if port in ports:
+                    ports[port] = name
     return ports
-
-
-def _devices(buses: t.Any) -> list[dict[str, t.Any]]:
-    found = []
-    for bus in buses if isinstance(buses, list) else []:
-        devices = bus.get("devices") if isinstance(bus, dict) else None
-        found += [device for device in devices or [] if isinstance(device, dict)]
-    return found
 
 
 def _remove_node(qmp: Qmp, serial: str) -> None:

@@ -21,7 +21,7 @@ import json
 import typing as t
 import uuid
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 
@@ -105,8 +105,8 @@ def check(launch: Launch) -> None:
         raise InputError("the balloon takes all of the memory", "balloon", "Give less than memory.")
     if not launch.boot.get("kernel_path") and not launch.disks:
         raise InputError("nothing to boot from", "image", "Give an image with a kernel or a disk.")
-    if launch.boot.get("firmware_path"):
-        raise UnsupportedError("the driver qemu boots by BIOS or kernel, not by UEFI yet", "image")
+    if launch.boot.get("firmware_path") and not launch.firmware_vars:
+        raise InputError("UEFI without a file for its variables", "firmware", "Start the VM again.")
     if len(launch.nics) > MAX_NICS:
         raise InputError(f"{len(launch.nics)} NICs", "nics", f"QEMU takes {MAX_NICS}.")
     for nic in launch.nics:
@@ -308,6 +308,22 @@ def _boot(launch: Launch) -> list[str]:
     return [*words, "-initrd", initrd] if initrd else words
 
 
+# Names of the flash: code that all VMs share, and the VM's own variables.
+FLASH = ("flash-code", "flash-vars")
+
+
+def _flash(launch: Launch) -> list[str]:
+    """The block nodes of the UEFI firmware; the machine takes them by name. They are on no bus."""
+    code, variables = launch.boot.get("firmware_path"), launch.firmware_vars
+    if not code or not variables:
+        return []
+    words = []
+    for name, path, read_only in zip(FLASH, (code, variables), (True, False)):
+        node = {"driver": "raw", "node-name": name, "read-only": read_only, "file": _file(path, read_only, False)}
+        words += ["-blockdev", json.dumps(node)]
+    return words
+
+
 def _memory(launch: Launch, rom: bool) -> Options:
     """The file behind the guest's RAM: its own, or a snapshot's, of which it changes only its own copy."""
     ram: Options = {"id": "ram", "mem-path": launch.ram_path, "size": launch.memory, "share": True, "dump": False}
@@ -322,6 +338,8 @@ def _machine(launch: Launch, rom: bool) -> list[str]:
     machine = {"type": launch.machine, "memory-backend": "ram", "usb": False, "vmport": "off"}
     # Not there, not probed by the guest's kernel: each costs boot time.
     machine.update({"smbus": False, "sata": False, "i8042": False})
+    if launch.boot.get("firmware_path"):
+        machine.update({"pflash0": FLASH[0], "pflash1": FLASH[1]})
     accel = {"accel": launch.accel, "tb-size": TCG_CACHE_MIB if launch.accel == "tcg" else None}
     return [
         *("-machine", keyval(machine)),
@@ -331,6 +349,14 @@ def _machine(launch: Launch, rom: bool) -> list[str]:
         *("-m", f"size={launch.memory}B"),
         *("-object", "memory-backend-file," + keyval(_memory(launch, rom))),
     ]
+
+
+def _status(launch: Launch) -> list[str]:
+    """A second serial port, for the guest's last word: it needs no driver that could be missing or late."""
+    if launch.status_log is None:
+        return []
+    device = keyval({"id": "status", "path": launch.status_log, "append": True})
+    return ["-chardev", f"file,{device}", "-serial", "chardev:status"]
 
 
 def _identity(fds: t.Mapping[str, int]) -> list[str]:
@@ -356,12 +382,14 @@ def build(binary: str, launch: Launch, fds: t.Mapping[str, int], rom: bool = Fal
         *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
         *("-sandbox", SANDBOX),
         *("-msg", "timestamp=on"),
+        *_flash(launch),
         *_machine(launch, rom),
         *("-rtc", "base=utc"),
         *("-chardev", listening("qmp", fds)),
         *("-mon", "chardev=qmp,mode=control"),
         *("-chardev", listening("console", fds, logfile=launch.console_log, logappend=True)),
         *("-serial", "chardev:console"),
+        *_status(launch),
         *_boot(launch),
         *_system_devices(launch, fds),
         *_identity(fds),

@@ -40,10 +40,12 @@ if not os.read(0, 1):
             stream.readline(1 << 16)
             for command in ("qmp_capabilities", "cont"):
                 line.sendall(json.dumps({"execute": command}).encode())
-                while "event" in json.loads(stream.readline(1 << 20)):
-                    pass
+                answer = {"event": ""}
+                while "event" in answer:
+                    answer = json.loads(stream.readline(1 << 20))
+                answer["return"]  # refused while a migration comes to its end
             break
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError):
             time.sleep(0.2)
 """
 

@@ -35,11 +35,18 @@ SCALARS: t.Mapping[str, tuple[str, bool]] = {
     "no_direct_io": (RESTART, True),
     "kernel_args": (RESTART, False),
     "watchdog": (RESTART, False),
+    "memory_backing": (RESTART, False),
+    "firmware": (RESTART, False),
     "accel": (RESTART, False),
     "labels": (LIVE, False),
     "windows": (REBUILD, True),
     "hypervisor": (REBUILD, False),
 }
+# Fields of the record itself that bear an option's name.
+RECORDED = (
+    *("hypervisor", "accel", "kernel_args", "firmware", "watchdog"),
+    *("memory_backing", "labels", "owner", "ports", "balloon"),
+)
 # What may turn out as ``auto``, and what a rebuild is free to choose anew.
 AUTO = ("hypervisor", "accel")
 SIZES = ("memory", "storage", "balloon")
@@ -96,7 +103,7 @@ def current(record: Record) -> Definition:
     for option in ("no_direct_io", "windows"):
         if option in config:
             found[option] = config[option]
-    for option in ("hypervisor", "accel", "kernel_args", "watchdog", "labels", "owner", "ports", "balloon"):
+    for option in RECORDED:
         if record.get(option) is not None:
             found[option] = record[option]
     return found

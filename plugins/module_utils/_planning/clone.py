@@ -24,7 +24,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 # What the saved state of a running machine fixes; a snapshot of disks alone leaves it open.
-MACHINE = ("cpu", "memory", "queue_size", "disk_queue_size", "no_direct_io", "windows", "kernel_args", "watchdog")
+MACHINE = (
+    *("cpu", "memory", "queue_size", "disk_queue_size", "no_direct_io", "windows", "kernel_args", "watchdog"),
+    "firmware",
+)
 FULL = "full"
 AUTO = ("hypervisor", "accel")
 

@@ -22,6 +22,7 @@ DEFAULTS: t.Mapping[str, t.Any] = {
     "network": None,
     "no_direct_io": False,
     "windows": False,
+    "memory_backing": "ram",
     "kernel_args": "",
     "labels": {},
     "ports": [],
@@ -30,6 +31,8 @@ DEFAULTS: t.Mapping[str, t.Any] = {
     "user": None,
     "password": None,
     "ssh_keys": None,
+    "user_data": None,
+    "firmware": None,
 }
 DEFAULT_FSTYPE = "ext4"
 

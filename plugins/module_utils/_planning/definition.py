@@ -20,7 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults 
     MIN_MEMORY,
     MIN_STORAGE,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Definition, Secret
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import BIOS, UEFI, Definition, Secret
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     DISK_NAME_RE,
     HYPERVISORS,
@@ -37,6 +37,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
 STATES = ("present", "started", "stopped", "restarted", "paused", "hibernated", "absent")
 OFF_WORDS = ("off", "false", "no", "none")
 MAX_KERNEL_ARGS = 1024
+MAX_USER_DATA = 512 << 10
+# What cloud-init tells formats by: its own, scripts, templates, and messages of several parts.
+USER_DATA_KINDS = (
+    *("#cloud-", "#!", "#include", "#upstart-job", "#part-handler", "## template:"),
+    *("content-type:", "mime-version:"),
+)
 MAX_COUNT = 1000
 
 _PORT_RE = re.compile(r"^(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?\Z")
@@ -304,6 +310,22 @@ def _ssh_key(value: t.Any, option: str) -> Secret:
     return Secret(text)
 
 
+def _user_data(value: t.Any, option: str) -> Secret:
+    """Text that says by its first line what it is, as cloud-init wants it; it may hold secrets and is not repeated."""
+    if isinstance(value, (dict, list, tuple)):
+        raise InputError("is not text", option, "Write it as a block (user_data: |) that begins with #cloud-config.")
+    text = str(value)
+    if len(text.encode()) > MAX_USER_DATA or "\0" in text:
+        raise InputError(f"is not text of at most {format_size(MAX_USER_DATA)}", option, "Have the guest fetch more.")
+    if not text.lower().startswith(USER_DATA_KINDS):
+        raise InputError(
+            "does not say in its first line what it is",
+            option,
+            "Begin it with #cloud-config, #! (a script), or another first line that cloud-init knows.",
+        )
+    return Secret(text)
+
+
 def _list(value: t.Any, option: str, check: Check, maximum: int = 1024) -> list[t.Any]:
     if not isinstance(value, (list, tuple)):
         raise InputError("is not a list", option, "Write a list, even of one.")
@@ -396,6 +418,7 @@ _CHECKS: dict[str, Check] = {
     "snapshot": _snapshot,
     "cpu": _integer(MIN_CPU, MAX_CPU),
     "memory": _size(MIN_MEMORY, MEMORY_UNIT),
+    "memory_backing": _choice("ram", "disk"),
     "storage": _size(MIN_STORAGE, DISK_UNIT),
     "queue_size": _queue("queue_size", 256),
     "disk_queue_size": _queue("disk_queue_size", 16),
@@ -406,6 +429,8 @@ _CHECKS: dict[str, Check] = {
     "user": _user,
     "password": _password,
     "ssh_keys": _ssh_keys,
+    "user_data": _user_data,
+    "firmware": _choice(UEFI, BIOS),
     "kernel_args": _kernel_args,
     "labels": _labels,
     "owner": _line("the owner", 256),

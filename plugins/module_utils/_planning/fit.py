@@ -22,10 +22,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes i
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS, MIN_MEMORY
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    BIOS,
     PHASE_REMOVE,
     REFUSED,
     REMOVED,
     SECRETS,
+    UEFI,
     Context,
     Definition,
     is_made,
@@ -37,9 +39,11 @@ _LACKS: t.Mapping[str, str] = {
     "image": "cannot use disk images (qcow2)",
     "balloon": "has no balloon device",
     "watchdog": "has no watchdog device",
+    "firmware": "boots nothing by UEFI",
     "user": "cannot pass login data to a guest",
     "password": "cannot pass login data to a guest",
     "ssh_keys": "cannot pass login data to a guest",
+    "user_data": "cannot pass data to a guest",
     "state": "cannot save a running VM",
 }
 
@@ -49,13 +53,16 @@ def required_capabilities(definition: t.Mapping[str, t.Any], image: Record | Non
     needed = {}
     if definition.get("windows"):
         needed["windows"] = "uefi"
+    if definition.get("firmware") == UEFI:
+        needed["firmware"] = "uefi"
     if image and image.get("disk"):
         needed["image"] = "qcow2"
     if definition.get("balloon") not in (None, "off"):
         needed["balloon"] = "balloon"
     if definition.get("watchdog"):
         needed["watchdog"] = "watchdog"
-    needed.update((option, "fw_cfg") for option in SECRETS if definition.get(option))
+    if not (image and image.get("disk")):  # a disk finds them on a volume, which any driver can attach
+        needed.update((option, "fw_cfg") for option in SECRETS if definition.get(option))
     return needed
 
 
@@ -129,22 +136,29 @@ def find_image(record: Record | None, name: str | None, context: Context) -> Rec
     return image
 
 
-def check_image(wanted: Definition, image: Record) -> None:
+def no_kernel(name: str) -> UnsupportedError:
+    """The error for an image that brings no kernel to a host without a default one."""
+    return UnsupportedError(
+        f"image '{name}' brings no kernel, and this host has no default kernel for it",
+        "image",
+        "Run the role cocoon.microvm.host, which installs one, or import the image with kernel and initrd.",
+    )
+
+
+def check_image(wanted: Definition, image: Record, context: Context) -> None:
     """:raises UnsupportedError: the image cannot do what the options ask. :raises InputError: a disk too small."""
     name, disk = wanted["image"], image.get("disk")
-    if not disk and not (image.get("boot") or {}).get("kernel_path"):
-        raise UnsupportedError(
-            f"image '{name}' has no kernel to boot", "image", "Import it with the options kernel and initrd."
-        )
-    for option in SECRETS:
-        if wanted.get(option) and option not in (image.get("features") or ()):
-            raise UnsupportedError(
-                f"image '{name}' takes no {option}",
-                option,
-                "Leave the option out, or use an image that does, as the role cocoon.microvm.image builds.",
-            )
+    if not disk and not (image.get("boot") or {}).get("kernel_path") and not context.default_kernel:
+        raise no_kernel(name)
     if not disk:
+        if wanted.get("windows"):
+            raise UnsupportedError(f"image '{name}' boots a Linux kernel", "windows", "Use a disk image with Windows.")
+        _check_features(wanted, image)
         return
+    if wanted.get("windows"):
+        for option in SECRETS:
+            if wanted.get(option):
+                raise UnsupportedError("Windows guests take no login data", option, "Leave it out.")
     if wanted["kernel_args"]:
         raise _no_kernel_args(name)
     if wanted["storage"] < (disk.get("virtual_size") or 0):
@@ -153,6 +167,54 @@ def check_image(wanted: Definition, image: Record) -> None:
             "storage",
             f"Give at least {format_size(disk['virtual_size'])}.",
         )
+
+
+def _check_features(wanted: Definition, image: Record) -> None:
+    """:raises UnsupportedError: the image takes no login data, or not all that is given."""
+    for option in SECRETS:
+        if not wanted.get(option) or option in (image.get("features") or ()):
+            continue
+        remedy = "Leave the option out, or use an image that does, as the role cocoon.microvm.image builds."
+        if option == "user_data":
+            remedy = "Leave the option out, or use a cloud image: a disk with cloud-init."
+        raise UnsupportedError(f"image '{wanted['image']}' takes no {option}", option, remedy)
+
+
+def choose_firmware(wanted: Definition, image: Record, context: Context) -> str | None:
+    """``uefi`` or ``bios`` for a disk image, ``None`` for one whose kernel is booted directly.
+
+    What is not asked for is UEFI where the disk is made for it and the host has it, else BIOS.
+
+    :raises UnsupportedError: it cannot be had.
+    """
+    disk, asked = image.get("disk"), wanted["firmware"]
+    if not disk:
+        if asked:
+            raise _no_firmware(wanted["image"])
+        return None
+    here = context.probes[wanted["hypervisor"]].firmware
+    made_for = disk.get("firmware") or [BIOS]
+    if asked is None:
+        usable = [firmware for firmware in (UEFI, BIOS) if firmware in made_for and firmware in here]
+        asked = UEFI if wanted.get("windows") else (usable or made_for)[0]
+    check_firmware(wanted["hypervisor"], asked, context)
+    return str(asked)
+
+
+def check_firmware(hypervisor: str, firmware: str, context: Context) -> None:
+    """:raises UnsupportedError: the host has no UEFI."""
+    if firmware == UEFI and UEFI not in context.probes[hypervisor].firmware:
+        raise UnsupportedError(
+            f"UEFI for {hypervisor} is not installed on this host",
+            "firmware",
+            "Install ovmf (RHEL family: edk2-ovmf), or run the role cocoon.microvm.host.",
+        )
+
+
+def _no_firmware(image: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"image '{image}' boots its kernel directly, without firmware", "firmware", "Leave the option out."
+    )
 
 
 def _no_kernel_args(image: str) -> UnsupportedError:
@@ -261,10 +323,13 @@ def _settle(record: Record | None, old: Definition, definition: Definition, cont
     wanted["image_id"], wanted["image_digest"] = image["id"], image["digest"]
     hypervisor, accel = choose_driver(old, definition, context)
     wanted["hypervisor"], wanted["accel"] = hypervisor, accel
+    if "firmware" not in definition and record and record.get("image_digest") != image["digest"]:
+        wanted["firmware"] = None  # what the former image was booted by does not bind this one
     if "watchdog" not in definition and not context.capabilities[hypervisor].watchdog:
         wanted["watchdog"] = False
-    check_image(wanted, image)
+    check_image(wanted, image, context)
     check_capabilities(hypervisor, required_capabilities(wanted, image), context)
+    wanted["firmware"] = choose_firmware(wanted, image, context)
     check_balloon(wanted["balloon"], wanted["memory"])
     return wanted
 
@@ -317,9 +382,13 @@ def check_update(record: Record, definition: Definition, context: Context) -> No
     changed = {
         option: capability
         for option, capability in required_capabilities(definition, None).items()
-        if option in ("balloon", "watchdog")
+        if option in ("balloon", "watchdog", "firmware")
     }
+    if definition.get("firmware") and record.get("image_type") != "cloudimg":
+        raise _no_firmware(record["config"].get("image", ""))
     if changed:
         check_capabilities(record["hypervisor"], changed, context)
+    if definition.get("firmware"):
+        check_firmware(record["hypervisor"], definition["firmware"], context)
     balloon = definition.get("balloon", record.get("balloon"))
     check_balloon(None if balloon == "off" else balloon, definition.get("memory", record["config"]["memory"]))

@@ -38,7 +38,11 @@ RESTART = "restart"
 REBUILD = "rebuild"
 REFUSED = "refused"
 
-SECRETS = ("user", "password", "ssh_keys")
+# What reaches a guest at its first boot only.
+SECRETS = ("user", "password", "ssh_keys", "user_data")
+
+# What a disk image can be booted by.
+UEFI, BIOS = "uefi", "bios"
 
 
 class Secret(str):
@@ -61,6 +65,9 @@ class ProbeLike(t.Protocol):
 
     @property
     def accels(self) -> t.Sequence[str]: ...
+
+    @property
+    def firmware(self) -> t.Sequence[str]: ...
 
 
 class CapabilitiesLike(t.Protocol):
@@ -110,6 +117,7 @@ class Context:
     :param capabilities: by hypervisor name.
     :param auto: what ``hypervisor: auto`` resolves to here: (hypervisor, accel), ``None`` = nothing fits.
     :param owner_default: the owner of what gives none.
+    :param default_kernel: the host has a kernel for images that bring none; told only if one of *images* does.
     """
 
     images: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
@@ -119,6 +127,7 @@ class Context:
     capabilities: t.Mapping[str, CapabilitiesLike] = dataclasses.field(default_factory=dict)
     auto: tuple[str, str] | None = None
     owner_default: str = ""
+    default_kernel: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +179,7 @@ class Change:
 class Plan:
     """What a run does to one VM, and what check mode says it would do.
 
-    :param action: ``none create rebuild update restart start stop pause resume hibernate identify remove``.
+    :param action: ``none create rebuild update restart start stop pause resume hibernate restore identify remove``.
     :param wanted: for a create or rebuild, every option with its value.
     :param restarts: a running VM goes down and comes back (counts toward ``max_unavailable``).
     """

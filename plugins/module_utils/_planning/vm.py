@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     PHASE_HIBERNATE,
     PHASE_REBUILD,
     PHASE_REMOVE,
+    PHASE_RESTORE,
     PHASE_SAVE,
     PHASE_START,
     REBUILD,
@@ -54,6 +55,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
 
 # The order of steps inside a plan: what frees comes before what takes, the record before what acts on it.
 ORDER = (
+    "restore",
     "stop",
     "remove",
     "create",
@@ -73,7 +75,7 @@ ORDER = (
 )
 # Of a VM that goes on from a saved state, what touches its devices has to wait until it runs.
 ORDER_RESUMED = (
-    *("stop", "remove", "create", "configure", "set_ports", "start", "resume", "identify"),
+    *("restore", "stop", "remove", "create", "configure", "set_ports", "start", "resume", "identify"),
     *("drop_disk", "grow_disk", "add_disk", "set_balloon", "pause", "hibernate"),
 )
 AFTER_RESUME = frozenset(("drop_disk", "grow_disk", "add_disk", "set_balloon"))
@@ -109,14 +111,21 @@ def needs(
     networks: list[str] = []
     if any(step.name == "set_nics" for item in differences for step in item.steps):
         networks = [nic["network"] for nic in wanted_nics(record, definition)]
+    observed = observed and _restored(record, observed)
     runs = bool(observed and observed.running and record.get("state") in (RUNNING, PAUSED))
     starts = state == "restarted" or (not runs and (state in STARTS or bool(record.get("restarting"))))
-    starts = starts or (runs and state == "hibernated")
+    starts = starts or bool(state == "hibernated" and observed and observed.running)
     drivers = []
     if differences or rebuild or maybe or starts:
         asked = definition.get("hypervisor", "auto")
         drivers = [record["hypervisor"]] + ([asked] if asked != "auto" else [])
     return Needs(_unique(images), _unique(networks), _unique(drivers))
+
+
+def _restored(record: Record, observed: Observed) -> Observed:
+    """What is there once a restore that was killed has been finished, which comes before anything else."""
+    restore = record.get("restore") if record.get("phase") == PHASE_RESTORE else None
+    return Observed(running=restore["runs"]) if restore else observed
 
 
 def _needs_new(record: Record | None, definition: Definition, snapshots: t.Mapping[str, Record | None] | None) -> Needs:
@@ -250,6 +259,7 @@ class _Existing:
 
     def __init__(self, record: Record, observed: Observed, definition: Definition, context: Context) -> None:
         self.record = record
+        observed = _restored(record, observed)
         self.running = observed.running
         self.suspended = is_suspended(record) and not observed.running
         self.observed = observed
@@ -378,13 +388,14 @@ class _Existing:
 
     def _power_steps(self, stop: bool, runs: bool) -> list[Step]:
         recorded = self.record.get("state")
-        steps = []
+        steps = [Step("restore")] if self.record.get("phase") == PHASE_RESTORE else []
         # a record that still says running after a crash or a reboot is set right by the same step,
         # and a start that was cut short is undone by it where it is not taken up again
         unsettled = not self.running and self.record.get("phase") == PHASE_START and not runs
         if stop or unsettled or (self.state == "stopped" and recorded in (RUNNING, PAUSED)):
             force = bool(self.definition.get("force"))
-            steps.append(Step("stop", {"force": force, "restart": runs}))
+            keep = {"keep": True} if self.suspended and not stop else {}
+            steps.append(Step("stop", {"force": force, "restart": runs, **keep}))
         starts = runs and (stop or not self.running)
         if starts:
             steps.append(Step("start"))
@@ -400,11 +411,12 @@ class _Existing:
         """Whether a guest that stands still is to run: it is asked to, or a killed run stopped it to save it."""
         if not self.observed.paused or self.state in ("paused", "hibernated"):
             return False
-        return self.state == "started" or self.record.get("phase") == PHASE_SAVE
+        interrupted = self.record.get("phase") == PHASE_SAVE and self.record.get("state") == RUNNING
+        return self.state == "started" or interrupted
 
     def _standing_still(self, stop: bool, starts: bool) -> list[Step]:
         """:raises ChangeRefusedError: a VM that does not run cannot be hibernated."""
-        if self.state == "paused" and (starts or stop or not self.observed.paused):
+        if self.state == "paused" and (starts or stop or self.record.get("state") != PAUSED):
             return [Step("pause")]
         asleep = self.suspended and not stop and self.record.get("state") == HIBERNATED
         if asleep and self.state in ("present", "hibernated"):
@@ -464,7 +476,7 @@ class _Existing:
         if starts and not rebuild:
             accel = definition.get("accel", "auto")
             fit.check_driver(record["hypervisor"], record["accel"] if accel == "auto" else accel, self.context)
-        if self.state == "hibernated":
+        if self.state == "hibernated" and self.running:
             fit.check_capabilities(record["hypervisor"], {"state": "snapshots"}, self.context)
 
     def _action(self, names: set[str], rebuild: bool, changes: t.Sequence[Change], restarts: bool) -> str:
@@ -474,7 +486,7 @@ class _Existing:
             return "update"
         if self.state == "restarted" or restarts:
             return "restart"
-        words = ("hibernate", "start", "stop", "pause", "resume", "identify")
+        words = ("hibernate", "start", "stop", "pause", "resume", "restore", "identify")
         return next((name for name in words if name in names), "none")
 
     def _state_after(self, before: str, names: set[str]) -> str:

@@ -39,6 +39,8 @@ def capture(run: Run, vm: Record, name: str, description: str, owner: str, label
     except (CocoonError, OSError):
         with contextlib.suppress(OSError):  # of a full disk, the next run takes the rest away
             snapshots.discard(run.store, record)
+            vm.get("snapshot_ids", {}).pop(record["id"], None)
+            run.store.write_vm(vm)
         raise
     return record
 
@@ -68,7 +70,7 @@ def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, 
         "owner": owner,
         "labels": labels,
         **{key: vm.get(key) for key in ("accel", "machine", "cpu_model", "hypervisor_version", "kernel_args")},
-        **{key: vm.get(key) for key in ("balloon", "watchdog", "image_id", "image_type", "image_digest")},
+        **{key: vm.get(key) for key in ("balloon", "watchdog", "image_id", "image_type", "image_digest", "firmware")},
         "data_disks": vm["data_disks"],
         "nic_networks": [nic["network_name"] for nic in vm["network_configs"]],
         "nic_configs": [{"mac": nic["mac"], "mtu": nic.get("mtu") or 0} for nic in vm["network_configs"]],
@@ -110,13 +112,13 @@ def _complete(run: Run, vm: Record, record: Record, seconds: float) -> None:
     folder = snapshots.directory(run.store, record["id"])
     write_json(os.path.join(folder, snapshots.LAYOUT_FILE), layout_document(run, vm, record), locked=True)
     seal(run, record)
+    vm.setdefault("snapshot_ids", {})[record["id"]] = {}
+    run.store.write_vm(vm)
+    run.mark("snapshot.listed")
     record["seconds"] = round(seconds, 3)
     record["state"] = snapshots.COMPLETE
     snapshots.write(run.store, record)
     run.mark("snapshot.complete")
-    vm.setdefault("snapshot_ids", {})[record["id"]] = {}
-    run.store.write_vm(vm)
-    run.mark("snapshot.listed")
 
 
 def seal(run: Run, record: Record) -> None:
@@ -153,7 +155,7 @@ def layout_document(run: Run, vm: Record, record: Record) -> Record:
         "machine": record["machine"],
         "cpu_model": record["cpu_model"],
         "qemu_version": record["hypervisor_version"],
-        "firmware": "",
+        "firmware": record["firmware"] or "",
         "cocoon_microvm": {**{key: record[key] for key in OURS if record.get(key)}, **_always(record)},
     }
 

@@ -81,6 +81,7 @@ SCHEMA = _object(
             "pattern": r"^[a-zA-Z0-9][a-zA-Z0-9_-]*(,[a-zA-Z0-9][a-zA-Z0-9._-]*=(on|off))*\Z",
         },
         "qemu_version": {"type": "string", "maxLength": 32},
+        "firmware": {"enum": ["", "uefi", "bios"]},
         "cocoon_microvm": OURS,
     },
 )

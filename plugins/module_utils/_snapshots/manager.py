@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import typing as t
 
@@ -43,14 +44,31 @@ def converge(
     plan, record, vm = _look(run, wanted)
     if check or not plan.actions:
         return _answer(run, plan, record, vm)
-    names = [f"snapshot:{wanted.name}", *(f"snapshot:{name}" for name in plan.pruned)]
+    try:
+        return _answer(run, *_act(run, wanted, plan, record))
+    except OSError as exc:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._execution.batch import explained
+
+        raise explained(exc, f"snapshot '{wanted.name}'") from exc
+
+
+def _act(
+    run: Run, wanted: Wanted, plan: SnapshotPlan, record: Record | None
+) -> tuple[SnapshotPlan, Record | None, Record | None]:
+    """Lock what the plan touches, look again, and act; if others have been at work, lock what it touches by now."""
+    while True:
+        names = _lock_names(wanted, plan, record)
+        with locked(run.store.paths, names, run.options.lock_timeout):
+            plan, record, vm = _look(run, wanted)
+            if _lock_names(wanted, plan, record) <= names:
+                if plan.actions:
+                    record, vm = _execute(run, wanted, plan, record, vm)
+                return plan, record, vm
+
+
+def _lock_names(wanted: Wanted, plan: SnapshotPlan, record: Record | None) -> set[str]:
     vm_name = wanted.vm or (record or {}).get("vm")
-    names += [f"vm:{vm_name}"] if vm_name else []
-    with locked(run.store.paths, names, run.options.lock_timeout):
-        plan, record, vm = _look(run, wanted)
-        if plan.actions:
-            record, vm = _execute(run, wanted, plan, record, vm)
-    return _answer(run, plan, record, vm)
+    return {f"snapshot:{name}" for name in (wanted.name, *plan.pruned)} | ({f"vm:{vm_name}"} if vm_name else set())
 
 
 def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
@@ -92,13 +110,14 @@ def _siblings(store: Store, vm: Record | None, record: Record | None) -> list[Re
 def _execute(
     run: Run, wanted: Wanted, plan: SnapshotPlan, record: Record | None, vm: Record | None
 ) -> tuple[Record | None, Record | None]:
-    if vm is not None and "remove" not in plan.actions:
+    needed = record is not None and ((vm or {}).get("restore") or {}).get("snapshot_id") == record["id"]
+    if vm is not None and (needed or "remove" not in plan.actions):
         _recover(run, vm)
     if "take" in plan.actions and vm is not None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.capture import capture
 
         if record is not None:  # of a run that was killed
-            snapshots.discard(run.store, record)
+            _remove(run, record, vm)
         owner = wanted.owner or run.store.store_id
         record = capture(run, vm, wanted.name, wanted.description or "", owner, wanted.labels or {})
     if "update" in plan.actions and record is not None:
@@ -127,11 +146,23 @@ def _recover(run: Run, vm: Record) -> None:
 
 def _remove(run: Run, record: Record, vm: Record | None) -> None:
     """Take a snapshot away. Its clones have links of their own to what they use of it."""
+    try:
+        _take_away(run, record, vm)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        snapshots.make_room(run.store, record)  # so that the rest can be written down
+        _take_away(run, record, vm)
+
+
+def _take_away(run: Run, record: Record, vm: Record | None) -> None:
+    if vm is not None and record["id"] in (vm.get("snapshot_ids") or {}):  # first: nobody looks for it there later
+        others = {key: value for key, value in vm["snapshot_ids"].items() if key != record["id"]}
+        run.store.write_vm({**vm, "snapshot_ids": others})
+        vm["snapshot_ids"] = others
+        run.mark("snapshot.unlisted")
     snapshots.discard(run.store, record)
     run.mark("snapshot.removed")
-    if vm is not None and record["id"] in (vm.get("snapshot_ids") or {}):
-        del vm["snapshot_ids"][record["id"]]
-        run.store.write_vm(vm)
 
 
 def _answer(run: Run, plan: SnapshotPlan, record: Record | None, vm: Record | None) -> dict[str, t.Any]:
@@ -141,7 +172,7 @@ def _answer(run: Run, plan: SnapshotPlan, record: Record | None, vm: Record | No
         "actions": list(plan.actions),
         "diff": plan.diff,
         "snapshot": snapshots.shown(run.store, complete) if complete else None,
-        "vm": view(vm),
+        "vm": view(vm, run.store.paths),
     }
 
 

@@ -181,6 +181,13 @@ def forget_clone(store: Store, snapshot_id: str, vm_id: str) -> None:
     remove_file(os.path.join(directory(store, snapshot_id), CLONES, vm_id))
 
 
+def make_room(store: Store, record: Record) -> None:
+    """On a full file system a snapshot that is to go loses what is large first."""
+    for name in record["files"]:
+        if name != LAYOUT_FILE:
+            remove_file(os.path.join(directory(store, record["id"]), name))
+
+
 def discard(store: Store, record: Record) -> None:
     """Take a snapshot away, whatever is there of it: its hold on its image, its files, its name. Idempotent."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images

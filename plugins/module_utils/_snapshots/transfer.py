@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_owner
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, capture, document
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_tree
@@ -36,10 +37,14 @@ QCOW2_HEAD = 4096
 
 def converge(run: Run, wanted: Wanted, params: t.Mapping[str, t.Any], check: bool) -> dict[str, t.Any]:
     """Export or import; the shape of ``manager.converge``, with ``archive`` where something was done."""
+    if not params.get("path"):
+        raise InputError("is needed", "path", "Name the archive, on the target; local_path is one on the controller.")
     path = os.path.abspath(params["path"])
     if wanted.state == "exported":
-        return _export(run, wanted, path, params["compression"], check)
-    return _import(run, wanted, path, _checksum(params.get("checksum")), check)
+        told = Progress(params.get("progress_file"), f"exporting {wanted.name}")
+        return _export(run, wanted, path, params["compression"], check, told)
+    told = Progress(params.get("progress_file"), f"importing {wanted.name}")
+    return _import(run, wanted, path, _checksum(params.get("checksum")), check, told)
 
 
 def _checksum(text: str | None) -> str | None:
@@ -70,7 +75,7 @@ def config_of(record: Record) -> Record:
     return {key: record[key] for key in CONFIG if record.get(key)}
 
 
-def _export(run: Run, wanted: Wanted, path: str, compression: str, check: bool) -> dict[str, t.Any]:
+def _export(run: Run, wanted: Wanted, path: str, compression: str, check: bool, told: Progress) -> dict[str, t.Any]:
     with locked(run.store.paths, [], run.options.lock_timeout, [f"snapshot:{wanted.name}"]):
         record = snapshots.usable(run.store, wanted.name)
         if record is None:
@@ -84,7 +89,7 @@ def _export(run: Run, wanted: Wanted, path: str, compression: str, check: bool) 
         snapshots.verify(run.store, record)
         names = sorted(record["files"], key=lambda name: (name != snapshots.LAYOUT_FILE, name))
         folder = snapshots.directory(run.store, record["id"])
-        written = archive.write(path, config_of(record), folder, names, compression)
+        written = archive.write(path, config_of(record), folder, names, compression, told)
         run.mark("export.written")
     made = {"digest": written.digest, "size": written.size}
     with locked(run.store.paths, [f"snapshot:{wanted.name}"], run.options.lock_timeout):
@@ -121,7 +126,7 @@ def _check_target(record: Record, path: str, force: bool) -> None:
 # In.
 
 
-def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bool) -> dict[str, t.Any]:
+def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bool, told: Progress) -> dict[str, t.Any]:
     with contextlib.ExitStack() as stack:
         if not check:
             names = [f"snapshot:{wanted.name}"]
@@ -140,7 +145,7 @@ def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bo
             return _answer(run, None, "import", path, None)
         if record is not None:  # of a run that was killed
             snapshots.discard(run.store, record)
-        record, made = _take_in(run, wanted, path, checksum)
+        record, made = _take_in(run, wanted, path, checksum, told)
     return _answer(run, record, "import", path, made)
 
 
@@ -154,7 +159,7 @@ def _check_hypervisor(config: Record) -> None:
         )
 
 
-def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None) -> tuple[Record, Record]:
+def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None, told: Progress) -> tuple[Record, Record]:
     """Unpack beside where the files will be, look at all of it, and only then give it its name."""
     record: Record = {"id": types.new_id(), "name": wanted.name, "state": snapshots.CREATING, "files": {}}
     folder = snapshots.directory(run.store, record["id"])
@@ -167,7 +172,7 @@ def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None) -> tuple
         snapshots.write(run.store, record)
         os.mkdir(staging, 0o700)
         run.mark("import.staging")
-        envelope = archive.read(path, staging, archive.Limits(_room(run), MAX_FILES), checksum)
+        envelope = archive.read(path, staging, archive.Limits(_room(run), MAX_FILES), checksum, told)
         run.mark("import.read")
         _describe(run, record, wanted, envelope, staging)
         _pin(run, record)
@@ -215,6 +220,7 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
         watchdog=False,
         kernel_args="",
         layout={},
+        firmware=described.get("firmware") or None,
         paused_seconds=None,
     )
     record.update(ours)
@@ -228,6 +234,11 @@ EMPTY: dict[str, t.Any] = {
 }
 
 
+# What a VM with a disk image may have besides its disks: its UEFI's variables, and what it is told at its first boot.
+SMALL_FILES = ("OVMF_VARS.fd", "cidata.img")
+MAX_SMALL_FILE = 16 << 20
+
+
 def _check_files(config: Record, described: Record, envelope: archive.Envelope, staging: str) -> None:
     """Whether the files are those, and as large, as the documents say.
 
@@ -237,7 +248,9 @@ def _check_files(config: Record, described: Record, envelope: archive.Envelope, 
     system = "cow.raw" if ours["image_type"] == "oci" else "overlay.qcow2"
     sizes = {system: config.get("storage"), **{f"data-{disk['name']}.raw": disk["size"] for disk in ours["data_disks"]}}
     wanted = {*sizes, snapshots.LAYOUT_FILE}
-    optional = set()
+    optional = set(SMALL_FILES) if ours["image_type"] == "cloudimg" else set()
+    if described.get("firmware") == "uefi" and ours["kind"] == snapshots.FULL:
+        wanted.add("OVMF_VARS.fd")
     if ours["kind"] == snapshots.FULL:
         wanted.add(snapshots.STATE_FILE)
         optional.add(snapshots.MEMORY_FILE)
@@ -247,6 +260,8 @@ def _check_files(config: Record, described: Record, envelope: archive.Envelope, 
     for name, info in envelope.files.items():
         if name in sizes and name.endswith((".raw", snapshots.MEMORY_FILE)) and info.size != sizes[name]:
             problems.append(f"{name} has {info.size} bytes and not {sizes[name]}")
+        if name in SMALL_FILES and info.size > MAX_SMALL_FILE:
+            problems.append(f"{name} has {info.size} bytes")
     for key in ("cpu", "memory"):
         if described[key] != config.get(key):
             problems.append(f"snapshot.json and cocoon.json differ in {key}")

@@ -1,0 +1,145 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run a module that takes long, and show meanwhile how far it has got."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import typing as t
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+# Seconds: how often to look whether the module has ended, and to say how far it is on a log that keeps every line.
+LOOK = 0.5
+SAY = 5.0
+LIMIT = 7 * 86400
+UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def amount(size: float) -> str:
+    """``1.5 GiB``."""
+    for unit, name in UNITS:
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size:.0f} B"
+
+
+class Line:
+    """The words for one look at how far it is: bytes, percent, speed, time left."""
+
+    def __init__(self, now: float) -> None:
+        self.began = now
+
+    def words(self, seen: t.Mapping[str, t.Any], now: float) -> str:
+        done, total = int(seen.get("done") or 0), int(seen.get("total") or 0)
+        speed = done / max(now - self.began, 0.001)
+        text = f"{seen.get('what', 'working')}: {amount(done)}"
+        if total:
+            text += f" of {amount(total)} ({min(100, 100 * done // total)} %)"
+        text += f", {amount(speed)}/s"
+        if total > done and speed > 0:
+            text += f", {(total - done) / speed:.0f} s left"
+        return text
+
+
+class ProgressAction(ActionBase):
+    """An action whose module is given ``progress_file``, and is watched while it runs."""
+
+    def watched(self, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The result of *module*, run beside us.
+
+        Without a way to run it so (check mode, a task that is asynchronous itself) it is run as any other.
+        """
+        if self._task.check_mode or self._task.async_val:
+            return dict(
+                self._execute_module(
+                    module_name=module, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
+                )
+            )
+        with self.folder(task_vars) as folder:
+            path = self._connection._shell.join_path(folder, "progress.json")
+            self._task.async_val = LIMIT
+            try:
+                arguments = {**arguments, "progress_file": path}
+                begun = self._execute_module(
+                    module_name=module, module_args=arguments, task_vars=task_vars, wrap_async=True
+                )
+            finally:
+                self._task.async_val = 0
+            if not begun.get("ansible_job_id"):
+                return dict(begun)
+            return self._follow(begun, path, task_vars)
+
+    @contextlib.contextmanager
+    def folder(self, task_vars: dict[str, t.Any]) -> t.Iterator[str]:
+        """A folder on the target for as long as it is needed.
+
+        Not the connection's own, which whatever runs asynchronously takes along when it ends.
+
+        :raises AnsibleActionFail: it cannot be made.
+        """
+        arguments = {"state": "directory", "prefix": "cocoon-microvm-"}
+        made = self._module("ansible.builtin.tempfile", arguments, task_vars)
+        if not made.get("path"):
+            raise AnsibleActionFail(f"cannot make a folder on the target: {made.get('msg')}")
+        try:
+            yield str(made["path"])
+        finally:
+            self._module("ansible.builtin.file", {"path": made["path"], "state": "absent"}, task_vars)
+
+    def _module(self, name: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The result of a module that is run as any other."""
+        return dict(
+            self._execute_module(module_name=name, module_args=arguments, task_vars=task_vars, wrap_async=False)
+        )
+
+    def _follow(self, begun: t.Mapping[str, t.Any], path: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        display, job = Display(), str(begun["ansible_job_id"])
+        line = Line(time.monotonic())
+        said = line.began
+        while True:
+            time.sleep(LOOK)
+            status = self._ask(job, "status", task_vars)
+            if status.get("finished") or status.get("failed"):
+                self._ask(job, "cleanup", task_vars)
+                return {key: value for key, value in status.items() if key not in ASYNC_KEYS}
+            now = time.monotonic()
+            if now - said >= SAY:
+                said = now
+                seen = self._read(path)
+                if seen:
+                    display.display(f"{task_vars.get('inventory_hostname', '')}: {line.words(seen, now)}")
+
+    def _ask(self, job: str, mode: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        arguments = {
+            "jid": job,
+            "mode": mode,
+            "_async_dir": self.get_shell_option("async_dir", default="~/.ansible_async"),
+        }
+        return self._module("ansible.legacy.async_status", arguments, task_vars)
+
+    def _read(self, path: str) -> dict[str, t.Any]:
+        words = self._connection._shell.quote(path)
+        answer = self._low_level_execute_command(f"cat {words} 2>/dev/null || true", sudoable=True)
+        try:
+            seen = json.loads(answer.get("stdout") or "{}")
+        except ValueError:
+            return {}
+        return seen if isinstance(seen, dict) else {}
+
+
+ASYNC_KEYS = (
+    "ansible_job_id",
+    "results_file",
+    "started",
+    "finished",
+    "stdout",
+    "stderr",
+    "stdout_lines",
+    "stderr_lines",
+)

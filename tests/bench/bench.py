@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 LONG = 2000
@@ -28,16 +29,21 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs of each measurement (5)")
     parser.add_argument("--vms", type=int, default=20, help="VMs of a fleet (20)")
-    parser.add_argument("--only", default="1,2,3,4,5", help="items, separated by commas: 1,2,3,4,5")
+    parser.add_argument("--only", default="1,2,3,4,5,6,7", help="items, separated by commas: 1,2,3,4,5,6,7")
     parser.add_argument("--json", type=Path, default=WORK / "bench.json", help="where the numbers go")
     parser.add_argument("--records", default="10,1000,10000", help="sizes of the stores of item 5")
+    # To try item 6 out: smaller than what its aims are for.
+    parser.add_argument("--touched", type=int, default=400, help=argparse.SUPPRESS)
+    parser.add_argument("--clones", default="1,10,30", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> int:
     """Run the items, print and write what they gave."""
     import measures
+    import pulls
     import results
+    import snapshots
     import versus
     from fleet import Fleet
 
@@ -48,11 +54,15 @@ def measure(options: argparse.Namespace, scratch: Path) -> int:
     image = images.built("tiny", scratch)
     made: list[Fleet] = []
 
-    def fleet(subnet: str = "10.231.0.0/16") -> Fleet:
+    def fleet(folder: Path = scratch) -> Fleet:
         number = len(made)
-        made.append(Fleet(scratch / f"f{number}", make_netns(f"{PREFIX}-{number}"), subnet, image, options.vms))
+        netns = make_netns(f"{PREFIX}-{number}")
+        made.append(Fleet(folder / f"f{number}", netns, "10.231.0.0/16", image, options.vms))
         return made[-1].prepare()
 
+    charts: dict[str, Any] = {}
+    counts = tuple(int(word) for word in options.clones.split(","))
+    plan = snapshots.Plan(options.runs, options.touched, counts)
     sizes = tuple(int(word) for word in options.records.split(","))
     items = {
         "1": ("a run that changes nothing", lambda: measures.no_change(fleet(), options.runs)),
@@ -60,6 +70,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> int:
         "3": ("the engine's own time", lambda: measures.own_time(fleet(), options.runs)),
         "4": ("the same by libvirt", lambda: versus.libvirt(fleet(), scratch, options.runs)),
         "5": ("state", lambda: measures.state(fleet, options.runs, sizes)),
+        "6": ("snapshots and clones", lambda: snapshots.measure(fleet, scratch, plan, charts)),
+        "7": ("images from a registry", lambda: pulls.measure(fleet(), scratch, options.runs)),
     }
     about = results.machine(scratch)
     rows: list[results.Row] = []
@@ -74,7 +86,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> int:
         found = leaks.left(before, strict=False, patience=0)
         leaks.clean()
     about = results.machine(scratch) if not about["libvirt"] else about
-    document = {"machine": about, "runs": options.runs, "rows": [row.as_json() for row in rows]}
+    document = {"machine": about, "runs": options.runs, "rows": [row.as_json() for row in rows], **charts}
     save_json(options.json, document)
     say(f"\n{results.sentence(about)}. Median of {options.runs}.\n\n{results.table(rows)}\n\nwritten to {options.json}")
     for thing in found:

@@ -3,11 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The engine in a process of its own, with a clock around it: reads a job as JSON, writes the timings as JSON.
 
-{"params": {...}, "batches": [[VM options, ...], ...], "repeat": 5, "sync": true, "still": false}
+{"params": {...}, "batches": [[VM options, ...], {options of cocoon_snapshot}, ...], "repeat": 5, "sync": true,
+"still": false}
 
 The options of a batch go through the argument spec first, outside the measured time. With "sync": false nothing is
 flushed to disk: that is for filling a store, never for measuring. With "still": true a hypervisor is held still as soon
 as it runs: twenty guests that boot on two cores would be measured in place of the engine.
+
+"running" is when the last hypervisor of a batch acknowledged that its guest goes, counted from the batch's beginning.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 BEGAN = time.perf_counter()
@@ -59,7 +63,27 @@ def hold_still() -> None:
         end(process, *args, **kwargs)
 
     QemuDriver.start = started  # type: ignore[method-assign]
-    Process.end = ended  # type: ignore[method-assign]
+    Process.end = ended  # type: ignore[assignment,method-assign]
+
+
+class Starts:
+    """When the driver last came back from starting a hypervisor, whose guest was acknowledged to run."""
+
+    def __init__(self) -> None:
+        self.last: float | None = None
+
+    def watch(self) -> None:
+        """Note the time after each start."""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import QemuDriver
+
+        start = QemuDriver.start
+
+        def started(*args: Any, **kwargs: Any) -> Any:
+            process = start(*args, **kwargs)
+            self.last = time.perf_counter()
+            return process
+
+        QemuDriver.start = started  # type: ignore[method-assign]
 
 
 def cpu() -> float:
@@ -82,18 +106,47 @@ def typed(spec: dict[str, Any], items: list[dict[str, Any]]) -> list[dict[str, A
     return result
 
 
+def prepared(params: dict[str, Any], batch: Any) -> Callable[[], dict[str, Any]]:
+    """A batch, ready to be carried out: of VMs if it is a list, of one snapshot otherwise."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _api
+    from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import vm_options
+
+    if isinstance(batch, dict):
+        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.manager import converge
+        from ansible_collections.cocoon.microvm.plugins.modules.cocoon_snapshot import OPTIONS
+
+        options = {**params, **typed(OPTIONS, [batch])[0]}
+
+        def snapshot() -> dict[str, Any]:
+            done = converge(options, False)
+            seen = {key: (done["snapshot"] or {}).get(key) for key in ("id", "size", "paused_seconds", "seconds")}
+            return {"changed": int(done["changed"]), "failed": [], "snapshot": seen, "archive": done.get("archive")}
+
+        return snapshot
+    definitions = typed(vm_options(), batch)
+
+    def vms() -> dict[str, Any]:
+        results = _api.converge_vms(params, definitions, False)
+        return {
+            "changed": sum(bool(entry["changed"]) for entry in results),
+            "failed": [f"{entry['name']}: {entry['msg']}" for entry in results if entry.get("failed")],
+        }
+
+    return vms
+
+
 def main() -> None:
     """Run the batches one after the other; measure each."""
     job = json.load(sys.stdin)
     if not job.get("sync", True):
-        os.fsync = lambda fd: None  # type: ignore[assignment]
-    from ansible_collections.cocoon.microvm.plugins.module_utils import _api, _process
-    from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import vm_options
+        os.fsync = lambda fd: None
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _process
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qmp
 
     if job.get("still"):
         hold_still()
-    waits, flushes = Waits(), Waits()
+    waits, flushes, starts = Waits(), Waits(), Starts()
+    starts.watch()
     os.fsync = flushes.around(os.fsync)
     # The engine blocks on a hypervisor in two places only: reading its replies, and waiting for its end.
     qmp.Qmp._receive = waits.around(qmp.Qmp._receive)  # type: ignore[method-assign]
@@ -101,20 +154,20 @@ def main() -> None:
     imported = time.perf_counter() - BEGAN
     runs = []
     for _turn in range(job.get("repeat", 1)):
-        for items in job["batches"]:
-            definitions = typed(vm_options(), items)
-            before, used, waits.spent, flushes.spent = time.perf_counter(), cpu(), 0.0, 0.0
-            results = _api.converge_vms(job["params"], definitions, False)
+        for batch in job["batches"]:
+            carry_out = prepared(job["params"], batch)
+            waits.spent, flushes.spent, starts.last = 0.0, 0.0, None
+            used, before = cpu(), time.perf_counter()
+            done = carry_out()
             wall = time.perf_counter() - before
-            failed = [f"{entry['name']}: {entry['msg']}" for entry in results if entry.get("failed")]
             runs.append(
                 {
+                    **done,
                     "wall": wall,
                     "cpu": cpu() - used,
                     "waited": waits.spent,
                     "flushed": flushes.spent,
-                    "changed": sum(bool(entry["changed"]) for entry in results),
-                    "failed": failed,
+                    "running": None if starts.last is None else starts.last - before,
                 }
             )
     json.dump({"import": imported, "runs": runs}, sys.stdout)

@@ -60,11 +60,18 @@ class Fleet:
         return [{"name": f"vm{index:05d}", **options} for index in range(first, first + count)]
 
     def engine(
-        self, batches: Sequence[Items], repeat: int = 1, sync: bool = True, still: bool = False, **params: Any
+        self,
+        batches: Sequence[Items | dict[str, Any]],
+        repeat: int = 1,
+        sync: bool = True,
+        still: bool = False,
+        nice: int = -15,
+        **params: Any,
     ) -> list[dict[str, Any]]:
         """Run the engine by itself; one measurement a batch and turn.
 
-        It gets the processor before the guests do: their boot is not what is measured here.
+        :param batches: VMs in a list, or the options of one snapshot.
+        :param nice: usually it gets the processor before guests do, as their boot is not what is measured.
         """
         defaults = {"lock_timeout": 60, "memory_reserve": "256M", "disk_overcommit": 1000.0, "parallel": 16}
         job = {
@@ -75,7 +82,7 @@ class Fleet:
             "still": still,
         }
         done = subprocess.run(
-            [*self.netns.enter(), "nice", "-n", "-15", sys.executable, str(HERE / "engine_run.py")],
+            [*self.netns.enter(), "nice", "-n", str(nice), sys.executable, str(HERE / "engine_run.py")],
             env={**os.environ, "PYTHONPATH": str(COLLECTIONS), TOKEN[0]: TOKEN[1]},
             input=json.dumps(job),
             capture_output=True,

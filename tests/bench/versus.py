@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -72,15 +73,12 @@ DISK = """    <disk type='file' device='disk'>
     </disk>"""
 
 
-def install() -> Path:
-    """libvirt from the distribution, and its collection from the registry of Python packages.
-
-    :returns: a collections path that holds community.libvirt.
-    """
+def packages(names: Sequence[str]) -> None:
+    """Install those packages of the distribution that are missing."""
     state = "${db:Status-Status}"
     missing = [
         name
-        for name in PACKAGES
+        for name in names
         if run(["dpkg-query", "-W", "-f", state, name], check=False, quiet=True).stdout != "installed"
     ]
     if missing:
@@ -89,6 +87,14 @@ def install() -> Path:
         options = ["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0", "-qq"]
         run(["apt-get", *options, "update"], env=env)
         run(["apt-get", *options, "install", "-y", "--no-install-recommends", *missing], env=env, quiet=True)
+
+
+def install() -> Path:
+    """libvirt from the distribution, and its collection from the registry of Python packages.
+
+    :returns: a collections path that holds community.libvirt.
+    """
+    packages(PACKAGES)
     folder = WORK / "libvirt"
     if not (folder / "ansible_collections" / "community" / "libvirt" / "plugins").is_dir():
         fetch_collection(folder)
@@ -100,8 +106,8 @@ def fetch_collection(folder: Path) -> None:
     say("   fetching community.libvirt ...")
     folder.mkdir(parents=True, exist_ok=True)
     wheels = folder / "wheels"
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", wheels, "ansible"]
-    if run(pip, check=False).returncode == 0:
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d"]
+    if run([*pip, wheels, "ansible"], check=False).returncode == 0:
         with zipfile.ZipFile(next(wheels.glob("ansible-*.whl"))) as archive:
             prefix = "ansible_collections/community/libvirt/"
             archive.extractall(folder, [name for name in archive.namelist() if name.startswith(prefix)])

@@ -36,6 +36,8 @@ def play(playbook: str) -> int:
     )
     command = [VENV / "bin" / "ansible-playbook", "-i", INVENTORY, f"cocoon.microvm.{playbook}"]
     command += ["-e", f"cocoon_python={VENV / 'bin' / 'python'}", "-e", f"image_cache_dir={WORK / 'image-packages'}"]
+    # The demo's image brings its own.
+    command += ["-e", "cocoon_kernel=false"]
     changed: list[int] = []
 
     def seen(line: str) -> None:

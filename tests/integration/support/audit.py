@@ -21,8 +21,12 @@ from ansible_collections.cocoon.microvm.tests.integration.support.leaks import m
 
 Records = dict[str, dict[str, Any]]
 # What a run that came to its end leaves in no record.
-UNFINISHED = ("phase", "restarting", "kept_disks", "planned_nics", "planned_ports", "delete_data_disks", "held_images")
-SETTLED = ("created", "running", "stopped", "error", "removed")
+UNFINISHED = (
+    *("phase", "restarting", "kept_disks", "planned_nics", "planned_ports", "delete_data_disks", "held_images"),
+    "restore",
+)
+SETTLED = ("created", "running", "stopped", "paused", "hibernated", "error", "removed")
+ALIVE = ("running", "paused")
 OWN_NAME = re.compile(r"(^|\.)\d+\.[a-z2-7]{8}\.tmp$")
 TAP = re.compile(r"^cm[a-z2-7]{8}-\d+$")
 
@@ -48,9 +52,19 @@ def records(engine: Engine) -> Records:
     return found
 
 
+def snapshots(engine: Engine) -> Records:
+    """Every snapshot's record by id; empty for one whose maker died before it wrote it."""
+    found: Records = {}
+    for folder in folders(Path(engine.paths.root) / "snapshots"):
+        path = folder / "snapshot.json"
+        found[folder.name] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
 def held(engine: Engine) -> set[str]:
-    """All that the store's VMs hold, in words."""
+    """All that the store's VMs and snapshots hold, in words."""
     return {
+        *_of_snapshots(engine),
         *_half_written(engine),
         *_indexed(engine),
         *_of_networks(engine),
@@ -58,6 +72,7 @@ def held(engine: Engine) -> set[str]:
         *_disks(engine),
         *_runtime(engine),
         *(f"process {vm_id}" for _pid, vm_id in processes(engine)),
+        *(f"guard {vm_id}" for _pid, vm_id in guards(engine)),
         *(f"tap {name}" for name in links(engine) if TAP.match(name)),
     }
 
@@ -70,7 +85,7 @@ def _half_written(engine: Engine) -> Iterator[str]:
 
 
 def _indexed(engine: Engine) -> Iterator[str]:
-    for kind in ("vm", "mac", "uid"):
+    for kind in ("vm", "mac", "uid", "snapshot"):
         for _name, document in documents(Path(engine.paths.index(kind))):
             yield f"{kind} {document['name']} {document['id']}"
 
@@ -88,10 +103,23 @@ def _of_images(engine: Engine) -> Iterator[str]:
             yield f"image {folder.name} {path.name}"
 
 
+def _of_snapshots(engine: Engine) -> Iterator[str]:
+    for folder in folders(Path(engine.paths.root) / "snapshots"):
+        yield f"snapshot folder {folder.name}"
+        for path in folder.iterdir():
+            if path.name == "clones":
+                yield from (f"clone {folder.name} {entry.name}" for entry in path.iterdir())
+            elif path.name not in ("snapshot.json", "snapshot.json.tmp"):
+                yield f"snapshot file {folder.name}/{path.name} {path.stat().st_size}"
+
+
 def _disks(engine: Engine) -> Iterator[str]:
     for folder in folders(Path(engine.paths.root) / "vms"):
         for path in folder.iterdir():
-            if path.name not in ("vm.json", "vm.json.tmp", "login.json"):
+            if path.name == "resume":
+                yield f"saved {folder.name}"
+                yield from (f"saved {folder.name}/{entry.name}" for entry in path.iterdir())
+            elif path.name not in ("vm.json", "vm.json.tmp", "login.json"):
                 yield f"file {folder.name}/{path.name} {path.stat().st_size}"
 
 
@@ -127,6 +155,20 @@ def processes(engine: Engine) -> list[tuple[int, str]]:
     return found
 
 
+def guards(engine: Engine) -> list[tuple[int, str]]:
+    """(pid, VM's id) of the processes that let a guest go on if whoever saves it is killed."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{name}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        socket = Path(words[-2]) if len(words) > 1 and "-c" in words else Path()
+        if socket.name == "qmp.sock" and str(socket.parent.parent) == engine.paths.run:
+            found.append((int(name), socket.parent.name))
+    return found
+
+
 def links(engine: Engine) -> list[str]:
     """The interfaces of the network namespace."""
     return [line.split(":")[1].strip().split("@")[0] for line in engine.netns.run("ip", "-o", "link").splitlines()]
@@ -140,7 +182,16 @@ def listed(engine: Engine) -> set[str]:
     found: set[str] = set()
     for vm_id, record in records(engine).items():
         found |= set(_listed(engine, vm_id, record)) if record else set()
+    for snapshot_id, record in snapshots(engine).items():
+        found |= set(_listed_snapshot(snapshot_id, record)) if record else set()
     return found
+
+
+def _listed_snapshot(snapshot_id: str, record: dict[str, Any]) -> Iterator[str]:
+    yield f"snapshot {record['name']} {snapshot_id}"
+    yield f"snapshot folder {snapshot_id}"
+    yield f"image {record['image_id'].partition(':')[2]} {snapshot_id}"
+    yield from (f"snapshot file {snapshot_id}/{name} {facts['size']}" for name, facts in record["files"].items())
 
 
 def _listed(engine: Engine, vm_id: str, record: dict[str, Any]) -> Iterator[str]:
@@ -164,12 +215,17 @@ def _listed(engine: Engine, vm_id: str, record: dict[str, Any]) -> Iterator[str]
         host_port, _colon, protocol = port.partition("/")
         key = f"{protocol or 'tcp'}-any-{host_port.split(':')[0]}"
         yield f"ports {record['network_configs'][0]['network_id']} {key} {vm_id}"
-    if record["state"] == "running":
+    if record.get("snapshot_id") in snapshots(engine):
+        yield f"clone {record['snapshot_id']} {vm_id}"
+    if record.get("resume"):
+        names = ["vmstate"] if record["resume"]["memory"] == "stream" else ["vmstate", "mem"]
+        yield from (f"saved {vm_id}", *(f"saved {vm_id}/{name}" for name in names))
+    if record["state"] in ALIVE:
         yield f"process {vm_id}"
         yield f"run {vm_id}"
         yield f"ram {vm_id} {record['config']['memory']}"
         yield from (f"tap {config['tap']}" for config in record["network_configs"])
-    if record["state"] == "running" or os.path.exists(engine.paths.vm_log(vm_id)):  # the log outlives the process
+    if record["state"] in ALIVE or os.path.exists(engine.paths.vm_log(vm_id)):  # the log outlives the process
         yield f"log {vm_id}"
         yield f"log mount {vm_id}"
 
@@ -198,6 +254,7 @@ def wrong(engine: Engine) -> list[str]:
             continue
         total += record["promised_disk"]
         found += [f"{vm_id}: {problem}" for problem in _wrong_record(record)]
+    found += _wrong_snapshots(engine)
     if total != ledger(engine):
         found.append(f"the ledger says {ledger(engine)}, the records {total}")
     return found
@@ -220,12 +277,29 @@ def _wrong_record(record: dict[str, Any]) -> Iterator[str]:
         yield f"promised_disk is {record['promised_disk']}, its disks are {size}"
 
 
+def _wrong_snapshots(engine: Engine) -> Iterator[str]:
+    known, vms = snapshots(engine), records(engine)
+    for snapshot_id, record in known.items():
+        if not record or record["state"] != "complete":
+            yield f"snapshot {snapshot_id} is {record.get('state', 'without a record')}"
+    for vm_id, vm in vms.items():
+        own = {key for key, record in known.items() if record.get("vm_id") == vm_id}
+        listed = set(vm.get("snapshot_ids") or ())
+        if vm.get("state") != "removed" and own != listed:
+            yield f"{vm_id}: its snapshots are {sorted(own)}, and it lists {sorted(listed)}"
+
+
 def clean(engine: Engine) -> None:
-    """Remove all VMs, and then what the engine has lost sight of, so that one failure does not bring others."""
+    """Remove all VMs and snapshots, and then what the engine has lost sight of.
+
+    So that one failure does not bring others.
+    """
+    for name, _id in engine.store.index("snapshot").entries():
+        engine.start_snapshot(name=name, state="absent", force=True).wait()
     names = [name for name, _id in engine.store.index("vm").entries()]
     for run in [engine.start_vms({"name": name, "state": "absent", "force": True}) for name in names]:
         run.wait()
-    for pid, _vm in processes(engine):
+    for pid, _vm in (*processes(engine), *guards(engine)):
         os.kill(pid, signal.SIGKILL)
     if not records(engine):
         (Path(engine.paths.root) / "index" / "disk.json").unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Coco
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine as networks
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import manager as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 
@@ -200,6 +201,11 @@ class Engine:
 
         return Forked(self.netns, job, kill_at)
 
+    def start_snapshot(self, kill_at: int | None = None, check: bool = False, **options: Any) -> Forked:
+        """Begin to converge a snapshot."""
+        params = {"state": "present", **self.dirs, **self.options, **options}
+        return Forked(self.netns, lambda mark: snapshots.converge(params, check, mark), kill_at)
+
     def start_image(self, **options: Any) -> Forked:
         """Begin to converge an image."""
         wanted = images.Wanted(**options)
@@ -231,6 +237,15 @@ class Engine:
         text = outcome.error or outcome.results[0].get("msg")
         assert text, f"{item} was to fail: {outcome.results}"
         return str(text)
+
+    def snapshot(self, check: bool = False, **options: Any) -> Any:
+        """Converge a snapshot and give its result.
+
+        :raises AssertionError: it failed.
+        """
+        outcome = self.start_snapshot(check=check, **options).wait()
+        assert outcome.error is None, outcome.error
+        return outcome.results
 
     def network(self, check: bool = False, **options: Any) -> Any:
         """Converge a network and give its result.

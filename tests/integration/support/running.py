@@ -261,7 +261,9 @@ class Playbooks:
             path.write_text(playbook if isinstance(playbook, str) else yaml.safe_dump(list(playbook)), encoding="utf-8")
             what = str(path)
         given = folder / "variables.json"
-        merged = {"ansible_python_interpreter": target_python(), **self.variables, **(variables or {})}
+        # Few tests need the default kernel, which takes the role host some seconds.
+        base = {"ansible_python_interpreter": target_python(), "cocoon_kernel": False}
+        merged = {**base, **self.variables, **(variables or {})}
         given.write_text(json.dumps(merged), encoding="utf-8")
         words = [*(self.netns.enter() if self.netns else ())]
         words += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self.inventory(inventory)), what]

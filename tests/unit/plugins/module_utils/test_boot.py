@@ -55,3 +55,12 @@ def test_a_disk_image_brings_its_own_kernel() -> None:
     assert boot.boot_config(RECORD, {"type": "cloudimg", "boot": None}) == {}
     configs = boot.storage_configs({**RECORD, "image_type": "cloudimg"}, {"type": "cloudimg"}, Paths(), str)
     assert configs[0]["path"].endswith("/overlay.qcow2")
+
+
+def test_the_volume_of_the_first_boot_comes_after_the_system_disk() -> None:
+    """Where it is, it moves no other disk: it is the last that is not plugged into a port."""
+    volume = {"path": "/v/cidata.img", "ro": True, "serial": "cocoon-cidata"}
+    record, image = {**RECORD, "image_type": "cloudimg"}, {"type": "cloudimg"}
+    with_it = boot.storage_configs(record, image, Paths(), str, volume)
+    assert [item["serial"] for item in with_it] == ["cocoon-cow", "cocoon-cidata", "db"]
+    assert [item for item in with_it if item != volume] == boot.storage_configs(record, image, Paths(), str)

@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _doctor as doctor
 from ansible_collections.cocoon.microvm.plugins.module_utils._host import LIBRARIES, TOOLS, Facts
 
-QEMU = {"name": "qemu", "version": "7.2.22", "available": True, "reason": None}
+QEMU = {"name": "qemu", "version": "7.2.22", "available": True, "reason": None, "firmware": ("uefi", "bios")}
 PYTHON = {"executable": "/usr/bin/python3", "version": "3.11.2", "distribution_packages": True}
 STORE = {"exists": True, "layout": 1, "counts": {"vms": 3, "images": 1}}
 GOOD = Facts(
@@ -33,6 +33,7 @@ GOOD = Facts(
     systemd=True,
     store=STORE,
     uid_overlaps=[],
+    default_kernel={"updated_at": "2026-11-23T10:00:00Z"},
 )
 
 
@@ -61,13 +62,14 @@ def tools(**missing: None) -> dict[str, t.Any]:
         ({"kernel": "5.3.18-lp"}, "kernel", "FAIL", "5.4"),
         ({"kernel": "4.18.0-553.el8.x86_64"}, "kernel", "FAIL", "5.4"),
         ({"python": {**PYTHON, "version": "3.8.10"}}, "python", "FAIL", "ansible_python_interpreter"),
-        ({"hypervisors": []}, "hypervisor", "FAIL", "Install qemu-system-x86"),
         (
             {"hypervisors": [{**QEMU, "available": False, "reason": "not found"}]},
             "hypervisor",
             "FAIL",
             "Install qemu-system-x86",
         ),
+        ({"hypervisors": [{**QEMU, "firmware": ("bios",)}]}, "uefi", "WARN", "Install ovmf"),
+        ({"tools": tools(mcopy=None)}, "mformat", "WARN", "Install mtools"),
         ({"kvm": {"usable": False, "reason": "there is no /dev/kvm"}}, "kvm", "WARN", "virtualisation"),
         ({"libraries": {**GOOD.libraries, "pyroute2": None}}, "pyroute2", "FAIL", "Install python3-pyroute2"),
         ({"libraries": {**GOOD.libraries, "jsonschema": None}}, "jsonschema", "FAIL", "Install python3-jsonschema"),
@@ -82,6 +84,7 @@ def tools(**missing: None) -> dict[str, t.Any]:
         ({"tools": tools(resize2fs=None)}, "mkfs.ext4", "FAIL", "Install e2fsprogs"),
         ({"tools": tools(nft=None)}, "nft", "FAIL", "Install nftables"),
         ({"tools": tools(zstd=None)}, "zstd", "WARN", "Install zstd"),
+        ({"tools": tools(skopeo=None)}, "skopeo", "WARN", "Install skopeo"),
         ({"nft_error": "Operation not permitted"}, "nftables", "FAIL", "nf_tables"),
         ({"forward_drops": ["ip filter FORWARD"]}, "forwarding", "WARN", "firewall"),
         ({"tun": False}, "tun", "FAIL", "modprobe tun"),
@@ -90,6 +93,7 @@ def tools(**missing: None) -> dict[str, t.Any]:
         ({"disk": {**GOOD.disk, "free": 1 << 20}}, "disk", "WARN", "root_dir"),
         ({"closed": {"root_dir": "/root"}}, "directories", "FAIL", "chmod o+x /root"),
         ({"uid_overlaps": ["/etc/subuid: joe:1:9"]}, "uids", "WARN", "subordinate"),
+        ({"default_kernel": None}, "default kernel", "WARN", "container images"),
         ({"store": {"exists": True, "error": "store.json is damaged"}}, "store", "FAIL", "store.json"),
     ],
 )
@@ -99,6 +103,12 @@ def test_each_thing_that_is_wrong_has_a_remedy(changes: dict[str, t.Any], name: 
     assert found[name]["status"] == status
     assert words in found[name]["remedy"]
     assert found[name]["detail"]
+
+
+def test_no_hypervisor_at_all() -> None:
+    found = outcome(hypervisors=[])
+    assert list(found) == ["hypervisor", "uefi"]
+    assert "Install qemu-system-x86" in str(found["hypervisor"]["remedy"])
 
 
 def test_libraries_of_an_interpreter_that_packages_do_not_reach() -> None:

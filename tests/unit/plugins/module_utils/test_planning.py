@@ -59,6 +59,7 @@ class Probe:
     available: bool = True
     reason: str | None = None
     accels: tuple = ("kvm", "tcg")
+    firmware: tuple = ("uefi", "bios")
 
 
 def image(name, hex_id, disk=None, kernel=True, features=("user", "password", "ssh_keys")):
@@ -335,6 +336,14 @@ def test_absent_of_what_is_not_there():
 
 # ------------------------------------------------------------------- the rows of the table
 
+DISK_VM = {
+    "image": "cloud",
+    "image_type": "cloudimg",
+    "image_id": "sha256:ee",
+    "image_digest": "sha256:ee",
+    "firmware": "bios",
+}
+
 DISK = {"name": "data1", "size": "1G", "fstype": "ext4"}
 NEW_DISK = {"name": "new", "size": "64M"}
 OLD_DISK = {"name": "old", "size": 64 * MIB, "fstype": "ext4"}
@@ -350,8 +359,11 @@ ROWS = [
     ("no_direct_io", {}, {"no_direct_io": True}, "restart", ["configure"]),
     ("kernel_args", {}, {"kernel_args": "quiet"}, "restart", ["configure"]),
     ("watchdog", {}, {"watchdog": False}, "restart", ["configure"]),
+    ("memory_backing", {}, {"memory_backing": "disk"}, "restart", ["configure"]),
     ("snapshot", {}, {"snapshot": "warm"}, "refused", []),
     ("accel", {}, {"accel": "tcg"}, "restart", ["configure"]),
+    ("firmware", DISK_VM, {"firmware": "uefi"}, "restart", ["configure"]),
+    ("user_data", DISK_VM, {"user_data": "#!/bin/sh"}, "rebuild", ["rebuild"]),
     ("balloon on", {}, {"balloon": "256M"}, "restart", ["configure"]),
     ("balloon off", {"balloon": 256 * MIB}, {"balloon": "off"}, "restart", ["configure"]),
     ("balloon size", {"balloon": 256 * MIB}, {"balloon": "128M"}, "live", ["set_balloon"]),
@@ -391,7 +403,7 @@ ROWS = [
     ("password", {}, {"password": "another"}, "rebuild", ["rebuild"]),
     ("ssh_keys", {}, {"ssh_keys": [KEY, KEY.replace("example", "other")]}, "rebuild", ["rebuild"]),
     ("ssh_keys gone", {}, {"ssh_keys": []}, "rebuild", ["rebuild"]),
-    ("windows", {}, {"windows": True}, "rebuild", ["rebuild"]),
+    ("windows", DISK_VM, {"windows": True, "image": "big", "storage": "20G"}, "rebuild", ["rebuild"]),
     ("hypervisor", {}, {"hypervisor": "firecracker", "user": "admin"}, "rebuild", ["rebuild"]),
 ]
 # For rows whose rebuild the usual driver could not do.
@@ -494,6 +506,8 @@ def test_pairs_of_rows_do_not_disturb_each_other():
         options = {**first[2], **second[2]}
         if set(first[2]) & set(second[2]) or "hypervisor" in options or {"nics", "network"} <= set(options):
             continue
+        if DISK_VM in (first[1], second[1]) and {"kernel_args", "image"} & set(options):
+            continue  # for images of another kind
         options.update(recreate=True, allow_restart=True, state="started")
         record = made(**first[1], **{key: value for key, value in second[1].items() if key not in first[1]})
         plan = ABLE.plan(record, options, UP)
@@ -786,6 +800,7 @@ def test_create_applies_the_defaults():
         "disk_queue_size": 512, "network": None, "nics": [], "ports": [], "data_disks": [], "user": None,
         "password": None, "ssh_keys": None, "kernel_args": "", "labels": {}, "owner": "store-1",
         "no_direct_io": False, "windows": False, "balloon": None, "watchdog": True,
+        "user_data": None, "firmware": None, "memory_backing": "ram",
     }  # fmt: skip
 
 
@@ -806,6 +821,51 @@ def test_create_with_a_network_makes_one_nic():
 def test_a_disk_image_larger_than_the_default_gets_its_size():
     assert HOST.plan(None, {"image": "big"}).wanted["storage"] == 20 * GIB
     assert HOST.plan(None, {"image": "cloud"}).wanted["storage"] == 10 * GIB
+
+
+NO_UEFI = Host(probes={"qemu": Probe(firmware=("bios",))})
+
+
+@pytest.mark.parametrize(
+    "host, made_for, options, chosen",
+    [
+        (HOST, None, {}, "bios"),  # from before that was looked at
+        (HOST, [], {}, "bios"),
+        (HOST, ["bios"], {}, "bios"),
+        (HOST, ["uefi", "bios"], {}, "uefi"),
+        (HOST, ["uefi"], {}, "uefi"),
+        (HOST, ["uefi", "bios"], {"firmware": "bios"}, "bios"),
+        (HOST, ["bios"], {"firmware": "uefi"}, "uefi"),
+        (NO_UEFI, ["uefi", "bios"], {}, "bios"),
+        (NO_UEFI, ["uefi"], {}, None),
+        (NO_UEFI, ["bios"], {"firmware": "uefi"}, None),
+    ],
+)
+def test_what_boots_a_disk(host, made_for, options, chosen):
+    record = {**IMAGES["cloud"], "disk": {**IMAGES["cloud"]["disk"], "firmware": made_for}}
+    host = Host(caps={"qemu": Caps(uefi=True)}, probes=host.probes, images={"cloud": record})
+    if chosen is None:
+        with pytest.raises(UnsupportedError, match="UEFI for qemu is not installed") as caught:
+            host.plan(None, {"image": "cloud", **options})
+        assert caught.value.option == "firmware" and "ovmf" in caught.value.remedy
+    else:
+        assert host.plan(None, {"image": "cloud", **options}).wanted["firmware"] == chosen
+
+
+@pytest.mark.parametrize("firmware", ["uefi", "bios"])
+def test_firmware_is_for_disks(firmware):
+    host = Host(caps={"qemu": Caps(uefi=True)})
+    for record, observed in ((None, DOWN), (made(), UP)):
+        with pytest.raises(UnsupportedError, match="boots its kernel directly"):
+            host.plan(record, {"image": "tiny", "firmware": firmware, "allow_restart": True}, observed)
+
+
+def test_login_data_of_disks_goes_on_a_volume():
+    host = Host(caps={"qemu": Caps(fw_cfg=False)})
+    login = {"user": "me", "password": "x", "ssh_keys": [KEY], "user_data": "#cloud-config\n{}"}
+    assert host.plan(None, {"image": "cloud", **login}).wanted["user"] == "me"
+    with pytest.raises(UnsupportedError, match="takes no user_data"):
+        HOST.plan(None, {"image": "tiny", "user_data": "#!/bin/sh"})
 
 
 def test_no_watchdog_by_default_where_the_driver_has_none():
@@ -830,7 +890,9 @@ def test_no_watchdog_by_default_where_the_driver_has_none():
         ({"image": "tiny", "ports": ["80:80"], "network": "flat"}, HOST, UnsupportedError, "ports", "subnet"),
         ({"image": "tiny", "wait_for": "ping"}, HOST, UnsupportedError, "wait_for", "NIC"),
         ({"image": "tiny", "data_disks": [{"name": "d"}]}, HOST, InputError, "data_disks[0].size", "size"),
-        ({"image": "tiny", "windows": True}, HOST, UnsupportedError, "windows", "qemu"),
+        ({"image": "tiny", "windows": True}, HOST, UnsupportedError, "windows", "Linux"),
+        ({"image": "cloud", "windows": True}, HOST, UnsupportedError, "windows", "qemu"),
+        ({"image": "cloud", "windows": True, "user": "x"}, HOST, UnsupportedError, "user", "Windows"),
         ({"image": "tiny", "balloon": "1000M"}, HOST, InputError, "balloon", "memory"),
         ({"image": "plain", "user": "admin"}, HOST, UnsupportedError, "user", "image 'plain' takes no user"),
         ({"image": "plain", "password": "x"}, HOST, UnsupportedError, "password", "plain"),

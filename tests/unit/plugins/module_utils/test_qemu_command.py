@@ -11,9 +11,9 @@ import typing as t
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu_command
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, Resume
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 
 FDS = {"qmp": 5, "console": 6, "agent": 7}
@@ -261,7 +261,7 @@ def test_fw_cfg() -> None:
         ({"balloon": 128 * MIB}, InputError, "balloon"),
         ({"balloon": -1}, InputError, "balloon"),
         ({"boot": {}}, InputError, "image"),
-        ({"boot": {"firmware_path": "/fw"}, "disks": (Disk("a", "/a"),)}, UnsupportedError, "image"),
+        ({"boot": {"firmware_path": "/fw"}, "disks": (Disk("a", "/a"),)}, InputError, "firmware"),
         ({"nics": (Nic("02:00:00:00:00:01", (9,), 128),)}, InputError, "queue_size"),
         ({"nics": (Nic("02:00:00:00:00:01", (9,), 300),)}, InputError, "queue_size"),
         ({"nics": tuple(Nic("02:00:00:00:00:01", (9,)) for _one in range(15))}, InputError, "nics"),
@@ -282,3 +282,148 @@ def test_what_qemu_cannot_take(changes: dict[str, t.Any], error: type[Exception]
 def test_uuid_is_the_vms_own() -> None:
     assert qemu_command.guest_uuid(VM_ID) == qemu_command.guest_uuid(VM_ID)
     assert qemu_command.guest_uuid(VM_ID) != qemu_command.guest_uuid(VM_ID[::-1])
+
+
+def test_a_port_for_the_guest_s_last_word() -> None:
+    assert values(build(), "-serial") == ["chardev:console"]
+    words = build(status_log="/log/x,y/status.log")
+    assert values(words, "-serial") == ["chardev:console", "chardev:status"]
+    assert "file,id=status,path=/log/x,,y/status.log,append=on" in values(words, "-chardev")
+
+
+# ------------------------------------------------------------------------------------- going on from a saved state
+
+LAYOUT = {"ports": 8, "slots": {}, "version": "7.2.22"}
+TWO = {**LAYOUT, "slots": {"data": 3}}
+SAVED = Resume(state="/saved/vmstate", memory="/saved/me,m", shared=True, layout=LAYOUT)
+
+
+def resumed(rom: bool = False, resume: Resume = SAVED, fds: dict[str, int] = FDS, **changes: t.Any) -> list[str]:
+    launch = dataclasses.replace(LAUNCH, resume=resume, **changes)
+    return qemu_command.build("/usr/bin/qemu", launch, fds, rom)
+
+
+def ram(words: list[str]) -> dict[str, str]:
+    (found,) = [value for value in values(words, "-object") if value.startswith("memory-backend-file,")]
+    return dict(pair.split("=", 1) for pair in found.replace(",,", "\0").split(",")[1:])
+
+
+def test_a_saved_state_is_waited_for() -> None:
+    assert "-incoming" not in build()
+    assert values(resumed(), "-incoming") == ["defer"] and resumed()[-2:] == ["-incoming", "defer"]
+    assert "-S" in resumed()
+    assert "/saved/vmstate" not in " ".join(resumed()), "it is handed over as a descriptor"
+
+
+@pytest.mark.parametrize(
+    ("shared", "rom", "expected"),
+    [
+        (True, False, {"mem-path": "/saved/me\0m", "share": "off"}),
+        (True, True, {"mem-path": "/saved/me\0m", "share": "off", "readonly": "on", "rom": "off"}),
+        # its own RAM file, which the launcher has filled
+        (False, False, {"mem-path": "/ram/a\0b", "share": "on"}),
+        (False, True, {"mem-path": "/ram/a\0b", "share": "on"}),
+    ],
+    ids=["mapped", "mapped-read-only", "copied", "copied-by-a-newer-qemu"],
+)
+def test_memory_of_a_saved_state(shared: bool, rom: bool, expected: dict[str, str]) -> None:
+    common = {"id": "ram", "size": str(LAUNCH.memory), "dump": "off"}
+    assert ram(resumed(rom, dataclasses.replace(SAVED, shared=shared))) == {**common, **expected}
+
+
+def test_memory_that_is_in_the_stream() -> None:
+    found = ram(resumed(resume=dataclasses.replace(SAVED, memory=None, shared=False)))
+    assert (found["mem-path"], found["share"]) == ("/ram/a\0b", "on")
+
+
+def test_rom_is_for_mapped_memory_alone() -> None:
+    """A VM that boots writes its RAM file, whatever the binary can do."""
+    assert qemu_command.build("/usr/bin/qemu", LAUNCH, FDS, True) == build()
+
+
+@pytest.mark.parametrize(
+    ("slots", "expected"),
+    [
+        ({"a": 0, "b": 1, "c": 2}, {"a": "port0", "b": "port1", "c": "port2"}),
+        ({"a": 5, "b": 0, "c": 7}, {"a": "port5", "b": "port0", "c": "port7"}),  # unplugged and plugged since its boot
+        ({"a": 1, "b": 2, "c": 3, "gone": 0}, {"a": "port1", "b": "port2", "c": "port3"}),
+    ],
+)
+def test_disks_are_where_they_were(slots: dict[str, int], expected: dict[str, str]) -> None:
+    disks = tuple(data_disk(name) for name in "abc")
+    words = resumed(resume=dataclasses.replace(SAVED, layout={**LAYOUT, "slots": slots}), disks=disks)
+    found = {disk["serial"]: disk["bus"] for disk in by_driver(words, "virtio-blk-pci")}
+    assert found == expected
+
+
+def test_fixed_disks_do_not_depend_on_the_layout() -> None:
+    disks = (Disk("cocoon-layer0", "/l", read_only=True), Disk("cocoon-cow", "/c"), data_disk("data"))
+    places = [
+        {disk["serial"]: disk.get("addr") for disk in by_driver(words, "virtio-blk-pci")}
+        for words in (build(disks=disks), resumed(resume=dataclasses.replace(SAVED, layout=TWO), disks=disks))
+    ]
+    assert places[0] == places[1] == {"cocoon-layer0": "0x04.0", "cocoon-cow": "0x04.1", "data": None}
+
+
+@pytest.mark.parametrize(("ports", "disks"), [(8, 0), (8, 6), (16, 1)])
+def test_as_many_ports_as_there_were(ports: int, disks: int) -> None:
+    """And not as many as the disks of now would have at a boot."""
+    layout = {"ports": ports, "slots": {f"d{number}": number for number in range(disks)}, "version": "7.2.22"}
+    words = resumed(
+        resume=dataclasses.replace(SAVED, layout=layout),
+        disks=tuple(data_disk(f"d{number}") for number in range(disks)),
+    )
+    assert len(by_driver(words, "pcie-root-port")) == ports
+
+
+def test_a_line_for_the_new_identity() -> None:
+    """The character device is there from the start; its port is plugged in when there is something to say."""
+    held = dataclasses.replace(SAVED, hold=True)
+    words = resumed(resume=held, fds={**FDS, "identity": 8})
+    assert "socket,id=identity,fd=8,server=on,wait=off" in values(words, "-chardev")
+    assert [port["name"] for port in by_driver(words, "virtserialport")] == ["org.qemu.guest_agent.0"]
+    assert not any("identity" in value for value in values(build(), "-chardev"))
+    device = qemu_command.identity_device()
+    assert (device["bus"], device["chardev"], device["name"]) == ("serial.0", "identity", "org.cocoon.identity")
+    assert device["id"] == "identity"
+
+
+def test_every_start_is_another_generation() -> None:
+    for words in (build(), resumed()):
+        (device,) = by_driver(words, "vmgenid")
+        assert device["guid"] == "auto"
+
+
+def test_the_same_machine_but_for_what_goes_on() -> None:
+    """What a saved state does not name has to be as it was: a device more or less, and it does not load."""
+    disks = (Disk("cocoon-cow", "/c"), data_disk("data"))
+    options: dict[str, t.Any] = {
+        "disks": disks,
+        "nics": (Nic("02:00:00:00:00:01", (9,)),),
+        "balloon": 0,
+        "watchdog": True,
+    }
+    layout = {"ports": 8, "slots": {"data": 0}, "version": "7.2.22"}
+    assert devices(build(**options)) == devices(resumed(resume=dataclasses.replace(SAVED, layout=layout), **options))
+
+
+def test_uefi_is_flash_on_no_bus() -> None:
+    """Code that all VMs share, variables of the VM's own; every device stays where it is without them."""
+    disks = (
+        Disk("cocoon-cow", "/o.qcow2", format="qcow2"),
+        Disk("cocoon-cidata", "/c", read_only=True),
+        data_disk("d"),
+    )
+    by_bios = build(boot={}, disks=disks)
+    by_uefi = build(boot={"firmware_path": "/code,1.fd"}, firmware_vars="/vm/vars.fd", disks=disks)
+    assert devices(by_uefi) == devices(by_bios)
+    extra = [json.loads(value) for value in values(by_uefi, "-blockdev") if value not in values(by_bios, "-blockdev")]
+    assert [(node["node-name"], node["file"]["filename"], node["read-only"]) for node in extra] == [
+        ("flash-code", "/code,1.fd", True),
+        ("flash-vars", "/vm/vars.fd", False),
+    ]
+    (machine,) = values(by_uefi, "-machine")
+    assert machine.endswith(",pflash0=flash-code,pflash1=flash-vars")
+    assert "pflash" not in values(by_bios, "-machine")[0]
+    bootable = [device for device in by_driver(by_uefi, "virtio-blk-pci") if "bootindex" in device]
+    assert [device["serial"] for device in bootable] == ["cocoon-cow"]

@@ -98,7 +98,8 @@ def unshared(path: str) -> int:
             count = HEAD.unpack_from(buffer)[3]
             flags = LAST
             for number in range(count):
-                logical, _, length, *_, flags, _, _, _ = EXTENT.unpack_from(buffer, HEAD.size + number * EXTENT.size)
+                extent = EXTENT.unpack_from(buffer, HEAD.size + number * EXTENT.size)
+                logical, length, flags = extent[0], extent[2], extent[-4]
                 total += 0 if flags & SHARED else length
                 position = logical + length
             if flags & LAST:

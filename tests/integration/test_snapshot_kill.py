@@ -290,7 +290,7 @@ def kill(engine: Engine, case: Case, place: int, mark: str, then: Sequence[Task]
     await_calm(engine, case.alive if mark.startswith(case.until) else "")
     for task in then:
         task.run(engine)
-    for name, _id in engine.store.index("vm").entries() if mark.startswith(case.leftovers) else ():
+    for name, _id in engine.store.index("vm").entries() if FINE or mark.startswith(case.leftovers) else ():
         assert vm(name, "present", labels={"touched": str(time.time())}).run(engine)
     check(engine)
     if then[0] == case.change:

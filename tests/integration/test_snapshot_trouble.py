@@ -385,6 +385,39 @@ def test_snapshots_of_other_releases(engine: Engine) -> None:
     sound(engine)
 
 
+def test_a_snapshot_right_after_the_start(engine: Engine) -> None:
+    """Its firmware has not looked for devices yet, and the snapshot knows their places nevertheless."""
+    params = {**engine.dirs, **engine.options}
+
+    def job(_mark: Mark) -> Any:
+        (made,) = _api.converge_vms(params, [SOURCE], False)
+        assert not made.get("failed"), made
+        return manager.converge({"name": "snap", "vm": "src", "state": "present", **params}, False)
+
+    for _time in range(3):
+        outcome = Forked(engine.netns, job).wait()
+        assert not outcome.error and outcome.results["snapshot"]["layout"]["slots"] == {"data": 0}, outcome
+        engine.vm(**CLONE)
+        sound(engine)
+        audit.clean(engine)
+
+
+def test_a_paused_vm_is_saved_again_and_again(engine: Engine) -> None:
+    """QEMU itself saves a guest that stands still just once. It stays paused, and goes on when it is told to."""
+    engine.vm(**SOURCE)
+    engine.vm(name="src", state="paused")
+    for name in ("snap", "second"):
+        assert engine.snapshot(name=name, vm="src")["snapshot"]["kind"] == "full"
+        assert status(engine) != "running" and engine.record("src")["state"] == "paused"
+        sound(engine)
+    assert not engine.vm(name="src", state="paused")["changed"]
+    engine.vm(name="src", state="hibernated")
+    engine.vm(name="src", state="started")
+    engine.vm(**{**CLONE, "snapshot": "second"})
+    assert status(engine) == status(engine, "clone") == "running"
+    sound(engine)
+
+
 def test_a_state_that_does_not_load(engine: Engine) -> None:
     """As if QEMU had saved nonsense: the VM is in error with the reason, and can be started afresh by force."""
     engine.vm(**SOURCE)
@@ -498,7 +531,7 @@ def test_a_snapshot_while_the_vm_is_stopped(engine: Engine, first: str, late: fl
     runs += [start() for start in starts.values()]
     outcomes = [run.wait() for run in runs]
     assert not failures(outcomes) and changes(outcomes) == 2
-    (record,) = audit.snapshots(engine).values()
+    record = next(iter(audit.snapshots(engine).values()))
     assert ("mem" in record["files"]) == (record["kind"] == "full")
     assert engine.record("src")["state"] == "stopped"
     sound(engine)

@@ -60,7 +60,8 @@ def _end_all(processes: t.Iterable[Process]) -> None:
 def clear_runtime(run: Run, record: Record) -> None:
     """Sockets and RAM of a VM that does not run."""
     remove_tree(run.store.paths.vm_run(record["id"]))
-    for path in {run.store.paths.ram_file(record["id"]), boot.ram_path(record, run.store.paths)}:
+    # The first is the promise of its memory, whatever file holds it.
+    for path in (run.store.paths.ram_file(record["id"]), boot.ram_path(record, run.store.paths)):
         remove_file(path)
 
 

@@ -144,7 +144,8 @@ def _arriving(store: Store, sources: Sources, workspace: str, timeout: float) ->
     """All layers, bottom first, and the same again, each once and when it can be read."""
     main = sources.main
     if main.kind != REGISTRY or main.remote is None:
-        with open_layers(main, workspace) as (layers, manifest):
+        with contextlib.ExitStack() as stack:
+            layers, manifest = stack.enter_context(open_layers(main, workspace))
             references.note(store, sources.image_id, [(layer.digest, "erofs") for layer in layers])
             yield layers, manifest, iter({layer.digest: layer for layer in layers}.values())
         return

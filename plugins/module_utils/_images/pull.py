@@ -129,7 +129,7 @@ def _arrivals(folder: _Folder, copy: Copy | None, digests: t.Sequence[str]) -> t
         if not waiting:
             return
         if over:
-            raise RegistryError(f"skopeo ended without layer sha256:{next(iter(waiting))}", "name", "Run it again.")
+            raise RegistryError(f"skopeo ended without layer sha256:{min(waiting)}", "name", "Run it again.")
         if time.monotonic() - moved > 1:
             grown = folder.size()
             if grown != size:

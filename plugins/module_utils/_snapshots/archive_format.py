@@ -301,11 +301,16 @@ def _parse_map(value: bytes, name: str, size: int, stored: int) -> Segments:
     return segments
 
 
+def _is_int(value: t.Any) -> bool:
+    """JSON's true and false are integers to Python, and none here."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _parse_segment(entry: t.Any) -> tuple[int, int]:
     """(start, length); what is none is of no length."""
     if isinstance(entry, dict) and entry.keys() == {"o", "l"}:
         start, length = entry["o"], entry["l"]
-        if type(start) is int and type(length) is int:  # a bool is none
+        if _is_int(start) and _is_int(length):
             return start, length
     return 0, 0
 
@@ -349,7 +354,7 @@ def _check_envelope(data: bytes) -> Record:
     except (ValueError, RecursionError) as exc:
         raise BadArchive(f"{ENVELOPE} is not JSON: {exc}") from exc
     version = document.get("version") if isinstance(document, dict) else None
-    if type(version) is int and version != VERSION:
+    if _is_int(version) and version != VERSION:
         raise BadArchive(
             f"the archive has version {version}, this collection knows {VERSION}",
             "Use a newer version of the collection, or export again with an older tool.",

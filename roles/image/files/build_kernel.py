@@ -43,6 +43,8 @@ GUEST_FILES = {
     "tiny/dhcp": ("usr/lib/cocoon-microvm/dhcp", 0o755),
     "tiny/clone": ("usr/lib/cocoon-microvm/clone", 0o644),
 }
+# First lines that files of a collection must not have.
+INTERPRETERS = {"container/supervise": b"#!/usr/bin/perl\n", "container/shutdown": b"#!/bin/busybox sh\n"}
 DIRECTORIES = ("dev", "etc", "mnt", "proc", "root", "run", "srv/www", "sys", "tmp", "usr/bin")
 LINKS = {"bin": "usr/bin", "sbin": "usr/bin", "lib64": "usr/lib64", "usr/sbin": "bin"}
 
@@ -59,7 +61,7 @@ def build_initramfs(packages: Packages, version: str, guest: Path) -> bytes:
     (library,) = [path for path in packages.files if path.endswith(f"/perl-base/{PERL_LIBRARY}")]
     tree.file(library, packages.get(library))
     for name, (path, mode) in GUEST_FILES.items():
-        tree.file(path, (guest / name).read_bytes(), mode)
+        tree.file(path, INTERPRETERS.get(name, b"") + (guest / name).read_bytes(), mode)
     add_modules(tree, packages, version, MODULES)
     return write_cpio(tree)
 

@@ -298,7 +298,10 @@ TWO = {**LAYOUT, "slots": {"data": 3}}
 SAVED = Resume(state="/saved/vmstate", memory="/saved/me,m", shared=True, layout=LAYOUT)
 
 
-def resumed(rom: bool = False, resume: Resume = SAVED, fds: dict[str, int] = FDS, **changes: t.Any) -> list[str]:
+def resumed(
+    rom: bool = False, resume: Resume = SAVED, fds: dict[str, int] | None = None, **changes: t.Any
+) -> list[str]:
+    fds = FDS if fds is None else fds
     launch = dataclasses.replace(LAUNCH, resume=resume, **changes)
     return qemu_command.build("/usr/bin/qemu", launch, fds, rom)
 

@@ -46,7 +46,10 @@ FILES: dict[str, tuple[int, list[tuple[int, int]]]] = {
 }
 
 
-def fill(directory: pathlib.Path, files: dict[str, tuple[int, list[tuple[int, int]]]] = FILES) -> dict[str, bytes]:
+def fill(
+    directory: pathlib.Path, files: dict[str, tuple[int, list[tuple[int, int]]]] | None = None
+) -> dict[str, bytes]:
+    files = FILES if files is None else files
     chance = random.Random(1)
     directory.mkdir(exist_ok=True)
     contents = {}
@@ -142,7 +145,9 @@ def test_what_is_written_comes_back(
     found = read(path, staging, wanted_digest=written.digest)
     assert (found.version, found.config) == (1, CONFIG)
     assert (found.digest, found.size) == (written.digest, written.size)
-    assert {name: info.size for name, info in found.files.items()} == {name: size for name, (size, _) in FILES.items()}
+    assert {name: info.size for name, info in found.files.items()} == {
+        name: size for name, (size, _data) in FILES.items()
+    }
     assert sum(info.data for info in found.files.values()) == written.data
     assert sorted(os.listdir(staging)) == sorted(FILES)
     for name in FILES:
@@ -636,7 +641,7 @@ def test_every_flipped_bit_is_found(tmp_path: pathlib.Path, samples: dict[str, b
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert attempt(data, tmp_path, wanted_digest=digest) == whole
     chance = random.Random(2)
-    places = [*range(0, 24), *(chance.randrange(len(data)) for _ in range(80)), *range(len(data) - 12, len(data))]
+    places = [*range(0, 24), *(chance.randrange(len(data)) for _turn in range(80)), *range(len(data) - 12, len(data))]
     for place in places:
         flipped = bytearray(data)
         flipped[place] ^= 1 << chance.randrange(8)

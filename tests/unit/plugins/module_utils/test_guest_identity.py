@@ -15,7 +15,7 @@ import uuid
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, HypervisorError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import identity
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.identity import Newcomer, tell_all
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -105,11 +105,17 @@ class Guest:
         process = t.cast(t.Any, types.SimpleNamespace(pidfd=self.ended))
         self.newcomer = Newcomer("web1", process, self.tell, self.admit, time.monotonic() + timeout)
 
+    def _next(self) -> t.Any:
+        """What comes next; nothing, once all has been said."""
+        if not self.answers:
+            return None
+        if isinstance(self.answers[0], CocoonError):
+            raise t.cast(CocoonError, self.answers.pop(0))
+        return self.answers.pop(0)
+
     def tell(self) -> socket.socket:
         self.told.append(time.monotonic())
-        answer: t.Any = self.answers.pop(0) if self.answers else b""
-        if isinstance(answer, Exception):
-            raise answer
+        answer = self._next()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         if answer is ...:

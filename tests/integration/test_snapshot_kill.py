@@ -81,6 +81,16 @@ def snapshot(name: str = "snap", state: str = "present", **options: Any) -> Task
     return Task("snapshot", {"name": name, "state": state, **options})
 
 
+# Where the next task finds something else than a step before.
+TURNS = (
+    *("snapshot.record", "save.begun", "save.disk", "save.copied", "save.saved", "snapshot.sealed", "snapshot.listed"),
+    *("snapshot.complete", "snapshot.unlisted", "snapshot.removed", "hibernate.record", "hibernate.process"),
+    *("create.record", "create.memory", "create.lease", "clone.noted", "clone.memory", "create.done"),
+    *("start.record", "start.spawned", "start.process", "start.running"),
+    *("restore.copied", "restore.begun", "restore.ended", "restore.record"),
+)
+
+
 @dataclass(frozen=True)
 class Case:
     """An operation to be killed.
@@ -104,7 +114,7 @@ class Case:
     alive: str = ""
     until: tuple[str, ...] = ("",)
     places: tuple[str, ...] = ("",)
-    turns: tuple[str, ...] = ("",)
+    turns: tuple[str, ...] = TURNS
     settled: Task | None = None
     leftovers: tuple[str, ...] = ("restore.copied", "start.running")
 
@@ -140,7 +150,6 @@ STANDING = ("save.begun", "save.state", "save.memory", "save.copied")
 
 PRUNING = ("snapshot.complete", "snapshot.unlisted", "snapshot.removed")
 STARTING = ("start.memory", "start.record", "start.spawned", "start.process", "start.running")
-TURNS = ("restore.copied", "restore.begun", "restore.ended", "restore.record", "start.spawned")
 # Those that have come about when a clone gets its files.
 RESERVED = ("create.mac", "create.lease", "clone", "create.done")
 
@@ -153,23 +162,14 @@ CASES = (
     Case("take-clone", (SOURCE, TAKE, CLONE), OF_CLONE, (DROP_OF_CLONE,), alive="clone", places=("save",)),
     Case("take-and-prune", (SOURCE, TAKE), PRUNE, (DROP_SECOND,), ((DROP_SECOND, DROP),), places=PRUNING),
     Case("remove", (SOURCE, TAKE), DROP, (), ((TAKE, DROP),)),
-    Case("clone", (SOURCE, TAKE), MADE, (GONE,), CLONED, alive="src", turns=("create", "clone.memory")),
+    Case("clone", (SOURCE, TAKE), MADE, (GONE,), CLONED, alive="src"),
     Case("clone-with-nic", (WIRED, TAKE), MADE, (GONE,), CLONED[:1], places=RESERVED),
     Case("clone-and-start", (SOURCE, TAKE), CLONE, (GONE,), CLONED[:1], alive="src", places=("create.done", *STARTING)),
     Case("clone-disks", (SOURCE, STOP, TAKE), CLONE, (GONE,), CLONED[:1], places=("clone", "create.done")),
     Case("clone-disks-with-nic", (WIRED, STOP, TAKE), CLONE, (GONE,), places=(*RESERVED, "start.tap")),
     Case("start-clone", (SOURCE, TAKE, MADE), CLONE, (GONE,), (*CLONED, (DROP, CLONE, GONE)), places=STARTING),
-    Case("restore", (SOURCE, TAKE), RESTORE, (), RESTORED, settled=SOURCE, places=("restore", *STARTING), turns=TURNS),
-    Case(
-        "restore-stopped",
-        (SOURCE, TAKE, STOP),
-        RESTORE,
-        (),
-        RESTORED[:1],
-        settled=SOURCE,
-        places=("restore",),
-        turns=TURNS,
-    ),
+    Case("restore", (SOURCE, TAKE), RESTORE, (), RESTORED, settled=SOURCE, places=("restore", *STARTING)),
+    Case("restore-stopped", (SOURCE, TAKE, STOP), RESTORE, (), RESTORED[:1], settled=SOURCE, places=("restore",)),
     Case("restore-disks", (SOURCE, STOP, TAKE, SOURCE), RESTORE, (), places=("restore",), settled=SOURCE),
     Case("hibernate", (SOURCE,), HIBERNATE, (), ((SOURCE,), (SOURCE_GONE,)), alive="src", until=STANDING),
     Case("resume", (SOURCE, HIBERNATE), SOURCE, (), ((STOP,), (SOURCE_GONE,)), places=STARTING),

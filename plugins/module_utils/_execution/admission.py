@@ -46,7 +46,10 @@ def free_memory(run: Run) -> tuple[int, list[str]]:
     except FileNotFoundError:
         entries = []
     for entry in entries:
-        info = entry.stat(follow_symlinks=False)
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # its VM has just been stopped
+            continue
         taken = info.st_blocks * BLOCK
         record = read_json(os.path.join(run.store.paths.vm_dir(entry.name), "vm.json"))
         if record and taken and _has_ended(record):
@@ -142,7 +145,7 @@ def _count_disks(run: Run) -> tuple[int, int]:
     for vm_id in os.listdir(vms):
         directory = os.path.join(vms, vm_id)
         promised += (read_json(os.path.join(directory, "vm.json")) or {}).get("promised_disk", 0)
-        with os.scandir(directory) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:  # it may be on its way out
             held += sum(entry.stat(follow_symlinks=False).st_blocks * BLOCK for entry in entries)
     return promised, held
 

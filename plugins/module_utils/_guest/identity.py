@@ -26,7 +26,7 @@ SEED_BYTES = 64
 MAX_ANSWER = 4096
 DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
 # A guest whose handler missed the event gets another one.
-REPEAT = 10.0
+REPEAT = 30.0
 
 
 def message(record: Record, old_macs: t.Sequence[str], guest_uuid: str) -> bytes:

@@ -289,10 +289,11 @@ class QemuDriver:
         line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             line.settimeout(TURN)
-            line.connect(os.path.join(run_dir, launcher.IDENTITY_SOCKET))
-            line.sendall(message)
             with self.connect(run_dir) as qmp:
+                # First, or the message goes to the port of an earlier one, and with it.
                 _unplug_identity(qmp)
+                line.connect(os.path.join(run_dir, launcher.IDENTITY_SOCKET))
+                line.sendall(message)
                 qmp.execute("device_add", qemu_command.identity_device())
         except OSError as exc:
             line.close()

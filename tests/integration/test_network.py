@@ -336,6 +336,8 @@ def test_adopted_bridges_are_only_used(host: Host) -> None:
     host.netns.run("ip", "link", "set", "br0", "up", "mtu", "1400")
     address(host.netns, "br0", "192.0.2.1/24")
     plug(host.netns, "lan0", host.make_netns(), "eth0")
+    # a bridge takes the lowest address of its ports: that of a real card is below a TAP's, a random one may not be
+    host.netns.run("ip", "link", "set", "lan0", "address", "02:00:00:00:01:00")
     host.netns.run("ip", "link", "set", "lan0", "master", "br0", "mtu", "1400")
     before, link = host.footprint(), inside(host.netns, links.look, "br0")
     made = host.network("office", adopt=True, bridge="br0", subnet="192.0.2.0/24", range_start="192.0.2.200")

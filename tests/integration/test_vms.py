@@ -157,7 +157,6 @@ def test_a_stopped_vm_takes_such_changes_at_once(vm: Callable[..., Result]) -> N
         ({"owner": "somebody-else"}, "belongs to"),
         ({"ssh_keys": ["ssh-ed25519 AAAA x"]}, "recreate: true"),
         ({"hypervisor": "firecracker"}, "firecracker"),
-        ({"state": "paused"}, "state"),
     ],
 )
 def test_refusals_say_why_and_change_nothing(vm: Callable[..., Result], options: dict, words: str) -> None:

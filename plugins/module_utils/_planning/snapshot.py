@@ -73,7 +73,7 @@ def plan_present(
 ) -> SnapshotPlan:
     """Take the snapshot unless it is there, and let go of those that are too many or too old.
 
-    :param others: the complete snapshots of the same VM, each with its ``clones``.
+    :param others: the snapshots of the same VM, complete or half removed, each with its ``clones``.
     :raises CocoonError: it cannot or may not be done.
     """
     pruned = tuple(outdated(others, wanted, now, taking=record is None or record["state"] != COMPLETE))
@@ -126,8 +126,11 @@ def outdated(others: t.Sequence[Record], wanted: Wanted, now: float, taking: boo
     limit = None if wanted.max_age is None else seconds_of(wanted.max_age, "max_age")
     if wanted.keep is not None and wanted.keep < 1:
         raise InputError(f"{wanted.keep} is out of range", "keep", "Keep at least one: the one that is taken.")
+    if wanted.keep is not None or limit is not None:  # first what a removal that was killed has left
+        yield from (other["name"] for other in others if other["state"] != COMPLETE and other["name"] != wanted.name)
     rest = sorted(
-        (other for other in others if other["name"] != wanted.name), key=lambda other: str(other["created_at"])
+        (other for other in others if other["name"] != wanted.name and other["state"] == COMPLETE),
+        key=lambda other: str(other["created_at"]),
     )
     own = 1  # this one counts, whether it is there or about to be
     too_many = 0 if wanted.keep is None else max(0, len(rest) + own - wanted.keep)

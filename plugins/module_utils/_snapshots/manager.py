@@ -101,9 +101,10 @@ def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record
 
 
 def _siblings(store: Store, vm: Record | None, record: Record | None) -> list[Record]:
-    """The complete snapshots of a VM, with the clones that each has."""
+    """The snapshots of a VM that are complete or half removed, with the clones that each has."""
     vm_id = vm["id"] if vm else (record or {}).get("vm_id")
-    own = [other for other in snapshots.all_records(store) if other.get("vm_id") == vm_id]
+    found = snapshots.all_records(store, (snapshots.COMPLETE, snapshots.REMOVING))
+    own = [other for other in found if other.get("vm_id") == vm_id]
     return [{**other, "clones": snapshots.clones(store, other)} for other in own]
 
 

@@ -85,11 +85,11 @@ def usable(store: Store, name: str) -> Record | None:
     return record if record and record["state"] == COMPLETE else None
 
 
-def all_records(store: Store) -> list[Record]:
-    """Every snapshot that is complete, oldest first."""
+def all_records(store: Store, states: t.Container[str] = (COMPLETE,)) -> list[Record]:
+    """Every snapshot that is complete, or in one of *states*, oldest first."""
     found = [load_by_id(store, snapshot_id) for _name, snapshot_id in store.index("snapshot").entries()]
-    complete = [record for record in found if record and record["state"] == COMPLETE]
-    return sorted(complete, key=lambda record: (record["created_at"], record["name"]))
+    chosen = [record for record in found if record and record["state"] in states]
+    return sorted(chosen, key=lambda record: (record["created_at"], record["name"]))
 
 
 def write(store: Store, record: Record) -> None:

@@ -179,6 +179,10 @@ KEPT = [
     ([A, B, C, D], {"keep": 2, "max_age": "35d"}, ["a", "b", "c"]),
     ([A, other("b", 30, owner="you")], {"keep": 1, "owner": "me"}, ["a"]),
     ([A, other("b", 30, owner="you")], {"keep": 1}, ["a", "b"]),
+    # what is left of a removal that was killed goes, whatever it is, and does not count
+    ([A, {**D, "state": "removing"}], {"keep": 2}, ["d"]),
+    ([A, {**other("d", 1, clones=1), "state": "removing"}], {"max_age": "60d"}, ["d"]),
+    ([A, {**D, "state": "removing"}], {}, []),
 ]
 
 

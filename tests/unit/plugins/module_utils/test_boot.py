@@ -36,6 +36,11 @@ def test_the_command_line_is_the_contract() -> None:
     )
 
 
+def test_an_emulated_cpu_may_be_late_for_the_timer() -> None:
+    assert " rw no_timer_check " in boot.kernel_command_line({**RECORD, "accel": "tcg"}, IMAGE)
+    assert "no_timer_check" not in boot.kernel_command_line({**RECORD, "accel": "kvm"}, IMAGE)
+
+
 def test_without_nics_nothing_is_said_about_the_network() -> None:
     line = boot.kernel_command_line({**RECORD, "network_configs": [], "kernel_args": ""}, IMAGE)
     assert line.endswith("cocoon.cow=cocoon-cow rw")

@@ -30,20 +30,13 @@ class ActionModule(ProgressAction):
         if state not in ARCHIVES or (local and arguments.get("path")):
             if local:
                 return {**result, "failed": True, "msg": f"local_path: {WRONG}"}
-            return {**result, **self._plain(arguments, task_vars)}
+            return {**result, **self.plain(MODULE, arguments, task_vars)}
         if not local:
             return {**result, **self.watched(MODULE, arguments, task_vars)}
         path = os.path.abspath(os.path.expanduser(str(local)))
         if state == "exported":
             return {**result, **self._out(arguments, path, task_vars)}
         return {**result, **self._in(arguments, path, task_vars)}
-
-    def _plain(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        return dict(
-            self._execute_module(
-                module_name=MODULE, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
-            )
-        )
 
     def _out(self, arguments: dict[str, t.Any], local: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """Export to a file of the target's that goes again, and fetch it."""

@@ -301,13 +301,20 @@ def make_runtime_directories(paths: Paths) -> None:
 
 
 @contextlib.contextmanager
-def locked(paths: Paths, names: t.Iterable[str], timeout: float, shared: t.Iterable[str] = ()) -> t.Iterator[None]:
+def locked(
+    paths: Paths,
+    names: t.Iterable[str],
+    timeout: float,
+    shared: t.Iterable[str] = (),
+    activity: t.Callable[[], object] | None = None,
+) -> t.Iterator[None]:
     """Hold the locks *names* (``vm:web1``, ``network:lab``, ``image:…``, ``host``), taken in sorted order.
 
     The files are never deleted, so that a lock is one inode for ever.
 
     :param timeout: seconds to wait in all.
     :param shared: locks to hold beside others who only read.
+    :param activity: something that changes while the holder gets on; then *timeout* is for how long it may not.
     :raises BusyError: somebody else held one of them for all that time.
     """
     with contextlib.ExitStack() as stack:
@@ -317,13 +324,20 @@ def locked(paths: Paths, names: t.Iterable[str], timeout: float, shared: t.Itera
             path = os.path.join(paths.locks, name if name == "host" else f"{name.split(':', 1)[0]}-{hashed(name)}")
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
-            flock(fd, name, deadline, timeout, fcntl.LOCK_EX if name in alone else fcntl.LOCK_SH)
+            flock(fd, name, deadline, timeout, fcntl.LOCK_EX if name in alone else fcntl.LOCK_SH, activity)
         yield
 
 
-def flock(fd: int, name: str, deadline: float, timeout: float, kind: int = fcntl.LOCK_EX) -> None:
+def flock(
+    fd: int,
+    name: str,
+    deadline: float,
+    timeout: float,
+    kind: int = fcntl.LOCK_EX,
+    activity: t.Callable[[], object] | None = None,
+) -> None:
     """flock with a deadline. flock knows none of its own, so wait in short steps that grow to 10 ms."""
-    pause = 0.001
+    pause, before = 0.001, None
     while True:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
@@ -332,6 +346,9 @@ def flock(fd: int, name: str, deadline: float, timeout: float, kind: int = fcntl
             if exc.errno not in (errno.EWOULDBLOCK, errno.EINTR):
                 raise
         if time.monotonic() >= deadline:
+            if activity and before != (before := activity()):
+                deadline = time.monotonic() + timeout
+                continue
             raise BusyError(
                 f"{name} is busy, waited {timeout:g} s", "lock_timeout", "Another task is changing it; try again."
             )

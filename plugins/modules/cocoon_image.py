@@ -143,6 +143,16 @@ options:
       - Read O(source) again, even if its size and times are as they were.
       - An image that is used is not removed with this either.
     type: bool
+  progress_file:
+    description:
+      - Where to write how far a pull, download or import has got. The action of this module sets it, and shows what is
+        there every few seconds.
+    type: path
+  defer_above:
+    description:
+      - Leave an image of which more bytes than this have to be read to another run, and return C(deferred). The action
+        of this module sets it, to find out whether there is something to watch.
+    type: int
 requirements:
   - mkfs.erofs (erofs-utils) 1.5 or newer, for root file systems
   - zstd, for what is compressed with it
@@ -324,6 +334,11 @@ image:
       type: str
       returned: success
       sample: "2026-03-01T09:30:00.000000Z"
+deferred:
+  description: Whether nothing was done because of O(defer_above).
+  returned: when it is so
+  type: bool
+  sample: true
 actions:
   description:
     - What was done, or would be in check mode; of V(import), V(tag), V(update), V(untag) and V(remove).
@@ -341,6 +356,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import sto
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.manager import Wanted, converge
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred, Progress
 
 OPTIONS = {
     "name": {"type": "str", "required": True},
@@ -363,12 +379,23 @@ OPTIONS = {
     "labels": {"type": "dict"},
     "force": {"type": "bool"},
 }
+WATCHING = {
+    "progress_file": {"type": "path"},
+    "defer_above": {"type": "int"},
+}
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
-    wanted = Wanted(lock_timeout=params["lock_timeout"], **{key: params[key] for key in OPTIONS})
-    outcome = converge(Paths.from_params(params), wanted, module.check_mode)
+    wanted = Wanted(
+        lock_timeout=params["lock_timeout"],
+        progress=Progress(params["progress_file"], params["defer_above"]),
+        **{key: params[key] for key in OPTIONS},
+    )
+    try:
+        outcome = converge(Paths.from_params(params), wanted, module.check_mode)
+    except Deferred:
+        return {"changed": False, "deferred": True, "image": None, "actions": []}
     return {
         "changed": outcome.changed,
         "image": outcome.image,
@@ -378,7 +405,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 
 
 def main() -> None:
-    spec = {**OPTIONS, **store_options()}
+    spec = {**OPTIONS, **WATCHING, **store_options()}
     module = AnsibleModule(
         argument_spec=spec,
         supports_check_mode=True,

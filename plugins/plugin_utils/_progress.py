@@ -29,22 +29,25 @@ def amount(size: float) -> str:
     return f"{size:.0f} B"
 
 
-class Line:
-    """The words for one look at how far it is: bytes, percent, speed, time left."""
-
-    def __init__(self, now: float) -> None:
-        self.began = now
-
-    def words(self, seen: t.Mapping[str, t.Any], now: float) -> str:
-        done, total = int(seen.get("done") or 0), int(seen.get("total") or 0)
-        speed = done / max(now - self.began, 0.001)
-        text = f"{seen.get('what', 'working')}: {amount(done)}"
-        if total:
-            text += f" of {amount(total)} ({min(100, 100 * done // total)} %)"
+def words(seen: t.Mapping[str, t.Any]) -> str:
+    """The line for what a module has written: bytes, percent, parts, speed, time left."""
+    done, total, speed = (int(seen.get(key) or 0) for key in ("done", "total", "speed"))
+    text = f"{seen.get('what', 'working')}: {amount(done)}"
+    if total:
+        text += f" of {amount(total)} ({min(100, 100 * done // total)} %)"
+    if seen.get("parts"):
+        text += f", {seen.get('part')} of {seen['parts']} layers"
+    if speed:
         text += f", {amount(speed)}/s"
-        if total > done and speed > 0:
-            text += f", {(total - done) / speed:.0f} s left"
-        return text
+    if total > done and speed:
+        text += f", {duration((total - done) / speed)} left"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """``42 s`` or ``3 min 20 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class ProgressAction(ActionBase):
@@ -56,11 +59,7 @@ class ProgressAction(ActionBase):
         Without a way to run it so (check mode, a task that is asynchronous itself) it is run as any other.
         """
         if self._task.check_mode or self._task.async_val:
-            return dict(
-                self._execute_module(
-                    module_name=module, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
-                )
-            )
+            return self.plain(module, arguments, task_vars)
         with self.folder(task_vars) as folder:
             path = self._connection._shell.join_path(folder, "progress.json")
             self._task.async_val = LIMIT
@@ -74,6 +73,14 @@ class ProgressAction(ActionBase):
             if not begun.get("ansible_job_id"):
                 return dict(begun)
             return self._follow(begun, path, task_vars)
+
+    def plain(self, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The result of *module*, run as a task without an action is."""
+        return dict(
+            self._execute_module(
+                module_name=module, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
+            )
+        )
 
     @contextlib.contextmanager
     def folder(self, task_vars: dict[str, t.Any]) -> t.Iterator[str]:
@@ -100,8 +107,7 @@ class ProgressAction(ActionBase):
 
     def _follow(self, begun: t.Mapping[str, t.Any], path: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         display, job = Display(), str(begun["ansible_job_id"])
-        line = Line(time.monotonic())
-        said = line.began
+        said, before = time.monotonic(), ""
         while True:
             time.sleep(LOOK)
             status = self._ask(job, "status", task_vars)
@@ -112,8 +118,10 @@ class ProgressAction(ActionBase):
             if now - said >= SAY:
                 said = now
                 seen = self._read(path)
-                if seen:
-                    display.display(f"{task_vars.get('inventory_hostname', '')}: {line.words(seen, now)}")
+                line = f"{task_vars.get('inventory_hostname', '')}: {words(seen)}" if seen else ""
+                if line and line != before:  # nothing moved: somebody else is at it, or a tool that tells nothing
+                    display.display(line)
+                before = line
 
     def _ask(self, job: str, mode: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         arguments = {

@@ -42,6 +42,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.registry impor
     hexes,
     layer,
 )
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
 
 pytestmark = [
     pytest.mark.skipif(binary() is None, reason="needs docker-registry: run `make setup`"),
@@ -426,6 +427,35 @@ def test_pulls_at_once_do_the_work_once(world: World, modules: Callable[..., Any
     fetched = world.meddler.blobs()
     assert all(fetched.count(digest) == 1 for digest in hexes(layers))
     assert len(manager.info(world.paths)) == 1 and kept(world.paths, "pulls") == []
+
+
+PROGRESS = re.compile(
+    r"^hv1: pulling \S+/slow:v1: [\d.]+ MiB of 40\.\d MiB \(\d+ %\), [012] of 2 layers, [\d.]+ MiB/s, \d+ s left$",
+    re.MULTILINE,
+)
+
+
+def test_a_long_pull_says_how_far_it_is(world: World, scratch: Path) -> None:
+    layers = (BOOT, noise("slow", 40 << 20))
+    world.shelf.push("slow:v1", *layers)
+    world.meddler.pace = {hexes(layers)[1]: 15.0}
+    task = {
+        "name": "Get it",
+        "cocoon.microvm.cocoon_image": {
+            "name": f"{world.meddler.host}/slow:v1",
+            "validate_certs": False,
+            "pull": "always",
+            **world.params(),
+        },
+    }
+    play = Playbooks(world.netns, scratch, {})
+    plays = [{"hosts": "all", "gather_facts": False, "tasks": [task]}]
+    first = play(plays)
+    assert first.result("Get it").changed and len(PROGRESS.findall(first.output)) >= 2, first.output
+    assert world.meddler.blobs().count(hexes(layers)[1]) == 1
+    again = play(plays)
+    assert not again.result("Get it").changed and "pulling" not in again.output
+    assert "deferred" not in first.result("Get it") and kept(world.paths, "pulls") == []
 
 
 DEVICES = 10_001

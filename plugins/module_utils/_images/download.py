@@ -39,7 +39,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import checksum, detect, source, streams, transfer
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Identity, Sources
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.transfer import Access, Progress, Version, shown
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.transfer import Access, Version, shown
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     hashed,
@@ -89,18 +91,18 @@ def obtained(
     current: Record | None,
     check_mode: bool,
     complete: Complete = _alone,
-    progress: Progress | None = None,
+    told: Progress | None = None,
 ) -> t.Iterator[Sources]:
     """What the image is made of, there to be imported as long as the block lasts.
 
     :param current: the record of the image that has the name now.
     :param complete: adds a kernel and an initrd to what the URL has.
-    :param progress: called with the bytes that have come and the bytes there are in all, if known.
+    :param told: of the bytes that have come, and those there are in all.
     :raises CocoonError: it cannot be had, is not what it should be, or is no image; nothing of it is kept.
     """
     url = _checked(request)
     if not url.lower().startswith(("http://", "https://")):
-        with _local(paths, store, request, check_mode, complete) as sources:
+        with _local(paths, store, request, check_mode, complete, told or Progress()) as sources:
             yield sources
         return
     known = _unchanged(paths, store, request, current, complete)
@@ -112,13 +114,15 @@ def obtained(
     if check_mode or store is None:
         yield complete(_glimpse(request))
         return
+    told = told or Progress()
+    told.expect(None)
     sweep(store)
-    with locked(paths, [_lock(url)], request.lock_timeout):
+    with locked_patiently(store, [_lock(url)], request.lock_timeout):
         known = _unchanged(paths, store, request, None, complete)  # another run may have been at it
         if known is not None:
             yield known
             return
-        with _fetched(store, request, progress) as (identity, document):
+        with _fetched(store, request, told) as (identity, document):
             yield complete(identity)
             source.note(_memory_path(paths, url), document)
 
@@ -234,7 +238,7 @@ def _guess(head: bytes, name: str) -> Identity:
 
 
 @contextlib.contextmanager
-def _fetched(store: Store, request: Request, progress: Progress | None) -> t.Iterator[tuple[Identity, Record]]:
+def _fetched(store: Store, request: Request, told: Progress) -> t.Iterator[tuple[Identity, Record]]:
     """The file, verified and plain, and what to remember of it. Under the URL's lock."""
     url = request.url
     part_path, about = _path(store, url, ".part"), _path(store, url, ".json")
@@ -242,7 +246,8 @@ def _fetched(store: Store, request: Request, progress: Progress | None) -> t.Ite
     try:
         part = transfer.Part(part_path, _part_version(about, part_path), request.max_size, _extra(wanted))
         try:
-            transfer.fetch(url, request.access, part, lambda version: _note_part(about, version), progress)
+            stage = told.stage(f"downloading {shown(url)}")
+            transfer.fetch(url, request.access, part, lambda version: _note_part(about, version), stage)
             os.fsync(part.fd)
         finally:
             part.close()
@@ -260,7 +265,7 @@ def _fetched(store: Store, request: Request, progress: Progress | None) -> t.Ite
         digests = {name: part.hexdigest(name) for name in part.names}
         _verify(wanted, digests, shown(url))
         try:
-            identity = _plain(store, part_path, url, digests["sha256"], request.max_size)
+            identity = _plain(store, part_path, url, digests["sha256"], request.max_size, told)
         except OSError as exc:
             raise _disk_error(store, exc) from exc
         version = part.version or Version()
@@ -316,7 +321,7 @@ def _disk_error(store: Store, exc: OSError) -> CocoonError:
     return ResourceError(f"cannot write to {store.paths.images}: {exc.strerror or exc}", "root_dir")
 
 
-def _plain(store: Store, path: str, url: str, digest: str, limit: int) -> Identity:
+def _plain(store: Store, path: str, url: str, digest: str, limit: int, told: Progress) -> Identity:
     """What a file is; a compressed disk is made plain, since that is how hypervisors read it."""
     name = shown(url)
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -324,18 +329,20 @@ def _plain(store: Store, path: str, url: str, digest: str, limit: int) -> Identi
         kind = streams.compression(os.pread(fd, 8, 0))
         if kind is None or _holds_tar(fd, kind, name):
             return _identity(fd, path, name, digest)
-        return _unpacked(fd, kind, _path(store, url, ".disk"), limit, name, digest)
+        return _unpacked(fd, kind, _path(store, url, ".disk"), limit, name, digest, told)
     finally:
         os.close(fd)
 
 
-def _unpacked(fd: int, kind: str, target: str, limit: int, name: str, digest: str) -> Identity:
+def _unpacked(
+    fd: int, kind: str, target: str, limit: int, name: str, digest: str, told: Progress
+) -> Identity:
     """A compressed disk, plain, in the file *target*.
 
     :raises InputError: what is in it is no disk, or more than *limit* bytes.
     """
     with detect.plain(fd, kind, name) as stream:
-        unpacked = _inflate(stream, target, limit, name)
+        unpacked = _inflate(stream, target, limit, name, told.stage(f"unpacking {name}"))
     plain = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = detect.detect(plain, name)
@@ -361,7 +368,7 @@ def _holds_tar(fd: int, kind: str, name: str) -> bool:
         return detect.looks_like_tar(stream.read(512))
 
 
-def _inflate(stream: streams.Reader, target: str, limit: int, name: str) -> str:
+def _inflate(stream: streams.Reader, target: str, limit: int, name: str, stage: Stage) -> str:
     """Write what *stream* has, with holes; its hex SHA-256.
 
     :raises InputError: it is more than *limit* bytes.
@@ -373,6 +380,7 @@ def _inflate(stream: streams.Reader, target: str, limit: int, name: str) -> str:
             if part.count + len(data) > limit:
                 raise transfer.too_large(f"what is compressed in {name}", limit)
             part.write(data)
+            stage(part.count)
         os.fsync(part.fd)
         return part.hexdigest("sha256")
     finally:
@@ -381,7 +389,7 @@ def _inflate(stream: streams.Reader, target: str, limit: int, name: str) -> str:
 
 @contextlib.contextmanager
 def _local(
-    paths: Paths, store: Store | None, request: Request, check_mode: bool, complete: Complete
+    paths: Paths, store: Store | None, request: Request, check_mode: bool, complete: Complete, told: Progress
 ) -> t.Iterator[Sources]:
     """A file of the host by ``file://``, or one with a checksum that is more than a plain sha256."""
     path = request.url
@@ -395,13 +403,15 @@ def _local(
         kind = streams.compression(os.pread(fd, 8, 0))
         if kind is None or _holds_tar(fd, kind, path):
             remember = not check_mode
-            found = source.examine(paths, path, None, None, None, None, remember=remember, force=request.force)
+            found = source.examine(
+                paths, path, None, None, None, None, remember=remember, force=request.force, told=told
+            )
             yield complete(found.main)
         elif check_mode or store is None:
             yield complete(_guess(os.pread(fd, GLIMPSE, 0), path))
         else:
             with locked(store.paths, [_lock(path)], request.lock_timeout):
-                yield from _local_disk(store, path, fd, kind, request, complete)
+                yield from _local_disk(store, path, fd, kind, request, complete, told)
     finally:
         os.close(fd)
 
@@ -416,7 +426,7 @@ def _digest(fd: int, algorithm: str) -> str:
 
 
 def _local_disk(
-    store: Store, path: str, fd: int, kind: str, request: Request, complete: Complete
+    store: Store, path: str, fd: int, kind: str, request: Request, complete: Complete, told: Progress
 ) -> t.Iterator[Sources]:
     """A compressed disk of the host, plain, unless that was done before with the same file."""
     status = os.fstat(fd)
@@ -428,10 +438,11 @@ def _local_disk(
         if _is_whole(store, sources):
             yield sources
             return
+    told.expect(status.st_size)
     try:
         try:
-            digest = streams.file_digest(fd)
-            identity = _unpacked(fd, kind, _path(store, path, ".disk"), request.max_size, path, digest)
+            digest = streams.file_digest(fd, told.stage(f"reading {path}", status.st_size).advance)
+            identity = _unpacked(fd, kind, _path(store, path, ".disk"), request.max_size, path, digest, told)
         except OSError as exc:
             raise _disk_error(store, exc) from exc
         yield complete(identity)

@@ -45,6 +45,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images.source impo
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import publish, staging
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.unpack import Tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     hashed,
@@ -63,13 +64,25 @@ OpenLayer = t.Callable[[], t.ContextManager[streams.Reader]]
 
 
 class Layer(t.NamedTuple):
-    """A layer to be read: its hex digest, and how to open its (compressed) bytes."""
+    """A layer to be read: its hex digest, how to open its (compressed) bytes, and how many they are."""
 
     digest: str
     open: OpenLayer
+    size: int
 
 
-def import_image(store: Store, sources: Sources, timeout: float) -> Record:
+def weight(sources: Sources) -> int:
+    """Bytes that an import has to read, at most."""
+    main = sources.main
+    if main.kind == REGISTRY and main.remote is not None:
+        return sum(size for _digest, size in main.remote.manifest().layers)
+    if main.kind != OCI_LAYOUT:
+        return os.path.getsize(main.path) if main.path else 0
+    with open_layers(main, None) as (layers, _manifest):
+        return sum(layer.size for layer in layers)
+
+
+def import_image(store: Store, sources: Sources, timeout: float, told: Progress | None = None) -> Record:
     """Make all files of an image; a record that is not written yet.
 
     Under the image's lock, with a note of it pending: what is left after a failure goes with the note.
@@ -80,9 +93,10 @@ def import_image(store: Store, sources: Sources, timeout: float) -> Record:
         raise ConflictError(f"the image of {sources.main.name} was removed meanwhile", "name", "Run the task again.")
     try:
         with staging(store, timeout) as workspace:
+            told = told or Progress()
             if sources.main.kind in DISKS:
-                return _import_disk(store, sources.main, workspace, timeout)
-            return _import_layers(store, sources, workspace, timeout)
+                return _import_disk(store, sources.main, workspace, timeout, told)
+            return _import_layers(store, sources, workspace, timeout, told)
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(store) from exc
@@ -100,18 +114,20 @@ def no_space(store: Store) -> CocoonError:
     )
 
 
-def _import_layers(store: Store, sources: Sources, workspace: str, timeout: float) -> Record:
+def _import_layers(store: Store, sources: Sources, workspace: str, timeout: float, told: Progress) -> Record:
     image_id = sources.image_id
     keep = os.path.join(workspace, "boot")
     os.mkdir(keep, 0o700)
-    with _arriving(store, sources, workspace, timeout) as (layers, manifest, arrivals):
+    with _arriving(store, sources, workspace, timeout, told) as (layers, manifest, arrivals):
         places = min(WORKERS, os.cpu_count() or 1, len(layers))
+        stage = _conversion(told, sources.main, layers)
         jobs: list[concurrent.futures.Future[tuple[str, Record]]] = []
         with concurrent.futures.ThreadPoolExecutor(places) as pool:
             try:
                 for layer in arrivals:
-                    jobs.append(pool.submit(_ensure_layer, store, layer, image_id, workspace, keep, timeout))
+                    jobs.append(pool.submit(_ensure_layer, store, layer, image_id, workspace, keep, timeout, stage))
                     _fail_early(jobs)
+                stage.show()
                 known = dict(job.result() for job in jobs)
             finally:
                 for job in jobs:
@@ -136,11 +152,22 @@ def _fail_early(jobs: t.Iterable[concurrent.futures.Future[t.Any]]) -> None:
             job.result()
 
 
+def _conversion(told: Progress, main: Identity, layers: t.Iterable[Layer]) -> Stage:
+    """What is shown once all layers are there."""
+    there_is = {layer.digest: layer.size for layer in layers}
+    before, stage = told.shown, told.stage(f"converting {main.name}", sum(there_is.values()), len(there_is))
+    if main.kind == REGISTRY and before is not None:
+        before.show()
+    return stage
+
+
 Arriving = tuple[list[Layer], t.Optional[oci.Manifest], t.Iterator[Layer]]
 
 
 @contextlib.contextmanager
-def _arriving(store: Store, sources: Sources, workspace: str, timeout: float) -> t.Iterator[Arriving]:
+def _arriving(
+    store: Store, sources: Sources, workspace: str, timeout: float, told: Progress
+) -> t.Iterator[Arriving]:
     """All layers, bottom first, and the same again, each once and when it can be read."""
     main = sources.main
     if main.kind != REGISTRY or main.remote is None:
@@ -158,9 +185,9 @@ def _arriving(store: Store, sources: Sources, workspace: str, timeout: float) ->
     def opener(digest: str) -> OpenLayer:
         return lambda: pull.opened(store, wanted, digest)
 
-    named = {digest: Layer(digest, opener(digest)) for digest, _size in wanted.layers}
+    named = {digest: Layer(digest, opener(digest), size) for digest, size in wanted.layers}
     references.note(store, sources.image_id, [(digest, "erofs") for digest in named])
-    with pull.arriving(store, sources, timeout) as arrivals:
+    with pull.arriving(store, sources, timeout, told) as arrivals:
         yield [named[digest] for digest, _size in wanted.layers], wanted, (named[digest] for digest in arrivals)
 
 
@@ -201,7 +228,7 @@ def _with_size(store: Store, record: Record) -> Record:
 def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[Layer], oci.Manifest | None]]:
     """The layers of a source, bottom first; without *workspace* (check mode) nothing is written."""
     if main.kind not in (OCI_LAYOUT, *ARCHIVES):
-        yield [Layer(main.digest, lambda: _open_file(main.path))], None
+        yield [Layer(main.digest, lambda: _open_file(main.path), os.path.getsize(main.path))], None
         return
     layout: oci.Layout
     if main.kind == OCI_LAYOUT:
@@ -215,7 +242,7 @@ def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[
     def opener(digest: str) -> OpenLayer:
         return lambda: layout.blob(f"sha256:{digest}")
 
-    yield [Layer(digest, opener(digest)) for digest, _size in manifest.layers], manifest
+    yield [Layer(digest, opener(digest), size) for digest, size in manifest.layers], manifest
 
 
 @contextlib.contextmanager
@@ -246,13 +273,16 @@ def read_layer(
     layer: Layer,
     inspector: findings.Inspector,
     add: t.Callable[[tarball.Member], None] | None = None,
+    progress: t.Callable[[int], None] | None = None,
 ) -> None:
     """Read a layer once: every member checked, looked at, and given to *add*.
+
+    :param progress: told how many of its bytes more were read.
 
     :raises BadArchive: hostile or damaged, or not of the digest it should have.
     """
     with layer.open() as raw:
-        hashing = streams.HashingReader(raw)
+        hashing = streams.HashingReader(raw, progress)
         head = hashing.read(8)
         rest = streams.Pushback(head, hashing)
         name = f"sha256:{layer.digest}"
@@ -269,7 +299,7 @@ def read_layer(
 
 
 def _ensure_layer(
-    store: Store, layer: Layer, image_id: str, workspace: str, keep: str, timeout: float
+    store: Store, layer: Layer, image_id: str, workspace: str, keep: str, timeout: float, stage: Stage
 ) -> tuple[str, Record]:
     """The blob of a layer, made if it is not there: (digest, findings)."""
     with references.blob_lock(store, layer.digest, timeout):
@@ -278,12 +308,16 @@ def _ensure_layer(
         about = images.blob_path(store, layer.digest, "json")
         known = read_json(about)
         if known and os.path.isfile(target):
-            return layer.digest, known
-        found = _convert(store, layer, workspace, keep, target, about)
-        return layer.digest, found.document()
+            stage.advance(layer.size)
+        else:
+            known = _convert(store, layer, workspace, keep, target, about, stage).document()
+        stage.part_done()
+        return layer.digest, known
 
 
-def _convert(store: Store, layer: Layer, workspace: str, keep: str, target: str, about: str) -> findings.Findings:
+def _convert(
+    store: Store, layer: Layer, workspace: str, keep: str, target: str, about: str, stage: Stage
+) -> findings.Findings:
     place = os.path.join(workspace, layer.digest)
     os.mkdir(place, 0o700)
     inspector = findings.Inspector(keep)
@@ -299,14 +333,14 @@ def _convert(store: Store, layer: Layer, workspace: str, keep: str, target: str,
             os.chown(path, gid, gid)  # a uid nobody else has: VMs are in the other half of the range
         with erofs.convert_stream(output, scratch, layer.digest, gid) as feed:
             plain = Retar(feed)
-            read_layer(layer, inspector, add=plain.add)
+            read_layer(layer, inspector, add=plain.add, progress=stage.advance)
             plain.close()
     else:
         tree = os.path.join(place, "tree")
         os.mkdir(tree, 0o700)
         with Tree(tree) as unpacked:
             os.chmod(tree, 0o755)  # the root of an archive that does not mention it; its parent keeps others out
-            read_layer(layer, inspector, add=unpacked.add)
+            read_layer(layer, inspector, add=unpacked.add, progress=stage.advance)
         erofs.convert_tree(tree, output, layer.digest)
     write_json(about, inspector.findings.document())
     publish(output, target, gid)
@@ -371,7 +405,7 @@ def _take_from_layers(pair: tuple[str, str], layers: list[Layer], known: t.Mappi
             read_layer(layer, findings.Inspector(keep))
 
 
-def _import_disk(store: Store, main: Identity, workspace: str, timeout: float) -> Record:
+def _import_disk(store: Store, main: Identity, workspace: str, timeout: float, told: Progress) -> Record:
     image_id = f"sha256:{main.digest}"
     references.note(store, image_id, [(main.digest, main.kind)])
     with references.blob_lock(store, main.digest, timeout):
@@ -380,19 +414,19 @@ def _import_disk(store: Store, main: Identity, workspace: str, timeout: float) -
         about = images.blob_path(store, main.digest, "json")
         known = read_json(about)
         if not known or not os.path.isfile(target):
-            known = _take_disk(store, main, workspace, target, about)
+            known = _take_disk(store, main, workspace, target, about, told)
     record = _record(store, Sources(main, None, None), "cloudimg")
     record["disk"] = {"hex": main.digest, "format": main.kind, **known}
     return _with_size(store, record)
 
 
-def _take_disk(store: Store, main: Identity, workspace: str, target: str, about: str) -> Record:
+def _take_disk(store: Store, main: Identity, workspace: str, target: str, about: str, told: Progress) -> Record:
     """Copy a disk, holes kept, and look at the copy: the original may change under our eyes."""
     copy = os.path.join(workspace, "disk")
     if main.owned:  # a download, verified, that nobody else has: no need to copy it
         os.rename(main.path, copy)
     else:
-        _copy_disk(main, copy)
+        _copy_disk(main, copy, told.stage(f"copying {main.name}", os.path.getsize(main.path)))
     size = os.path.getsize(copy)
     with open(copy, "rb") as stream:
         head = stream.read(partitions.TABLE)
@@ -410,9 +444,9 @@ def _take_disk(store: Store, main: Identity, workspace: str, target: str, about:
     return found
 
 
-def _copy_disk(main: Identity, copy: str) -> None:
+def _copy_disk(main: Identity, copy: str, stage: Stage) -> None:
     with _open_file(main.path) as raw:
-        hashing = streams.HashingReader(raw)
+        hashing = streams.HashingReader(raw, stage.advance)
         fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "r+b", buffering=0) as stream:
             while data := hashing.read(SPARSE_BLOCK):

@@ -19,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, InputError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now, parse_size
 
@@ -47,6 +48,7 @@ class Wanted:
     validate_certs: bool = True
     max_size: str | None = None
     mirror: str | None = None
+    progress: Progress = dataclasses.field(default_factory=Progress, repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,7 @@ def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
     """Make it so, or in check mode say what would be done.
 
     :raises CocoonError: nothing half-made is left then.
+    :raises Deferred: it takes more than ``wanted.progress`` is for; nothing was done.
     """
     _validate(wanted)
     if check_mode or wanted.state == "absent":
@@ -96,6 +99,10 @@ def _carry_out(store: Store | None, wanted: Wanted, sources: source.Sources | No
         _refuse_removal(store, wanted, plan)
         image = plan.current if store and plan.current and plan.current["id"] == plan.image_id else None
         return _outcome(store, plan, image if wanted.state == "present" else None)
+    if "import" in plan.steps and sources and wanted.progress.most is not None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
+
+        wanted.progress.expect(importer.weight(sources))
     _housekeeping(store, plan.image_id if plan.steps else None, wanted.lock_timeout)
     if plan.steps:
         plan = _execute(store, wanted, sources)
@@ -140,7 +147,7 @@ def _examined(
     current = images.resolve(store, wanted.name) if store else None
     if wanted.pull == "never" and current is not None:
         return contextlib.nullcontext(None)
-    return download.obtained(paths, store, request, current, check_mode, complete)
+    return download.obtained(paths, store, request, current, check_mode, complete, wanted.progress)
 
 
 def _examine(paths: Paths, store: Store | None, wanted: Wanted, remember: bool) -> source.Sources | None:
@@ -162,6 +169,7 @@ def _examine(paths: Paths, store: Store | None, wanted: Wanted, remember: bool) 
         remember=remember,
         force=wanted.force,
         platform=wanted.platform,
+        told=wanted.progress,
     )
 
 
@@ -298,11 +306,13 @@ def _execute(store: Store, wanted: Wanted, sources: source.Sources | None) -> Pl
     """Lock, compare again, act."""
     if wanted.state == "absent":
         return _remove(store, wanted)
-    with locked(store.paths, [f"image:{wanted.name}"], wanted.lock_timeout):
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
+
+    with locked_patiently(store, [f"image:{wanted.name}"], wanted.lock_timeout):
         old = store.index("image").lookup(wanted.name)
         plan = make_plan(store, wanted, sources)
         if plan.image_id and plan.steps:
-            with locked(store.paths, [images.lock_name(plan.image_id)], wanted.lock_timeout):
+            with locked_patiently(store, [images.lock_name(plan.image_id)], wanted.lock_timeout):
                 plan = make_plan(store, wanted, sources)
                 _make_present(store, wanted, sources, plan, old)
         if old and old != plan.image_id:
@@ -323,7 +333,7 @@ def _make_present(store: Store, wanted: Wanted, sources: source.Sources | None, 
         record = plan.current
         references.note(store, image_id, [])
         if "import" in plan.steps and sources:
-            record = _imported(store, sources, record or {}, wanted.lock_timeout)
+            record = _imported(store, sources, record or {}, wanted)
         if record is None:
             raise NotFoundError(f"image '{wanted.name}' was removed meanwhile", "name", "Run the task again.")
         record.update({key: plan.after[key] for key in ("owner", "labels") if key in plan.after}, updated_at=now())
@@ -342,11 +352,11 @@ def _make_present(store: Store, wanted: Wanted, sources: source.Sources | None, 
         references.settle(store, image_id, wanted.lock_timeout)
 
 
-def _imported(store: Store, sources: source.Sources, earlier: Record, timeout: float) -> Record:
+def _imported(store: Store, sources: source.Sources, earlier: Record, wanted: Wanted) -> Record:
     """A new record; of an image that is only repaired, with what users gave it."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
 
-    record = importer.import_image(store, sources, timeout)
+    record = importer.import_image(store, sources, wanted.lock_timeout, wanted.progress)
     kept = ("name", "names", "created_at", "owner", "labels")
     record.update({key: earlier[key] for key in kept if key in earlier})
     return record

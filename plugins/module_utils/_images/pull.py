@@ -24,7 +24,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Busy
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci, references, registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import DEFAULT_LIMITS, BadArchive
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, read_json, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
 
@@ -40,7 +42,7 @@ SLACK = 1 << 20
 
 
 @contextlib.contextmanager
-def arriving(store: Store, sources: Sources, timeout: float) -> t.Iterator[t.Iterator[str]]:
+def arriving(store: Store, sources: Sources, timeout: float, told: Progress) -> t.Iterator[t.Iterator[str]]:
     """Fetches the layers of an image; gives their hex digests, each once, as they are there to be read.
 
     Under the image's lock, with a note of it pending. What is complete stays for the next try if the registry fails
@@ -50,7 +52,7 @@ def arriving(store: Store, sources: Sources, timeout: float) -> t.Iterator[t.Ite
     """
     remote = t.cast("registry.Remote", sources.main.remote)
     manifest = remote.manifest()
-    with locked(store.paths, [lock_name(manifest.digest)], timeout):
+    with locked_patiently(store, [lock_name(manifest.digest)], timeout):
         _remove_abandoned(store, manifest.digest)
         folder = _Folder(store, manifest)
         try:
@@ -66,7 +68,9 @@ def arriving(store: Store, sources: Sources, timeout: float) -> t.Iterator[t.Ite
                     largest = max(missing.values()) + SLACK
                     asking = remote.skopeo(folder.uid)
                     copy = stack.enter_context(asking.copying(suffix, folder.layout, folder.blobs, largest))
-                yield _arrivals(folder, copy, [digest for digest, _size in manifest.layers])
+                awaited = folder.awaited()
+                stage = told.stage(f"pulling {remote.reference}", sum(awaited.values()), len(awaited))
+                yield _arrivals(folder, copy, [digest for digest, _size in manifest.layers], stage)
         except (RegistryError, BusyError):
             folder.tidy()
             raise
@@ -118,13 +122,16 @@ def _check_space(store: Store, missing: t.Mapping[str, int], name: str) -> None:
         )
 
 
-def _arrivals(folder: _Folder, copy: Copy | None, digests: t.Sequence[str]) -> t.Iterator[str]:
-    waiting = dict.fromkeys(digests)
-    moved, size = time.monotonic(), -1
+def _arrivals(folder: _Folder, copy: Copy | None, digests: t.Sequence[str], stage: Stage) -> t.Iterator[str]:
+    waiting, awaited = dict.fromkeys(digests), folder.awaited()
+    moved, size = time.monotonic(), folder.size()
+    stage(size)
     while True:
         over = copy is None or copy.ended(TICK)  # asked before looking, so that nothing is missed
         for digest in [digest for digest in waiting if folder.has(digest)]:
             del waiting[digest]
+            if digest in awaited:
+                stage.part_done()
             yield digest
         if not waiting:
             return
@@ -132,6 +139,7 @@ def _arrivals(folder: _Folder, copy: Copy | None, digests: t.Sequence[str]) -> t
             raise RegistryError(f"skopeo ended without layer sha256:{min(waiting)}", "name", "Run it again.")
         if time.monotonic() - moved > 1:
             grown = folder.size()
+            stage(grown)
             if grown != size:
                 moved, size = time.monotonic(), grown
         if time.monotonic() - moved > STALLED:
@@ -179,6 +187,10 @@ class _Folder:
         """Layers that have to be fetched, with their sizes."""
         self._in_store = set(there)
         return {digest: size for digest, size in self._sizes.items() if not self.has(digest)}
+
+    def awaited(self) -> dict[str, int]:
+        """Layers that the store does not have, here already or not, with their sizes."""
+        return {digest: size for digest, size in self._sizes.items() if digest not in self._in_store}
 
     def has(self, digest: str) -> bool:
         path = os.path.join(self._files, digest)

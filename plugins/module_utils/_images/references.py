@@ -15,6 +15,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     fsync_dir,
@@ -45,7 +46,7 @@ def forget(store: Store, image_id: str) -> None:
 
 
 def blob_lock(store: Store, blob: str, timeout: float) -> contextlib.AbstractContextManager[None]:
-    return locked(store.paths, [f"image:#blob/{blob}"], timeout)
+    return locked_patiently(store, [f"image:#blob/{blob}"], timeout)
 
 
 def _reference_dir(store: Store, blob: str) -> str:

@@ -20,6 +20,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -116,11 +117,13 @@ def examine(
     remember: bool,
     force: bool = False,
     platform: str | None = None,
+    told: Progress | None = None,
 ) -> Sources:
     """Look at the files of an image and say which image they make.
 
     :param remember: write down what was learnt (not in check mode).
     :param force: do not trust what is remembered.
+    :param told: of how much of a file has been read.
     :raises InputError: a file is missing or of no known kind, or the checksum differs.
     """
     _check_pair(kernel, initrd)
@@ -128,7 +131,7 @@ def examine(
         from ansible_collections.cocoon.microvm.plugins.module_utils._images import registry_name
 
         registry_name.check_platform(platform)
-    main = identify(paths, source, "source", tag, remember, force, platform)
+    main = identify(paths, source, "source", tag, remember, force, platform, told)
     if platform is not None and main.kind not in IMAGES:
         raise InputError("is chosen among those of a container image", "platform", "Leave it out for a tar or a disk.")
     check_checksum(main, checksum)
@@ -183,6 +186,7 @@ def identify(
     remember: bool,
     force: bool,
     platform: str | None = None,
+    told: Progress | None = None,
 ) -> Identity:
     """What the file or directory *path* is, from memory if it has not changed."""
     real = os.path.realpath(path)
@@ -192,8 +196,10 @@ def identify(
     known = None if force else recall(cache)
     if known and known.get("stamp") == before:
         return Identity(real, known["kind"], known["digest"], known["file_digest"], tag, platform)
+    told = told or Progress()
+    told.expect(before[2])
     began = time.time_ns()
-    found = _inspect(real, option, tag, platform)
+    found = _inspect(real, option, tag, platform, told.stage(f"reading {path}", before[2]))
     if _stamp(real, path, option) != before:
         raise InputError(f"{path} changed while it was read", option, "Wait until it is complete.")
     if remember and began - max(before[3:]) > SETTLED_NS:
@@ -239,7 +245,7 @@ def _stamp(real: str, path: str, option: str) -> list[int]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _inspect(real: str, option: str, tag: str | None, platform: str | None) -> Identity:
+def _inspect(real: str, option: str, tag: str | None, platform: str | None, stage: Stage) -> Identity:
     """Read the contents."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, oci, streams
 
@@ -256,7 +262,7 @@ def _inspect(real: str, option: str, tag: str | None, platform: str | None) -> I
             digest = streams.file_digest(fd)
             return Identity(real, BOOT_FILE, digest, digest)
         kind = detect.detect(fd, real)
-        digest = streams.file_digest(fd)
+        digest = streams.file_digest(fd, stage.advance)
         if kind in ARCHIVES:
             chosen = oci.select(detect.archive_layout(fd, kind), tag, platform)
             return Identity(real, kind, chosen.digest, digest, tag, platform)

@@ -54,6 +54,23 @@ def sweep(store: Store, timeout: float) -> None:
         os.close(fd)
 
 
+def locked_patiently(store: Store, names: t.Iterable[str], timeout: float) -> contextlib.AbstractContextManager[None]:
+    """Locks of images. Others have them for as long as an import takes: *timeout* counts while nothing moves there."""
+    return locked(store.paths, names, timeout, activity=lambda: _activity(store))
+
+
+def _activity(store: Store) -> tuple[int, int]:
+    """Files and bytes of all that is under way."""
+    files = size = 0
+    for place in ("staging", "pulls", "downloads"):
+        for folder, _folders, names in os.walk(images.directory(store.paths, place)):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    size += os.lstat(os.path.join(folder, name)).st_size
+                files += 1
+    return files, size
+
+
 def _lock_dead(path: str) -> int | None:
     """A locked descriptor of the directory, if no run has it."""
     try:

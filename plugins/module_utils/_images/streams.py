@@ -47,8 +47,11 @@ def open_source(path: str, option: str = "source") -> int:
     return fd
 
 
-def file_digest(fd: int) -> str:
-    """Hex SHA-256 of the whole file *fd*; its position is left at the end."""
+def file_digest(fd: int, progress: t.Callable[[int], None] | None = None) -> str:
+    """Hex SHA-256 of the whole file *fd*; its position is left at the end.
+
+    :param progress: told how many bytes more were read.
+    """
     digest = hashlib.sha256()
     os.lseek(fd, 0, os.SEEK_SET)
     buffer = bytearray(CHUNK)
@@ -59,13 +62,17 @@ def file_digest(fd: int) -> str:
             if not count:
                 return digest.hexdigest()
             digest.update(view[:count])
+            if progress:
+                progress(count)
 
 
 class HashingReader:
     """Counts and hashes what is read through it."""
 
-    def __init__(self, stream: Reader) -> None:
+    def __init__(self, stream: Reader, progress: t.Callable[[int], None] | None = None) -> None:
+        """:param progress: told how many bytes more were read."""
         self._stream = stream
+        self._progress = progress
         self._digest = hashlib.sha256()
         self.count = 0
 
@@ -73,6 +80,8 @@ class HashingReader:
         data = self._stream.read(size)
         self._digest.update(data)
         self.count += len(data)
+        if self._progress:
+            self._progress(len(data))
         return data
 
     def drain(self) -> None:

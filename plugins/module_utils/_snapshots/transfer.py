@@ -20,7 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_owner
-from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, capture, document
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_tree
@@ -40,10 +40,10 @@ def converge(run: Run, wanted: Wanted, params: t.Mapping[str, t.Any], check: boo
     if not params.get("path"):
         raise InputError("is needed", "path", "Name the archive, on the target; local_path is one on the controller.")
     path = os.path.abspath(params["path"])
+    progress = Progress(params.get("progress_file"))
     if wanted.state == "exported":
-        told = Progress(params.get("progress_file"), f"exporting {wanted.name}")
-        return _export(run, wanted, path, params["compression"], check, told)
-    told = Progress(params.get("progress_file"), f"importing {wanted.name}")
+        return _export(run, wanted, path, params["compression"], check, progress.stage(f"exporting {wanted.name}"))
+    told = progress.stage(f"importing {wanted.name}")
     return _import(run, wanted, path, _checksum(params.get("checksum")), check, told)
 
 
@@ -75,7 +75,7 @@ def config_of(record: Record) -> Record:
     return {key: record[key] for key in CONFIG if record.get(key)}
 
 
-def _export(run: Run, wanted: Wanted, path: str, compression: str, check: bool, told: Progress) -> dict[str, t.Any]:
+def _export(run: Run, wanted: Wanted, path: str, compression: str, check: bool, told: Stage) -> dict[str, t.Any]:
     with locked(run.store.paths, [], run.options.lock_timeout, [f"snapshot:{wanted.name}"]):
         record = snapshots.usable(run.store, wanted.name)
         if record is None:
@@ -126,7 +126,7 @@ def _check_target(record: Record, path: str, force: bool) -> None:
 # In.
 
 
-def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bool, told: Progress) -> dict[str, t.Any]:
+def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bool, told: Stage) -> dict[str, t.Any]:
     with contextlib.ExitStack() as stack:
         if not check:
             names = [f"snapshot:{wanted.name}"]
@@ -159,7 +159,7 @@ def _check_hypervisor(config: Record) -> None:
         )
 
 
-def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None, told: Progress) -> tuple[Record, Record]:
+def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None, told: Stage) -> tuple[Record, Record]:
     """Unpack beside where the files will be, look at all of it, and only then give it its name."""
     record: Record = {"id": types.new_id(), "name": wanted.name, "state": snapshots.CREATING, "files": {}}
     folder = snapshots.directory(run.store, record["id"])

@@ -149,6 +149,7 @@ class Meddler:
         self.cut: set[str] = set()
         self.spoiled: set[str] = set()
         self.delay: dict[str, float] = {}
+        self.pace: dict[str, float] = {}
         self.stalled: set[str] = set()
         self.stalling = threading.Event()
         self.go_on = threading.Event()
@@ -185,8 +186,7 @@ class Meddler:
             data = bytes([data[0] ^ 1]) + data[1:]
         half = len(data) // 2
         try:
-            request.wfile.write(data[:half])
-            request.wfile.flush()
+            self._slowly(request, data[:half], self.pace.get(name, 0) / 2)
             if name in self.stalled:
                 self.stalling.set()
                 self.go_on.wait(60)
@@ -195,9 +195,19 @@ class Meddler:
                 request.close_connection = True
                 request.connection.shutdown(socket.SHUT_RDWR)
                 return
-            request.wfile.write(data[half:])
+            self._slowly(request, data[half:], self.pace.get(name, 0) / 2)
         except OSError:
             request.close_connection = True
+
+    @staticmethod
+    def _slowly(request: http.server.BaseHTTPRequestHandler, data: bytes, seconds: float) -> None:
+        """Send *data* in pieces that take so long altogether."""
+        pieces = 10 if seconds else 1
+        size = len(data) // pieces + 1
+        for start in range(0, len(data), size):
+            request.wfile.write(data[start : start + size])
+            request.wfile.flush()
+            time.sleep(seconds / pieces)
 
     def _connect(self) -> http.client.HTTPConnection:
         host, _colon, port = self.upstream.partition(":")

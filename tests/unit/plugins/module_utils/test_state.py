@@ -8,6 +8,7 @@ import os
 import pathlib
 import stat
 import threading
+import time
 
 import pytest
 
@@ -128,6 +129,16 @@ def test_a_held_lock_is_busy_and_says_so(store: state.Store) -> None:
             pass
     with state.locked(store.paths, ["vm:web", "vm:web"], 0.0):
         pass
+
+
+def test_a_lock_is_waited_for_as_long_as_its_holder_gets_on(store: state.Store) -> None:
+    answers = iter([1, 2, 3, 3])
+    began = time.monotonic()
+    with state.locked(store.paths, ["image:big"], 0.0):
+        with pytest.raises(BusyError, match="image:big is busy"):
+            with state.locked(store.paths, ["image:big"], 0.05, activity=lambda: next(answers)):
+                pass
+    assert time.monotonic() - began >= 0.2 and next(answers, None) is None
 
 
 def test_lock_files_stay(store: state.Store) -> None:

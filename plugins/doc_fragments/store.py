@@ -27,6 +27,7 @@ options:
   lock_timeout:
     description:
       - How many seconds to wait for another task that is changing the same object, or the host's allocations.
+      - Of an image that another task imports, how many seconds nothing may have moved there.
     type: int
     default: 60
 requirements:

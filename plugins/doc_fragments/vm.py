@@ -42,8 +42,8 @@ accel:
   choices: [auto, kvm, tcg]
 image:
   description:
-    - Name or digest of an image in the host's store, see M(cocoon.microvm.cocoon_image). Required to create a VM
-      without O(snapshot).
+    - Name or digest of an image, see M(cocoon.microvm.cocoon_image). Required to create a VM without O(snapshot).
+    - An image that the host's store does not have is pulled from a registry, see O(pull).
   type: str
 snapshot:
   description:
@@ -213,6 +213,16 @@ stop_timeout:
   description:
     - Seconds that the guest has to shut down before it is powered off; 30 where omitted.
   type: int
+pull:
+  description:
+    - When to ask a registry for O(image), whose name is understood as C(docker run) does. V(nginx) is
+      V(docker.io/library/nginx:latest).
+    - V(missing), which holds where omitted, if the VM is to be made and the host's store has no image of that name.
+    - V(always) in every run, to see whether the tag has moved. A VM that is there stays as it is until O(recreate).
+    - V(never) not at all.
+    - An image that needs credentials or other options is for M(cocoon.microvm.cocoon_image).
+  type: str
+  choices: [missing, always, never]
 allow_restart:
   description:
     - Allow changes that need the running VM to restart.

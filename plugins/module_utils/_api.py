@@ -97,7 +97,8 @@ def all_records(store: Store) -> list[Record]:
 
 def _result(item: Item, check: bool, paths: Paths) -> Record:
     plan = item.plan
-    actions = (plan.actions if plan else []) if check else item.done
+    actions = ["pull"] if item.pulled else []
+    actions += (plan.actions if plan else []) if check else item.done
     result: Record = {
         "name": item.name,
         "changed": bool(actions),

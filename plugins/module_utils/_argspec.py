@@ -86,6 +86,7 @@ def vm_controls() -> Spec:
         "wait_pattern": {"type": "str"},
         "timeout": {"type": "int"},
         "stop_timeout": {"type": "int"},
+        "pull": {"type": "str", "choices": ["missing", "always", "never"]},
         "allow_restart": {"type": "bool"},
         "recreate": {"type": "bool"},
         "force": {"type": "bool"},

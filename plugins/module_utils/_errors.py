@@ -37,6 +37,10 @@ class NotFoundError(CocoonError):
     """Something named does not exist."""
 
 
+class MissingImageError(NotFoundError):
+    """The store has no image of the name that a VM is to be made from."""
+
+
 class ConflictError(CocoonError):
     """A name, MAC, address or object is taken, in use, or owned by somebody else."""
 

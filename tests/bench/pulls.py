@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""7. Images from a local registry, with TLS and a password, against the same by hand."""
+"""7. Images from a local registry, with TLS and a password, against the same by hand; the first boot of one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from common import run, say
-from fleet import BenchError, Fleet, seconds
+from fleet import VM, BenchError, Fleet, seconds
 from results import Row
 
+from ansible_collections.cocoon.microvm.tests.integration.support import containers, images
 from ansible_collections.cocoon.microvm.tests.integration.support.registry import (
     PASSWORD,
     USER,
@@ -50,19 +51,24 @@ def measure(fleet: Fleet, scratch: Path, runs: int) -> list[Row]:
         say(f"   an image of {size >> 20} MB in {len(FOLDERS) + 1} layers ...")
         ours: list[float] = []
         hand: list[float] = []
-        for _turn in range(runs):  # in turns, so that both meet the machine in the same mood
+        umoci: list[float] = []
+        for _turn in range(runs):  # in turns, so that all meet the machine in the same mood
             hand.append(_by_hand(access, scratch / "hand"))
             ours.append(_pull(access))
+            umoci.append(_unpacked(access, scratch / "hand"))
         again = _again(access, runs)
     finally:
         registry.stop()
         shutil.rmtree(folder)
+    serves = _first_boots(fleet, scratch, runs)
     ratio = [statistics.median(ours) / statistics.median(hand)]
     return [
         Row("7", f"pull and convert {size >> 20} MB", "s", ours),
         Row("7", "skopeo copy, tar and mkfs.erofs by hand", "s", hand),
+        Row("7", "skopeo copy and umoci unpack", "s", umoci),
         Row("7", "pull and convert against by hand", "x", ratio, "1.1 x", ratio[0] <= 1.1),
         Row("7", "pull again, unchanged: above ping", "s", again, "0.5 s", statistics.median(again) <= 0.5),
+        Row("7", "first boot of nginx until it serves", "s", serves),
     ]
 
 
@@ -145,6 +151,30 @@ def _by_hand(access: _Access, folder: Path) -> float:
     took = time.monotonic() - began
     shutil.rmtree(folder)
     return took
+
+
+def _unpacked(access: _Access, folder: Path) -> float:
+    """What a runtime of containers does: all layers in one tree, and nothing converted. :returns: seconds."""
+    began = time.monotonic()
+    folder.mkdir()
+    access.skopeo(f"--src-authfile={access.auth}", f"docker://{access.location}", f"oci:{folder / 'layout'}:it")
+    run(["umoci", "unpack", "--image", f"{folder / 'layout'}:it", folder / "bundle"], quiet=True)
+    run(["sync", "-f", folder], quiet=True)
+    took = time.monotonic() - began
+    shutil.rmtree(folder)
+    return took
+
+
+def _first_boots(fleet: Fleet, scratch: Path, runs: int) -> list[float]:
+    """From the start of the hypervisor until nginx serves, each time with a new VM. :returns: seconds."""
+    fleet.module("cocoon_image", name="cocoon/kernel", source=str(images.built("kernel", scratch)))
+    fleet.module("cocoon_image", name="nginx", source=str(containers.nginx(scratch / "nginx")))
+    vm = {**VM, "name": "nginx", "image": "nginx", "state": "started", "wait_for": "port", "wait_port": 80}
+    found = []
+    for _turn in range(runs):
+        found.append(float(fleet.module("cocoon_vm", **vm)["boot_seconds"]))
+        fleet.module("cocoon_vm", name="nginx", state="absent", force=True)
+    return found
 
 
 def _again(access: _Access, runs: int) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.tests.integration.support import containers, images
+from ansible_collections.cocoon.microvm.tests.integration.support import containers, images, registry
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import address
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.networking import inside
@@ -26,6 +26,15 @@ from ansible_collections.cocoon.microvm.tests.integration.support.running import
 KERNEL = "cocoon/kernel"
 SMALL = {"cpu": 1, "memory": "128M", "storage": "128M", "accel": "tcg"}
 BOOT = 120.0
+WEB = {
+    "name": "web",
+    "image": "nginx",
+    "network": "hub",
+    "state": "started",
+    "wait_for": "port",
+    "wait_port": 80,
+    "timeout": int(BOOT),
+}
 NAME_SERVERS = ["10.94.0.53", "10.94.0.54"]
 Record = dict[str, Any]
 
@@ -156,6 +165,49 @@ def test_nginx_serves(lab: Containers) -> None:
     assert (stopped["exit_code"], stopped["reason"]) == (0, "exited with code 0")
     assert "signal 3 (SIGQUIT) received" in lab.console(stopped)
     assert lab.find("nginx")["exit_code"] == 0
+
+
+@pytest.mark.skipif(registry.binary() is None, reason="needs docker-registry: run `make setup`")
+def test_from_a_name_to_a_server_in_one_task(
+    lab: Containers, make_store: Callable[[], dict[str, str]], kernel: Path, scratch: Path
+) -> None:
+    """As the README shows it: the image is pulled, here from what the host's settings name as Docker Hub's mirror."""
+    folder = lab.folder / "hub"
+    folder.mkdir()
+    hub = registry.Registry(lab.netns, folder, 5000, None, False)
+    try:
+        layout = containers.nginx(lab.folder / "nginx-pushed")
+        target = f"docker://{hub.host}/library/nginx:latest"
+        lab.netns.run("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}", target)
+        store = make_store()
+        tasks: list[Record] = [
+            {"cocoon_image": {"name": KERNEL, "source": str(kernel)}},
+            {"cocoon_network": {"name": "hub", "subnet": "10.95.0.0/24", "nat": False}},
+            {"name": "Predict", "cocoon_vm": {**WEB, "memory": "96M"}, "check_mode": True},
+            {"name": "Serve", "cocoon_vm": {**WEB, "memory": "96M"}},
+            {"name": "Again", "cocoon_vm": WEB},
+            {"name": "Typo", "cocoon_vm": {"name": "web2", "image": "ngimx"}, "ignore_errors": True},
+            {
+                "name": "Typo by far",
+                "cocoon_vm": {"name": "web2", "image": "x", "pull": "never"},
+                "ignore_errors": True,
+            },
+            {"cocoon_vm": {"name": "web", "state": "absent", "force": True}},
+            {"cocoon_network": {"name": "hub", "state": "absent"}},
+        ]
+        full = [{key if key[:7] != "cocoon_" else f"cocoon.microvm.{key}": task[key] for key in task} for task in tasks]
+        defaults = {"group/cocoon.microvm.cocoon": {**store, "lock_timeout": 60}}
+        plays = [{"hosts": "all", "gather_facts": False, "module_defaults": defaults, "tasks": full}]
+        run = Playbooks(registry.mirrored(hub), scratch, {})(plays)
+    finally:
+        hub.stop()
+    assert run.result("Predict")["actions"] == run.result("Serve")["actions"] == ["pull", "create", "start"]
+    assert run.result("Serve")["boot_seconds"] > 0 and not run.result("Again").changed
+    assert run.result("Typo")["msg"].startswith(
+        "image: there is no image 'ngimx' on this host, and it cannot be pulled: "
+    )
+    assert "docker.io/library/ngimx" in run.result("Typo")["msg"]
+    assert run.result("Typo by far")["msg"].startswith("image: there is no image 'x'. ")
 
 
 def test_redis_keeps_its_data(lab: Containers) -> None:

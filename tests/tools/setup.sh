@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 # Python for the tools, git to list the files, the rest for lint and for tests with real guests and disks.
-packages=(ca-certificates fdisk git iproute2 make openssh-client procps python3 python3-venv shellcheck util-linux)
+packages=(ca-certificates fdisk git iproute2 iputils-ping make openssh-client procps python3 python3-venv shellcheck umoci)
+packages+=(util-linux)
 
 have() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]

@@ -13,7 +13,11 @@ import dataclasses
 import errno
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, ResourceError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    CocoonError,
+    MissingImageError,
+    ResourceError,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import plan_item
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.readiness import await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
@@ -38,10 +42,16 @@ class Item:
     done: list[str] = dataclasses.field(default_factory=list)
     error: CocoonError | None = None
     seconds: float | None = None
+    pulled: bool = False
 
     @property
     def name(self) -> str:
         return t.cast(str, self.definition["name"])
+
+    @property
+    def pull(self) -> tuple[str, str]:
+        """Its image, and when to ask a registry for it."""
+        return self.definition.get("image") or "", self.definition.get("pull") or "missing"
 
     @property
     def restarts(self) -> bool:
@@ -58,6 +68,8 @@ def plan_items(run: Run, items: t.Iterable[Item]) -> None:
     for item in items:
         item.error = None
         try:
+            if item.pull in run.unobtainable:
+                raise run.unobtainable[item.pull]
             item.record = run.store.vm_record(item.name)
             item.plan = plan_item(run, item.record, item.definition)
         except Exception as exc:
@@ -71,6 +83,8 @@ def converge(run: Run, items: t.Sequence[Item], check: bool) -> None:
     others = [item for item in items if item not in absent]
     run.leaving = {vm_id for item in absent for vm_id in [run.store.index("vm").lookup(item.name)] if vm_id}
     plan_items(run, [*absent, *others])
+    if _obtain_images(run, others, check):
+        plan_items(run, [*absent, *others])
     if check:
         return
     # What goes is gone first, so that the others can take its ports, addresses and memory.
@@ -82,6 +96,24 @@ def converge(run: Run, items: t.Sequence[Item], check: bool) -> None:
     _round(run, [item for item in others if item.error or (item.due and not item.restarts)])
     _restart(run, [item for item in others if item.due and item.restarts])
     await_guests(run, [item for item in others if item.error is None and not item.done])
+
+
+def _obtain_images(run: Run, items: t.Sequence[Item], check: bool) -> bool:
+    """Pull the images that are missing, or to be asked for always; whether there were any."""
+    due: dict[tuple[str, str], Item] = {}
+    for item in items:
+        image, when = item.pull
+        if image and (when == "always" or (when == "missing" and isinstance(item.error, MissingImageError))):
+            due.setdefault(item.pull, item)
+    if due:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._execution.obtaining import obtain
+
+        for (image, when), first in due.items():
+            try:
+                first.pulled = obtain(run, image, when, check)
+            except Exception as exc:
+                run.unobtainable[image, when] = explained(exc, "pull")
+    return bool(due)
 
 
 def _restart(run: Run, items: t.Sequence[Item]) -> None:

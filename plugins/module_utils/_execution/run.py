@@ -9,7 +9,7 @@ import dataclasses
 import threading
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import processes_by_uid
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
@@ -48,6 +48,9 @@ class Run:
         self.leaving: set[str] = set()
         self._networks: dict[str, Record | None] = {}
         self._images: dict[str, Record | None] = {}
+        self._expected: dict[str, Record] = {}
+        # Why an image could not be pulled, by its name and when that was to be done.
+        self.unobtainable: dict[tuple[str, str], CocoonError] = {}
         self._snapshots: dict[str, Record | None] = {}
         self._drivers: dict[str, t.Any] = {}
         self._ensured: set[str] = set()
@@ -86,8 +89,12 @@ class Run:
         from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
         if name not in self._images:
-            self._images[name] = images.resolve(self.store, name)
+            self._images[name] = self._expected.get(name) or images.resolve(self.store, name)
         return self._images[name]
+
+    def expect_image(self, name: str, record: Record) -> None:
+        """In check mode: plan with an image that a real run would pull."""
+        self._expected[name] = record
 
     def known_image(self, name: str) -> Record:
         record = self.image(name)

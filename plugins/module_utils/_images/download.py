@@ -334,9 +334,7 @@ def _plain(store: Store, path: str, url: str, digest: str, limit: int, told: Pro
         os.close(fd)
 
 
-def _unpacked(
-    fd: int, kind: str, target: str, limit: int, name: str, digest: str, told: Progress
-) -> Identity:
+def _unpacked(fd: int, kind: str, target: str, limit: int, name: str, digest: str, told: Progress) -> Identity:
     """A compressed disk, plain, in the file *target*.
 
     :raises InputError: what is in it is no disk, or more than *limit* bytes.

@@ -165,9 +165,7 @@ Arriving = tuple[list[Layer], t.Optional[oci.Manifest], t.Iterator[Layer]]
 
 
 @contextlib.contextmanager
-def _arriving(
-    store: Store, sources: Sources, workspace: str, timeout: float, told: Progress
-) -> t.Iterator[Arriving]:
+def _arriving(store: Store, sources: Sources, workspace: str, timeout: float, told: Progress) -> t.Iterator[Arriving]:
     """All layers, bottom first, and the same again, each once and when it can be read."""
     main = sources.main
     if main.kind != REGISTRY or main.remote is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, MissingImageError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE, DEFAULTS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     LIVE,
@@ -389,7 +389,9 @@ def compare_image(
     if image is None:
         if name == before:
             return None, None  # gone from the index; the VM holds its blobs
-        raise NotFoundError(f"there is no image '{name}'", "image", "Add it with cocoon_image first.")
+        # Nothing is pulled only to be told that another image means a new system disk.
+        kind = MissingImageError if definition.get("recreate") else NotFoundError
+        raise kind(f"there is no image '{name}'", "image", "Add it with cocoon_image first.")
     if image["digest"] == digest:
         if name == before:
             return None, None

@@ -443,6 +443,7 @@ _CHECKS: dict[str, Check] = {
     "wait_pattern": _pattern,
     "timeout": _seconds,
     "stop_timeout": _seconds,
+    "pull": _choice("missing", "always", "never"),
     "allow_restart": _flag,
     "recreate": _flag,
     "force": _flag,

@@ -11,6 +11,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     InputError,
+    MissingImageError,
     NotFoundError,
     UnsupportedError,
 )
@@ -124,7 +125,7 @@ def choose_driver(old: Definition, definition: Definition, context: Context) -> 
 def find_image(record: Record | None, name: str | None, context: Context) -> Record:
     """The image to make or rebuild a VM from: the one of that *name*, else the one that the VM was made from.
 
-    :raises InputError: none is named. :raises NotFoundError: the store has no such image.
+    :raises InputError: none is named. :raises MissingImageError: the store has no such image.
     """
     if not name:
         raise InputError("is needed to create the VM", "image", "Name an image of the host's store.")
@@ -132,7 +133,7 @@ def find_image(record: Record | None, name: str | None, context: Context) -> Rec
     if image is None and record and record.get("state") != REMOVED and record["config"].get("image") == name:
         image = context.images.get(record.get("image_digest") or "")  # its name is gone, the VM holds the content
     if image is None:
-        raise NotFoundError(f"there is no image '{name}'", "image", "Add it with cocoon_image first.")
+        raise MissingImageError(f"there is no image '{name}'", "image", "Add it with cocoon_image first.")
     return image
 
 

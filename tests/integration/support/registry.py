@@ -11,6 +11,7 @@ Shelf     builds images from layers, and pushes them with skopeo.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import http.client
 import http.server
@@ -23,7 +24,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,27 @@ class Meddler:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mirrored(Netns):
+    """A network namespace; what runs inside believes that a registry of ours is Docker Hub, by the host's settings."""
+
+    folder: Path
+
+    def enter(self) -> Sequence[str]:
+        """What to put before a command line to run it inside."""
+        script = 'mount --bind "$0" /etc/containers/registries.conf.d && exec "$@"'
+        return [*super().enter(), "unshare", "--mount", "sh", "-c", script, str(self.folder)]
+
+
+def mirrored(registry: Registry) -> Mirrored:
+    """The namespace of a registry, with the settings of a host that has it as a mirror."""
+    folder = registry.folder / "registries.conf.d"
+    folder.mkdir(exist_ok=True)
+    text = f'[[registry]]\nprefix = "docker.io"\nlocation = "{registry.host}"\ninsecure = true\n'
+    (folder / "50-mirror.conf").write_text(text)
+    return Mirrored(registry.netns.name, folder)
 
 
 def layer(*entries: tuple[str, bytes]) -> bytes:

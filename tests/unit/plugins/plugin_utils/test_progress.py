@@ -22,7 +22,10 @@ MIB = 1 << 20
             {"what": "pulling a", "done": 5 * MIB, "total": 20 * MIB, "part": 1, "parts": 3, "speed": 3 * MIB // 2},
             "pulling a: 5.0 MiB of 20.0 MiB (25 %), 1 of 3 layers, 1.5 MiB/s, 10 s left",
         ),
-        ({"what": "a", "done": 1, "total": 1 + 200 * MIB, "speed": MIB}, "a: 1 B of 200.0 MiB (0 %), 1.0 MiB/s, 3 min 20 s left"),
+        (
+            {"what": "a", "done": 1, "total": 1 + 200 * MIB, "speed": MIB},
+            "a: 1 B of 200.0 MiB (0 %), 1.0 MiB/s, 3 min 20 s left",
+        ),
         ({"what": "a", "done": 300, "total": 200, "speed": 10}, "a: 300 B of 200 B (100 %), 10 B/s"),
     ],
 )

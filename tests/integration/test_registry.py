@@ -474,13 +474,27 @@ def devices() -> bytes:
     return sink.getvalue()
 
 
-@pytest.mark.parametrize("what", ["traversal", "devices", "not a tar"])
+def a_million_files() -> bytes:
+    """A million members, a few kilobytes in all."""
+    import tarfile
+
+    return gzip.compress(tarfile.TarInfo("file").tobuf() * 1_000_000 + bytes(1024), 1)
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "traversal": (lambda: layer(("../../etc/passwd", b"x")), "leaves the archive"),
+    "devices": (devices, "device nodes"),
+    "garbage": (lambda: b"x" * 70_000, "damaged"),
+    "files": (a_million_files, "more than 500000 members"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_layers_leave_nothing(world: World, what: str) -> None:
-    hostile = {"traversal": layer(("../../etc/passwd", b"x")), "devices": devices(), "not a tar": b"x" * 70_000}[what]
-    world.shelf.push(f"hostile:{what.split()[0]}", BOOT, hostile)
-    message = {"traversal": "leaves the archive", "devices": "device nodes", "not a tar": "damaged"}[what]
+    make, message = HOSTILE[what]
+    world.shelf.push(f"hostile:{what}", BOOT, make())
     with pytest.raises(CocoonError, match=message):
-        world.converge(f"{world.plain.host}/hostile:{what.split()[0]}")
+        world.converge(f"{world.plain.host}/hostile:{what}")
     assert kept(world.paths) == []
 
 

@@ -30,6 +30,8 @@ DEFAULT_TIMEOUT = 120.0
 RETRY = 0.05
 CONNECT_TIMEOUT = 1.0
 CONSOLE_KEEP = 64 << 10
+LAST_WORDS = 160
+OURS_RE = re.compile(r"\[ *\d+\.\d+\] |cocoon: ")
 
 
 @dataclasses.dataclass
@@ -68,7 +70,21 @@ class Target:
         self.seconds = round(time.monotonic() - self.begun, 3)
 
     def failed(self, text: str) -> None:
-        self.error = f"{text}; the console log is {self.console_log}"
+        words = last_words(self.console_log)
+        said = f"; the guest's last words are: {words}" if words else ""
+        self.error = f"{text}{said}; the console log is {self.console_log}"
+
+
+def last_words(console_log: str) -> str:
+    """The last line on a console that is the kernel's or our own: what services print may be a secret."""
+    try:
+        with open(console_log, "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - CONSOLE_KEEP))
+            lines = stream.read(CONSOLE_KEEP).decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    line = next((line for line in reversed(lines) if OURS_RE.match(line)), "")
+    return "".join(char for char in line if char.isprintable())[:LAST_WORDS].strip()
 
 
 class _Probe(t.Protocol):

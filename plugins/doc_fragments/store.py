@@ -43,6 +43,13 @@ options:
         is not started.
     type: str
     default: 256M
+  memory_overcommit:
+    description:
+      - How many times memory may be promised that VMs have not taken yet.
+      - What a VM has been given stays its own. Clones share what they do not change, so a value above V(1.0) is common
+        for them; should they all change it, the kernel ends the largest process.
+    type: float
+    default: 1.0
   disk_overcommit:
     description:
       - How many times the file system's size may be promised to disks.

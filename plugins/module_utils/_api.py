@@ -24,15 +24,17 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
     return Options(
         lock_timeout=float(params["lock_timeout"]),
         memory_reserve=parse_size(params["memory_reserve"], "memory_reserve"),
-        disk_overcommit=_overcommit(params["disk_overcommit"]),
+        memory_overcommit=_overcommit(params, "memory_overcommit", 1.0),
+        disk_overcommit=_overcommit(params, "disk_overcommit", 0.1),
         parallel=max(1, params.get("parallel") or Options.parallel),
         max_unavailable=max(1, params.get("max_unavailable") or Options.max_unavailable),
     )
 
 
-def _overcommit(value: float) -> float:
-    if not 0.1 <= value <= 1000:
-        raise InputError(f"{value} is out of range", "disk_overcommit", "It goes from 0.1 to 1000.")
+def _overcommit(params: t.Mapping[str, t.Any], option: str, least: float) -> float:
+    value = float(params[option])
+    if not least <= value <= 1000:
+        raise InputError(f"{value} is out of range", option, f"It goes from {least:g} to 1000.")
     return value
 
 

@@ -26,6 +26,7 @@ def admission_options() -> Spec:
     """Limits that guard the host when VMs are created or started."""
     return {
         "memory_reserve": {"type": "str", "default": "256M"},
+        "memory_overcommit": {"type": "float", "default": 1.0},
         "disk_overcommit": {"type": "float", "default": 1.0},
     }
 

@@ -73,9 +73,16 @@ class Fleet:
         :param batches: VMs in a list, or the options of one snapshot.
         :param nice: usually it gets the processor before guests do, as their boot is not what is measured.
         """
-        defaults = {"lock_timeout": 60, "memory_reserve": "256M", "disk_overcommit": 1000.0, "parallel": 16}
+        defaults = {"lock_timeout": 60, "memory_reserve": "256M", "disk_overcommit": 1000.0}
         job = {
-            "params": {**defaults, "max_unavailable": 1, **self.dirs, **params},
+            "params": {
+                **defaults,
+                "memory_overcommit": 1.0,
+                "parallel": 16,
+                "max_unavailable": 1,
+                **self.dirs,
+                **params,
+            },
             "batches": list(batches),
             "repeat": repeat,
             "sync": sync,

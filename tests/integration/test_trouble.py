@@ -78,6 +78,17 @@ def test_memory_does_not_fit(engine: Engine) -> None:
     assert not audit.wrong(engine)
 
 
+def test_memory_may_be_promised_more_than_once(engine: Engine) -> None:
+    there = admission.available_memory()
+    large = {**UP, "memory": f"{there >> 21}M"}  # half of it, where all but a quarter is reserved
+    tight = {"memory_reserve": f"{(there - there // 4) >> 20}M"}
+    error = engine.with_options(**tight).refused(**large)
+    assert "do not fit" in error and "memory_overcommit" in error
+    engine.with_options(**tight, memory_overcommit=4.0).vm(**large)
+    assert engine.record("vm")["config"]["memory"] == (there >> 21) << 20
+    assert "goes from 1 to 1000" in engine.with_options(memory_overcommit=0.5).refused(**large)
+
+
 def test_memory_that_a_killed_run_was_promised_is_not_counted_twice(engine: Engine) -> None:
     available = admission.available_memory
     admission.available_memory = lambda: (64 + 64 + 8) * MIB  # one guest, and the reserve

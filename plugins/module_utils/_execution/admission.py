@@ -60,7 +60,12 @@ def free_memory(run: Run) -> tuple[int, list[str]]:
             taken = anonymous_memory(record.get("pid") or 0)
         promised = min(info.st_size, record["config"]["memory"]) if record else info.st_size
         untouched += max(0, promised - taken)
-    return available_memory() + ended - untouched - run.options.memory_reserve, idle
+    return available_memory() + ended - promise(run, untouched) - run.options.memory_reserve, idle
+
+
+def promise(run: Run, size: int) -> int:
+    """What *size* bytes that are only promised count for."""
+    return int(size / run.options.memory_overcommit)
 
 
 def anonymous_memory(pid: int) -> int:
@@ -105,12 +110,12 @@ def check_memory(run: Run, size: int, free: int) -> None:
 
     :raises ResourceError: *size* bytes do not.
     """
-    if size > free:
+    if promise(run, size) > free:
         raise ResourceError(
             f"{format_size(size)} do not fit: {max(0, free) >> 20}M are left of the host's memory"
             f" after {run.options.memory_reserve >> 20}M of reserve",
             "memory",
-            "Stop other VMs, ask for less, or lower memory_reserve.",
+            "Stop other VMs, ask for less, lower memory_reserve, or raise memory_overcommit.",
         )
 
 

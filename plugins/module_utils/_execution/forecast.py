@@ -63,7 +63,7 @@ def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:
     wanted = plan.wanted or changed
     size = wanted.get("memory") or (record or {"config": {}})["config"].get("memory", 0)
     free, _idle = admission.free_memory(run)
-    admission.check_memory(run, size, free - run.memory_planned)
+    admission.check_memory(run, size, free - admission.promise(run, run.memory_planned))
     run.memory_planned += size
 
 

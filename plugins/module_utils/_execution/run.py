@@ -25,6 +25,7 @@ class Options:
 
     lock_timeout: float = 60.0
     memory_reserve: int = GIB // 4
+    memory_overcommit: float = 1.0
     disk_overcommit: float = 1.0
     parallel: int = 16
     max_unavailable: int = 1

@@ -166,7 +166,8 @@ class Engine:
     def __init__(self, netns: Netns, dirs: Mapping[str, str], **options: Any) -> None:
         self.netns = netns
         self.dirs = dict(dirs)
-        self.options = {"lock_timeout": 20, "memory_reserve": "64M", "disk_overcommit": 100.0, **options}
+        limits = {"memory_reserve": "64M", "memory_overcommit": 1.0, "disk_overcommit": 100.0}
+        self.options = {"lock_timeout": 20, **limits, **options}
         self.paths = Paths.from_params(dirs)
 
     def with_options(self, **options: Any) -> Engine:

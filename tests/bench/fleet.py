@@ -119,6 +119,10 @@ class Fleet:
         """A task over all the items."""
         return {"name": name, "cocoon.microvm.cocoon_vms": {"vms": items, **self.dirs, **options}}
 
+    def await_guests(self) -> None:
+        """Wait until the fleet's guests are up: while twenty boot on two cores, nothing else gets on."""
+        self.engine([self.vms(self.size, state="started", wait_for="port", timeout=600)], nice=0)
+
     def clear(self) -> None:
         """Remove every VM."""
         records = self.module("cocoon_vm_info")["vms"]

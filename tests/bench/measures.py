@@ -48,7 +48,10 @@ def timed(action: Callable[[], Any]) -> float:
 
 
 def life(fleet: Fleet, runs: int) -> list[Row]:
-    """2. Twenty VMs from nothing: hypervisor running, guest answers, stop, forced stop, remove."""
+    """2. Twenty VMs from nothing: hypervisor running, guest answers, stop, forced stop, remove.
+
+    What ends them is measured when their guests are up, and take no time any more.
+    """
     times: dict[str, list[float]] = {}
 
     def measure(name: str, state: str, **options: Any) -> None:
@@ -61,6 +64,7 @@ def life(fleet: Fleet, runs: int) -> list[Row]:
     for turn in range(runs):
         say(f"   the life of {fleet.size} VMs, run {turn + 1} of {runs} ...")
         measure("from nothing to hypervisor running", "started", wait_for="process")
+        fleet.await_guests()
         measure("forced stop", "stopped", force=True)
         measure("remove, stopped", "absent")
         measure("from nothing to guest answers", "started", wait_for="port", timeout=600)

@@ -245,7 +245,7 @@ def await_guests(consoles: list[Path], limit: float = 300) -> None:
 
 
 def our_turn(fleet: Fleet, times: dict[str, list[float]]) -> None:
-    """Create and start, nothing to change, stop; each one task."""
+    """Create and start, nothing to change, stop; each one task, the last two when the guests are up."""
     started = fleet.vms(fleet.size, state="started", wait_for="process")
     for name, items in (
         ("define and start", started),
@@ -256,6 +256,8 @@ def our_turn(fleet: Fleet, times: dict[str, list[float]]) -> None:
         if bool(run_.total("changed")) is (name == "no change"):
             raise BenchError(f"{name}: changed={run_.total('changed')}")
         times.setdefault(name, []).extend(seconds(run_, "vms"))
+        if name == "define and start":
+            fleet.await_guests()
     fleet.clear()
 
 
@@ -282,7 +284,7 @@ def their_turn(
         ("", [undefine]),
     ):
         result = fleet.play(tasks, target=SYSTEM_PYTHON, env={"ANSIBLE_COLLECTIONS_PATH": path})
-        if name == "no change":
+        if name == "define and start":
             await_guests([daemon.folder / f"{domain_name}.log" for domain_name in names])
         if name:
             spent = sum(value for entry in tasks for value in seconds(result, entry["name"]))

@@ -18,7 +18,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     mounts,
     power,
     reserve,
-    restoring,
     resuming,
     saving,
     storage,
@@ -65,6 +64,8 @@ def recover(job: Job, leaves: bool = False) -> None:
     record = job.record
     if record is None or not is_made(record):
         return
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
+
     power.end_strays(record)  # or a step takes the VM for one that does not run
     if record.get("phase") == PHASE_HIBERNATE:
         finish_hibernation(job)

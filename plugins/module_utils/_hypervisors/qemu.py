@@ -24,7 +24,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import (
     firmware,
     probe,
-    qemu_backup,
     qemu_command,
     qemu_state,
     scope,
@@ -236,6 +235,8 @@ class QemuDriver:
         self._simple(run_dir, "stop")
 
     def resume(self, run_dir: str) -> None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu_backup
+
         with self.connect(run_dir) as qmp:
             qmp.execute("cont")
             qemu_backup.clean(qmp)  # or a run that was killed while it saved holds what it wrote to
@@ -251,6 +252,8 @@ class QemuDriver:
         disks: t.Sequence[tuple[str, int]] = (),
         stay: bool = False,
     ) -> Saved:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu_backup
+
         with self.connect(run_dir) as qmp:
             _unplug_identity(qmp)
             qemu_backup.clean(qmp)

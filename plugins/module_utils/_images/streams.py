@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import fcntl
 import hashlib
 import io
 import lzma
@@ -23,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 CHUNK = 1 << 20
 XZ_MEMORY = 256 << 20
 NOBODY = 65534
+F_SETPIPE_SZ = 1031  # in fcntl since Python 3.10
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
 
 
@@ -183,6 +185,9 @@ def _unzstd(stream: Reader) -> t.Iterator[Reader]:
         group=NOBODY,
         extra_groups=[],
     ) as process:
+        with contextlib.suppress(OSError):  # faster, where a user may have pipes of that size
+            for end in (process.stdin, process.stdout):
+                fcntl.fcntl(t.cast(t.BinaryIO, end), F_SETPIPE_SZ, CHUNK)
         pump = threading.Thread(target=_pump, args=(stream, process.stdin), daemon=True)
         pump.start()
         try:

@@ -276,7 +276,6 @@ def read_layer(
     """Read a layer once: every member checked, looked at, and given to *add*.
 
     :param progress: told how many of its bytes more were read.
-
     :raises BadArchive: hostile or damaged, or not of the digest it should have.
     """
     with layer.open() as raw:

@@ -59,7 +59,7 @@ def test_what_was_there_before_is_no_speed() -> None:
 
 def test_threads_count_together(path: pathlib.Path) -> None:
     stage = Progress(str(path)).stage("converting", 4000)
-    threads = [threading.Thread(target=lambda: [stage.advance(1) for _ in range(1000)]) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: [stage.advance(count) for count in [1] * 1000]) for _thread in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

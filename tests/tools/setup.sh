@@ -9,8 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 # Python for the tools, git to list the files, the rest for lint and for tests with real guests and disks.
-packages=(ca-certificates fdisk git iproute2 iputils-ping make openssh-client procps python3 python3-venv shellcheck umoci)
-packages+=(util-linux)
+packages=(ca-certificates curl fdisk git iproute2 iputils-ping make mount openssh-client procps python3 python3-venv)
+packages+=(shellcheck umoci util-linux xz-utils)
 
 have() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]

@@ -129,8 +129,8 @@ CUSTOMIZE = f"""set -eu
 root=$1
 printf 'LABEL=root / ext4 rw 0 1\\n' > "$root/etc/fstab"
 printf '%s' '{CLOUD_CONFIG}' > "$root/etc/cloud/cloud.cfg.d/90-tests.cfg"
-systemctl --root="$root" enable --quiet systemd-networkd.service
-systemctl --root="$root" mask --quiet systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \\
+chroot "$root" systemctl enable --quiet systemd-networkd.service
+chroot "$root" systemctl mask --quiet systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \\
     e2scrub_all.timer fstrim.timer
 : > "$root/etc/machine-id"
 rm -f "$root/etc/hostname" "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id"

@@ -60,6 +60,13 @@ def package_layer(names: Iterable[str]) -> bytes:
                     if not UNUSED.match(member.name) and member.name not in seen:
                         seen.add(member.name)
                         layer.addfile(member, package.extractfile(member) if member.isreg() else None)
+        for folder in ("lib", "lib64"):  # links of the distribution's, where its packages use none but /usr
+            if not any(name.startswith(f"./{folder}/") for name in seen) and any(
+                name.startswith(f"./usr/{folder}/") for name in seen
+            ):
+                link = tarfile.TarInfo(f"./{folder}")
+                link.type, link.linkname = tarfile.SYMTYPE, f"usr/{folder}"
+                layer.addfile(link)
     return out.getvalue()
 
 

@@ -183,8 +183,8 @@ def test_from_a_name_to_a_server_in_one_task(
         tasks: list[Record] = [
             {"cocoon_image": {"name": KERNEL, "source": str(kernel)}},
             {"cocoon_network": {"name": "hub", "subnet": "10.95.0.0/24", "nat": False}},
-            {"name": "Predict", "cocoon_vm": {**WEB, "memory": "96M"}, "check_mode": True},
-            {"name": "Serve", "cocoon_vm": {**WEB, "memory": "96M"}},
+            {"name": "Predict", "cocoon_vm": {**WEB, **SMALL}, "check_mode": True},
+            {"name": "Serve", "cocoon_vm": {**WEB, **SMALL}},
             {"name": "Again", "cocoon_vm": WEB},
             {"name": "Typo", "cocoon_vm": {"name": "web2", "image": "ngimx"}, "ignore_errors": True},
             {

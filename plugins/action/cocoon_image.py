@@ -17,17 +17,10 @@ BRIEF = 32 << 20
 class ActionModule(ProgressAction):
     """Run the module; if it has much to do, again, and watch it."""
 
-    _supports_async = True
-    _supports_check_mode = True
-
-    def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The module's result."""
-        result = super().run(tmp, task_vars)
-        task_vars = task_vars or {}
-        arguments = dict(self._task.args)
         if self._task.check_mode or self._task.async_val:
-            return {**result, **self.plain(MODULE, arguments, task_vars)}
+            return self.plain(MODULE, arguments, task_vars)
         first = self.plain(MODULE, {**arguments, "defer_above": BRIEF}, task_vars)
-        if first.get("deferred"):  # watching takes a few more questions: not for what changes nothing, as most runs do
-            first = self.watched(MODULE, arguments, task_vars)
-        return {**result, **first}
+        # Watching takes a few more questions: not for what changes nothing, as most runs do.
+        return self.watched(MODULE, arguments, task_vars) if first.get("deferred") else first

@@ -18,25 +18,19 @@ ARCHIVES = ("exported", "imported")
 class ActionModule(ProgressAction):
     """Fetch what is exported, copy what is to be imported, and watch the module."""
 
-    _supports_async = True
-    _supports_check_mode = True
-
-    def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The module's result."""
-        result = super().run(tmp, task_vars)
-        task_vars = task_vars or {}
-        arguments = dict(self._task.args)
         local, state = arguments.pop("local_path", None), arguments.get("state", "present")
         if state not in ARCHIVES or (local and arguments.get("path")):
             if local:
-                return {**result, "failed": True, "msg": f"local_path: {WRONG}"}
-            return {**result, **self.plain(MODULE, arguments, task_vars)}
+                return {"failed": True, "msg": f"local_path: {WRONG}"}
+            return self.plain(MODULE, arguments, task_vars)
         if not local:
-            return {**result, **self.watched(MODULE, arguments, task_vars)}
+            return self.watched(MODULE, arguments, task_vars)
         path = os.path.abspath(os.path.expanduser(str(local)))
         if state == "exported":
-            return {**result, **self._out(arguments, path, task_vars)}
-        return {**result, **self._in(arguments, path, task_vars)}
+            return self._out(arguments, path, task_vars)
+        return self._in(arguments, path, task_vars)
 
     def _out(self, arguments: dict[str, t.Any], local: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """Export to a file of the target's that goes again, and fetch it."""

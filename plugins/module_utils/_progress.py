@@ -40,15 +40,18 @@ class Progress:
         if self.most is not None and (size is None or size > self.most):
             raise Deferred
 
-    def stage(self, what: str, total: int = 0, parts: int = 0) -> Stage:
+    def stage(self, what: str, total: int = 0, parts: int = 0, later: bool = False) -> Stage:
         """What is done from now on, and is shown until another is.
 
         :param what: in a few words, such as ``pulling nginx``.
         :param total: bytes there are to do, 0 if that is not known.
         :param parts: what else there is to count, such as layers.
+        :param later: it goes on beside another, and is not shown before it says so.
         """
-        self.shown = Stage(self, what, total, parts)
-        return self.shown
+        stage = Stage(self, what, total, parts)
+        if not later:
+            self.shown = stage
+        return stage
 
     def write(self, stage: Stage) -> None:
         """Write ``{"what", "done", "total", "part", "parts", "speed"}``, a few times a second at most."""
@@ -106,7 +109,7 @@ class Stage:
         self._progress.write(self)
 
     def show(self) -> None:
-        """Show this stage again, after another one that is over."""
+        """Show this stage: the one beside it is over."""
         self._progress.shown = self
         self._progress.write(self)
 

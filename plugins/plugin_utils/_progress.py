@@ -53,6 +53,18 @@ def duration(seconds: float) -> str:
 class ProgressAction(ActionBase):
     """An action whose module is given ``progress_file``, and is watched while it runs."""
 
+    _supports_async = True
+    _supports_check_mode = True
+
+    def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        """The result of the task."""
+        result = super().run(tmp, task_vars)
+        return {**result, **self.act(dict(self._task.args), task_vars or {})}
+
+    def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """What the task does with its *arguments*, which may be changed."""
+        raise NotImplementedError
+
     def watched(self, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The result of *module*, run beside us.
 

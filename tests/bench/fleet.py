@@ -73,16 +73,10 @@ class Fleet:
         :param batches: VMs in a list, or the options of one snapshot.
         :param nice: usually it gets the processor before guests do, as their boot is not what is measured.
         """
-        defaults = {"lock_timeout": 60, "memory_reserve": "256M", "disk_overcommit": 1000.0}
+        limits = {"memory_reserve": "256M", "memory_overcommit": 1.0, "disk_overcommit": 1000.0}
+        defaults = {"lock_timeout": 60, "parallel": 16, "max_unavailable": 1, **limits}
         job = {
-            "params": {
-                **defaults,
-                "memory_overcommit": 1.0,
-                "parallel": 16,
-                "max_unavailable": 1,
-                **self.dirs,
-                **params,
-            },
+            "params": {**defaults, **self.dirs, **params},
             "batches": list(batches),
             "repeat": repeat,
             "sync": sync,

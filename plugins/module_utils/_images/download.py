@@ -79,10 +79,6 @@ class Request:
     lock_timeout: float = 60.0
 
 
-def _alone(main: Identity) -> Sources:
-    return Sources(main, None, None)
-
-
 @contextlib.contextmanager
 def obtained(
     paths: Paths,
@@ -90,8 +86,8 @@ def obtained(
     request: Request,
     current: Record | None,
     check_mode: bool,
-    complete: Complete = _alone,
-    told: Progress | None = None,
+    complete: Complete,
+    told: Progress,
 ) -> t.Iterator[Sources]:
     """What the image is made of, there to be imported as long as the block lasts.
 
@@ -102,7 +98,7 @@ def obtained(
     """
     url = _checked(request)
     if not url.lower().startswith(("http://", "https://")):
-        with _local(paths, store, request, check_mode, complete, told or Progress()) as sources:
+        with _local(paths, store, request, check_mode, complete, told) as sources:
             yield sources
         return
     known = _unchanged(paths, store, request, current, complete)
@@ -114,7 +110,6 @@ def obtained(
     if check_mode or store is None:
         yield complete(_glimpse(request))
         return
-    told = told or Progress()
     told.expect(None)
     sweep(store)
     with locked_patiently(store, [_lock(url)], request.lock_timeout):

@@ -84,7 +84,7 @@ def weight(sources: Sources) -> int:
         return sum(layer.size for layer in layers)
 
 
-def import_image(store: Store, sources: Sources, timeout: float, told: Progress | None = None) -> Record:
+def import_image(store: Store, sources: Sources, timeout: float, told: Progress) -> Record:
     """Make all files of an image; a record that is not written yet.
 
     Under the image's lock, with a note of it pending: what is left after a failure goes with the note.
@@ -95,7 +95,6 @@ def import_image(store: Store, sources: Sources, timeout: float, told: Progress 
         raise ConflictError(f"the image of {sources.main.name} was removed meanwhile", "name", "Run the task again.")
     try:
         with staging(store, timeout) as workspace, _full_disk_named(store, workspace):
-            told = told or Progress()
             if sources.main.kind in DISKS:
                 return _import_disk(store, sources.main, workspace, timeout, told)
             return _import_layers(store, sources, workspace, timeout, told)
@@ -130,7 +129,8 @@ def _import_layers(store: Store, sources: Sources, workspace: str, timeout: floa
     os.mkdir(keep, 0o700)
     with _arriving(store, sources, workspace, timeout, told) as (layers, manifest, arrivals):
         places = min(WORKERS, os.cpu_count() or 1, len(layers))
-        stage = _conversion(told, sources.main, layers)
+        sizes = {layer.digest: layer.size for layer in layers}
+        stage = told.stage(f"converting {sources.main.name}", sum(sizes.values()), len(sizes), later=True)
         jobs: list[concurrent.futures.Future[tuple[str, Record]]] = []
         with concurrent.futures.ThreadPoolExecutor(places) as pool:
             try:
@@ -160,15 +160,6 @@ def _fail_early(jobs: t.Iterable[concurrent.futures.Future[t.Any]]) -> None:
     for job in jobs:
         if job.done():
             job.result()
-
-
-def _conversion(told: Progress, main: Identity, layers: t.Iterable[Layer]) -> Stage:
-    """What is shown once all layers are there."""
-    there_is = {layer.digest: layer.size for layer in layers}
-    before, stage = told.shown, told.stage(f"converting {main.name}", sum(there_is.values()), len(there_is))
-    if main.kind == REGISTRY and before is not None:
-        before.show()
-    return stage
 
 
 Arriving = tuple[list[Layer], t.Optional[oci.Manifest], t.Iterator[Layer]]

@@ -24,7 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Busy
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci, references, registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import held_by, locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import DEFAULT_LIMITS, BadArchive
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, read_json, remove_tree
@@ -123,14 +123,14 @@ def _check_space(store: Store, missing: t.Mapping[str, int], name: str) -> None:
 
 
 def _arrivals(folder: _Folder, copy: Copy | None, digests: t.Sequence[str], stage: Stage) -> t.Iterator[str]:
-    waiting, awaited = dict.fromkeys(digests), folder.awaited()
+    waiting = dict.fromkeys(digests)
     moved, size = time.monotonic(), folder.size()
     stage(size)
     while True:
         over = copy is None or copy.ended(TICK)  # asked before looking, so that nothing is missed
         for digest in [digest for digest in waiting if folder.has(digest)]:
             del waiting[digest]
-            if digest in awaited:
+            if digest in folder.awaited():
                 stage.part_done()
             yield digest
         if not waiting:
@@ -204,12 +204,7 @@ class _Folder:
 
     def size(self) -> int:
         """Bytes fetched so far."""
-        total = 0
-        for place, _folders, names in os.walk(self._path):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    total += os.lstat(os.path.join(place, name)).st_size
-        return total
+        return held_by(self._path)[1]
 
     @staticmethod
     def _complete(path: str, size: int) -> bool:
@@ -233,15 +228,9 @@ class _Folder:
 def leftovers(store: Store) -> dict[str, int]:
     """Pulls that were not finished: hex digest of the manifest and bytes kept. Those under way are among them."""
     parent = images.directory(store.paths, "pulls")
-    found = {}
     with contextlib.suppress(FileNotFoundError):
-        for name in sorted(os.listdir(parent)):
-            found[name] = 0
-            for place, _folders, files in os.walk(os.path.join(parent, name)):
-                for file in files:
-                    with contextlib.suppress(FileNotFoundError):
-                        found[name] += os.lstat(os.path.join(place, file)).st_size
-    return found
+        return {name: held_by(os.path.join(parent, name))[1] for name in sorted(os.listdir(parent))}
+    return {}
 
 
 def remove_leftover(store: Store, manifest: str) -> bool:

@@ -61,12 +61,17 @@ def locked_patiently(store: Store, names: t.Iterable[str], timeout: float) -> co
 
 def _activity(store: Store) -> tuple[int, int]:
     """Files and bytes of all that is under way."""
+    held = [held_by(images.directory(store.paths, place)) for place in ("staging", "pulls", "downloads")]
+    return sum(files for files, _size in held), sum(size for _files, size in held)
+
+
+def held_by(folder: str) -> tuple[int, int]:
+    """Files in a folder that others may be at work in, and their bytes."""
     files = size = 0
-    for place in ("staging", "pulls", "downloads"):
-        for folder, _folders, names in os.walk(images.directory(store.paths, place)):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    size += os.lstat(os.path.join(folder, name)).st_size
+    for place, _folders, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.lstat(os.path.join(place, name)).st_size
                 files += 1
     return files, size
 

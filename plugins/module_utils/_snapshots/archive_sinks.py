@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import hashlib
 import os
 import struct
@@ -17,14 +16,13 @@ import typing as t
 import zlib
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, ToolError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import CHUNK
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import CHUNK, widen
 
 if t.TYPE_CHECKING:
     import concurrent.futures
 
 ZSTD = ("zstd", "-q", "-c", "-T0", "-3")
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-F_SETPIPE_SZ = 1031  # in fcntl since Python 3.10
 MAX_THREADS = 16
 # The fastest level, no name, no time.
 GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
@@ -167,9 +165,7 @@ class _Zstd:
             raise ToolError(
                 "zstd is not installed", remedy="Install zstd, use gzip, or run the role cocoon.microvm.host."
             ) from None
-        with contextlib.suppress(OSError):  # a tenth faster, where a user may have pipes of that size
-            for stream in (self._process.stdin, self._process.stdout):
-                fcntl.fcntl(t.cast(t.BinaryIO, stream), F_SETPIPE_SZ, CHUNK)
+        widen(self._process.stdin, self._process.stdout)
         self._thread = threading.Thread(target=self._drain, daemon=True)
         self._thread.start()
 

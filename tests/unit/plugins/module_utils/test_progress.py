@@ -40,8 +40,8 @@ def test_what_is_written(path: pathlib.Path) -> None:
 
 def test_only_one_stage_is_shown(path: pathlib.Path) -> None:
     progress = Progress(str(path))
-    convert = progress.stage("converting")
     pull = progress.stage("pulling")
+    convert = progress.stage("converting", later=True)
     pull.advance(1)
     convert.advance(5)
     assert seen(path)["what"] == "pulling"

@@ -34,6 +34,21 @@ requirements:
   - Linux, root on the target host
 """
 
+    # What the actions of modules that may run for long add to their options.
+    PROGRESS = r"""
+options:
+  progress_file:
+    description:
+      - Where to write how far a pull, download or import has got. The action of this module sets it, and shows what is
+        there every few seconds.
+    type: path
+  defer_above:
+    description:
+      - Leave an image of which more bytes than this have to be read to another run, and return C(deferred) with nothing
+        done. The action of this module sets it, to find out whether there is something to watch.
+    type: int
+"""
+
     # Limits that guard the host when VMs are created or started.
     ADMISSION = r"""
 options:

@@ -15,6 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run impo
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import validate_all
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, parse_size
 
@@ -28,6 +29,7 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
         disk_overcommit=_overcommit(params, "disk_overcommit", 0.1),
         parallel=max(1, params.get("parallel") or Options.parallel),
         max_unavailable=max(1, params.get("max_unavailable") or Options.max_unavailable),
+        progress=Progress.from_params(params),
     )
 
 
@@ -53,6 +55,7 @@ def converge_vms(
     :returns: a result for each item: ``name changed actions diff warnings vm``, with ``failed`` and
         ``msg`` where it went wrong, and ``boot_seconds`` where a start was waited for.
     :raises InputError: a bad argument; nothing has been touched.
+    :raises Deferred: an image is to be pulled, and *params* leave that to another run.
     """
     definitions = validate_all(items, option)
     owner = params.get("owner")

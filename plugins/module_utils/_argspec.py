@@ -22,6 +22,11 @@ def store_options() -> Spec:
     }
 
 
+def progress_options() -> Spec:
+    """What actions add, see ``_progress.Progress``."""
+    return {"progress_file": {"type": "path"}, "defer_above": {"type": "int"}}
+
+
 def admission_options() -> Spec:
     """Limits that guard the host when VMs are created or started."""
     return {

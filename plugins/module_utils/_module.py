@@ -11,14 +11,20 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred
 
 
 def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str, t.Any]]) -> None:
-    """Exit with what *body* gives (``warnings`` and ``failed`` seen to); an error of ours fails with its message."""
+    """Exit with what *body* gives (``warnings`` and ``failed`` seen to); an error of ours fails with its message.
+
+    What was left to a run that is watched is answered with ``deferred``.
+    """
     if os.geteuid() != 0:
         module.fail_json(msg="this module manages hypervisors and needs root on the target: set become: true")
     try:
         result = body(module)
+    except Deferred:
+        result = {"changed": False, "deferred": True}
     except CocoonError as exc:
         module.fail_json(msg=str(exc), error=type(exc).__name__, option=exc.option)
     except PermissionError as exc:

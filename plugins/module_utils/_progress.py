@@ -10,6 +10,7 @@ import json
 import os
 import threading
 import time
+import typing as t
 
 INTERVAL = 0.25
 
@@ -31,6 +32,11 @@ class Progress:
         self.shown: Stage | None = None
         self._lock = threading.Lock()
         self._next = 0.0
+
+    @classmethod
+    def from_params(cls, params: t.Mapping[str, t.Any]) -> Progress:
+        """From the options ``progress_file`` and ``defer_above``."""
+        return cls(params.get("progress_file"), params.get("defer_above"))
 
     def expect(self, size: int | None) -> None:
         """Something of *size* bytes, if that is known, is about to be begun.

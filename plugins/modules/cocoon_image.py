@@ -143,16 +143,6 @@ options:
       - Read O(source) again, even if its size and times are as they were.
       - An image that is used is not removed with this either.
     type: bool
-  progress_file:
-    description:
-      - Where to write how far a pull, download or import has got. The action of this module sets it, and shows what is
-        there every few seconds.
-    type: path
-  defer_above:
-    description:
-      - Leave an image of which more bytes than this have to be read to another run, and return C(deferred). The action
-        of this module sets it, to find out whether there is something to watch.
-    type: int
 requirements:
   - mkfs.erofs (erofs-utils) 1.5 or newer, for root file systems
   - zstd, for what is compressed with it
@@ -161,6 +151,7 @@ requirements:
   - jsonschema (Python), for container images
 extends_documentation_fragment:
   - cocoon.microvm.store
+  - cocoon.microvm.store.progress
   - cocoon.microvm.attributes
 seealso:
   - module: cocoon.microvm.cocoon_image_info
@@ -352,11 +343,11 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
+from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import progress_options, store_options
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.manager import Wanted, converge
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred, Progress
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 
 OPTIONS = {
     "name": {"type": "str", "required": True},
@@ -379,23 +370,16 @@ OPTIONS = {
     "labels": {"type": "dict"},
     "force": {"type": "bool"},
 }
-WATCHING = {
-    "progress_file": {"type": "path"},
-    "defer_above": {"type": "int"},
-}
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     wanted = Wanted(
         lock_timeout=params["lock_timeout"],
-        progress=Progress(params["progress_file"], params["defer_above"]),
+        progress=Progress.from_params(params),
         **{key: params[key] for key in OPTIONS},
     )
-    try:
-        outcome = converge(Paths.from_params(params), wanted, module.check_mode)
-    except Deferred:
-        return {"changed": False, "deferred": True, "image": None, "actions": []}
+    outcome = converge(Paths.from_params(params), wanted, module.check_mode)
     return {
         "changed": outcome.changed,
         "image": outcome.image,
@@ -405,7 +389,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 
 
 def main() -> None:
-    spec = {**OPTIONS, **WATCHING, **store_options()}
+    spec = {**OPTIONS, **progress_options(), **store_options()}
     module = AnsibleModule(
         argument_spec=spec,
         supports_check_mode=True,

@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - cocoon.microvm.vm
   - cocoon.microvm.store
   - cocoon.microvm.store.admission
+  - cocoon.microvm.store.progress
 seealso:
   - module: cocoon.microvm.cocoon_vms
   - module: cocoon.microvm.cocoon_vm_info
@@ -105,6 +106,11 @@ boot_seconds:
   returned: when a start was waited for
   type: float
   sample: 3.2
+deferred:
+  description: Whether nothing was done because of O(defer_above).
+  returned: when it is so
+  type: bool
+  sample: true
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -112,6 +118,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
+    progress_options,
     store_options,
     vm_options,
 )
@@ -124,7 +131,7 @@ def converge(module: AnsibleModule) -> dict:
 
 
 def main() -> None:
-    spec = {**vm_options(), **store_options(), **admission_options()}
+    spec = {**vm_options(), **store_options(), **admission_options(), **progress_options()}
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), converge)
 
 

@@ -21,6 +21,7 @@ extends_documentation_fragment:
   - cocoon.microvm.vm.list
   - cocoon.microvm.store
   - cocoon.microvm.store.admission
+  - cocoon.microvm.store.progress
 options:
   vms:
     description:
@@ -136,6 +137,11 @@ failed_vms:
   returned: failure
   type: list
   elements: str
+deferred:
+  description: Whether nothing was done because of O(defer_above).
+  returned: when it is so
+  type: bool
+  sample: true
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -143,6 +149,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
+    progress_options,
     store_options,
     vm_options,
 )
@@ -165,6 +172,7 @@ def main() -> None:
         "max_unavailable": {"type": "int", "default": 1},
         **store_options(),
         **admission_options(),
+        **progress_options(),
     }
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), converge)
 

@@ -153,6 +153,24 @@ class ProgressAction(ActionBase):
         return seen if isinstance(seen, dict) else {}
 
 
+class DeferringAction(ProgressAction):
+    """An action whose module is run, and where it has much to do, again, and is watched.
+
+    Watching takes a few more questions: not for what changes nothing, as most runs do.
+    """
+
+    MODULE: t.ClassVar[str]
+    #: Bytes that are over before there would be anything to tell.
+    BRIEF: t.ClassVar[int]
+
+    def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The module's result."""
+        if self._task.check_mode or self._task.async_val:
+            return self.plain(self.MODULE, arguments, task_vars)
+        first = self.plain(self.MODULE, {**arguments, "defer_above": self.BRIEF}, task_vars)
+        return self.watched(self.MODULE, arguments, task_vars) if first.get("deferred") else first
+
+
 ASYNC_KEYS = (
     "ansible_job_id",
     "results_file",

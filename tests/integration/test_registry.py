@@ -41,6 +41,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.registry impor
     binary,
     hexes,
     layer,
+    mirrored,
 )
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
 
@@ -433,29 +434,37 @@ PROGRESS = re.compile(
     r"^hv1: pulling \S+/slow:v1: [\d.]+ MiB of 40\.\d MiB \(\d+ %\), [012] of 2 layers, [\d.]+ MiB/s, \d+ s left$",
     re.MULTILINE,
 )
+SLOW = "library/slow:v1"
 
 
-def test_a_long_pull_says_how_far_it_is(world: World, scratch: Path) -> None:
+@pytest.mark.parametrize(("module", "lines"), [("cocoon_image", 2), ("cocoon_vm", 1), ("cocoon_vms", 1)])
+def test_a_long_pull_says_how_far_it_is(world: World, scratch: Path, module: str, lines: int) -> None:
+    """Of an image alone, and of one that VMs need."""
     layers = (BOOT, noise("slow", 40 << 20))
-    world.shelf.push("slow:v1", *layers)
-    world.meddler.pace = {hexes(layers)[1]: 15.0}
-    task = {
-        "name": "Get it",
-        "cocoon.microvm.cocoon_image": {
-            "name": f"{world.meddler.host}/slow:v1",
-            "validate_certs": False,
-            "pull": "always",
-            **world.params(),
-        },
-    }
-    play = Playbooks(world.netns, scratch, {})
-    plays = [{"hosts": "all", "gather_facts": False, "tasks": [task]}]
-    first = play(plays)
-    assert first.result("Get it").changed and len(PROGRESS.findall(first.output)) >= 2, first.output
+    world.shelf.push(SLOW, *layers)
+    world.meddler.pace = {hexes(layers)[1]: 6.0 * lines + 3}
+    vm = {"name": "slow", "image": f"docker.io/{SLOW}", "pull": "always", "memory": "64M"}
+    image = {"name": f"{world.meddler.host}/{SLOW}", "validate_certs": False, "pull": "always"}
+    options = {"cocoon_image": image, "cocoon_vm": vm, "cocoon_vms": {"vms": [vm]}}[module]
+    name = f"cocoon.microvm.{module}"
+    gone = {"name": "Leave", "cocoon.microvm.cocoon_vm": {"name": "slow", "state": "absent", **world.params()}}
+    run = Playbooks(mirrored(world.plain, world.meddler.host), scratch, {})
+    predict, get = ({"name": word, name: {**options, **world.params()}} for word in ("Predict", "Get"))
+    first = run([play(predict, check_mode=True), play(get)])
+    said = first.output.partition("TASK [Get]")
+    assert "pulling" not in said[0] and len(PROGRESS.findall(said[2])) >= lines, first.output
+    for task in ("Predict", "Get"):
+        assert first.result(task).changed and "deferred" not in first.result(task)
+    results = first.result("Get").get("results", [first.result("Get")])
+    assert module == "cocoon_image" or results[0]["actions"] == ["pull", "create"]
     assert world.meddler.blobs().count(hexes(layers)[1]) == 1
-    again = play(plays)
-    assert not again.result("Get it").changed and "pulling" not in again.output
-    assert "deferred" not in first.result("Get it") and kept(world.paths, "pulls") == []
+    again = run([play(get), play(gone)])
+    assert not again.result("Get").changed and "pulling" not in again.output
+    assert kept(world.paths, "pulls") == []
+
+
+def play(task: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"hosts": "all", "gather_facts": False, "tasks": [{**task, **more}]}
 
 
 DEVICES = 10_001

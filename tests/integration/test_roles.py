@@ -195,6 +195,16 @@ def test_prune_compares_with_the_whole_inventory(site: Site) -> None:
     assert sorted(site.vms(2)) == ["web3"]
 
 
+def test_a_task_prunes_only_without_a_limit(site: Site) -> None:
+    site.run()
+    task = {"cocoon.microvm.cocoon_vms": {"vms": [{"name": "web1"}], "prune": True, **site.dirs[0]}}
+    plays = [{"hosts": "hv1", "gather_facts": False, "tasks": [task]}]
+    refused = site.playbooks(plays, copy.deepcopy(site.inventory), "--limit", "hv1", ok=False)
+    assert "prune: refused under --limit" in refused.output and sorted(site.vms(1)) == ["web1", "web2"]
+    site.playbooks(plays, copy.deepcopy(site.inventory))
+    assert sorted(site.vms(1)) == ["web1"]
+
+
 def test_unknown_options_are_refused_before_anything_is_made(site: Site) -> None:
     site.hypervisor("hv1")["cocoon_networks"]["lab1"]["subnte"] = "10.1.0.0/24"
     site.inventory["vms"]["hosts"]["web3"]["cocoon_vm"] = {"memry": "1G"}

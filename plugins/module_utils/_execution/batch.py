@@ -22,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup i
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.readiness import await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -111,6 +112,8 @@ def _obtain_images(run: Run, items: t.Sequence[Item], check: bool) -> bool:
         for (image, when), first in due.items():
             try:
                 first.pulled = obtain(run, image, when, check)
+            except Deferred:
+                raise
             except Exception as exc:
                 run.unobtainable[image, when] = explained(exc, "pull")
     return bool(due)

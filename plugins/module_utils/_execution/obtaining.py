@@ -19,12 +19,14 @@ def obtain(run: Run, name: str, pull: str, check: bool) -> bool:
     """Pull the image *name*, as ``docker run`` does with the same name; whether the store was, or would be, changed.
 
     :param pull: ``missing`` or ``always``, see ``cocoon_image``.
-    :raises CocoonError: it cannot be had.
+    :raises CocoonError: it cannot be had. :raises Deferred: that is for a run that is watched.
     """
     if images.DIGEST_RE.match(name):
         return False  # no registry is named
     remote = None if source.registry_reference(name, None) else f"{source.SCHEME}{name}"
-    wanted = manager.Wanted(name, source=remote, pull=pull, lock_timeout=run.options.lock_timeout)
+    wanted = manager.Wanted(
+        name, source=remote, pull=pull, lock_timeout=run.options.lock_timeout, progress=run.options.progress
+    )
     there = images.resolve(run.store, name) is not None
     try:
         outcome = manager.converge(run.store.paths, wanted, check)

@@ -11,6 +11,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import processes_by_uid
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
 
@@ -29,6 +30,7 @@ class Options:
     disk_overcommit: float = 1.0
     parallel: int = 16
     max_unavailable: int = 1
+    progress: Progress = dataclasses.field(default_factory=Progress)
 
 
 class Run:

@@ -235,11 +235,11 @@ class Mirrored(Netns):
         return [*super().enter(), "unshare", "--mount", "sh", "-c", script, str(self.folder)]
 
 
-def mirrored(registry: Registry) -> Mirrored:
-    """The namespace of a registry, with the settings of a host that has it as a mirror."""
+def mirrored(registry: Registry, host: str = "") -> Mirrored:
+    """The namespace of a registry, with the settings of a host that has it, or *host*, as a mirror."""
     folder = registry.folder / "registries.conf.d"
     folder.mkdir(exist_ok=True)
-    text = f'[[registry]]\nprefix = "docker.io"\nlocation = "{registry.host}"\ninsecure = true\n'
+    text = f'[[registry]]\nprefix = "docker.io"\nlocation = "{host or registry.host}"\ninsecure = true\n'
     (folder / "50-mirror.conf").write_text(text)
     return Mirrored(registry.netns.name, folder)
 

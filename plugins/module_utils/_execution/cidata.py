@@ -5,15 +5,18 @@
 
 ``cidata.json`` beside the VM's record, root's alone, is what the task gave: login data with a crypt hash for the
 password, and ``user_data``. From it, and from what the record says by then of addresses and disks, ``cidata.img``
-is made at each start. What was given goes when a guest that has it shuts down cleanly; the volumes of later boots
-only say that it is still the same machine.
+is made at each start until the first boot is over: the guest has said so on its console, or has shut down cleanly.
+Then both go. A guest without the volume would ask the servers of clouds for minutes, and take itself for another
+machine in the end; so it writes down at its first boot, as cloud-init's own configuration, which instance it is. A
+clone finds there who its source was, which counts for more than what a volume says of the instance. The machine's
+serial number counts for still more: while the volume is there, it says who the clone is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import secrets
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
@@ -27,6 +30,9 @@ VOLUME = "cidata.img"
 SERIAL = "cocoon-cidata"
 # In lists ours come after the user's, mappings are merged, and of two plain values the user's stays.
 MERGE = "list(append)+dict(no_replace,recurse_list)+str()"
+# After those that images bring along: the last one that sets a key wins.
+CONFIG_FILE = "/etc/cloud/cloud.cfg.d/99-cocoon.cfg"
+TOLD = "cocoon: first boot done"
 MOUNT_OPTIONS = "defaults,nofail,x-systemd.device-timeout=30s"
 
 
@@ -49,8 +55,7 @@ def write_seed(paths: Paths, record: Record, login: Record) -> None:
     :param login: ``user``, ``password`` (a crypt hash), ``ssh_keys`` and ``user_data``, each only if it was given.
     """
     remove_file(volume_path(paths, record["id"]))
-    record["cidata_given"] = False
-    write_json(seed_path(paths, record["id"]), login, mode=0o400)
+    _expect(paths, record, login)
 
 
 def expect_boot(paths: Paths, record: Record, resumes: bool) -> None:
@@ -58,18 +63,25 @@ def expect_boot(paths: Paths, record: Record, resumes: bool) -> None:
 
     :param resumes: it goes on from a saved memory first, and the machine there has the volume that its source had.
     """
-    volume = volume_path(paths, record["id"])
     if not resumes:
-        remove_file(volume)
+        remove_file(volume_path(paths, record["id"]))
+    _expect(paths, record, {})
+
+
+def _expect(paths: Paths, record: Record, login: Record) -> None:
     record["cidata_given"] = False
-    write_json(seed_path(paths, record["id"]), {}, mode=0o400)
+    # The log of the console outlives rebuilds: only the boot that has this very word in its volume ends the matter.
+    seed = {**login, "word": secrets.token_hex(8)}
+    write_json(seed_path(paths, record["id"]), seed, mode=0o400)
 
 
 def prepare(paths: Paths, record: Record) -> None:
-    """Before a boot: make the volume from the seed, if there is one; idempotent.
+    """Before a boot: make the volume from the seed, unless an earlier boot has taken it; idempotent.
 
     :raises ToolError: mtools is missing. :raises ResourceError: no space left.
     """
+    if taken(paths, record):
+        settle(paths, record)
     seed = read_json(seed_path(paths, record["id"]))
     if seed is None:
         return
@@ -82,17 +94,23 @@ def prepare(paths: Paths, record: Record) -> None:
     record["cidata_given"] = True
 
 
-def settle(paths: Paths, record: Record) -> None:
-    """After a clean shutdown: what the guest was given it has taken, and is kept nowhere else.
+def taken(paths: Paths, record: Record) -> bool:
+    """Whether the guest has said on its console that its cloud-init is through with the volume."""
+    seed = read_json(seed_path(paths, record["id"])) if record.get("cidata_given") else None
+    if not seed:
+        return False
+    try:
+        with open(paths.console_log(record["id"]), "rb") as stream:
+            return f"{TOLD} {seed['word']}".encode() in stream.read()
+    except OSError:  # a host that was rebooted has no logs
+        return False
 
-    Later boots find a volume of the same instance without any of it. Without one cloud-init would ask servers of
-    clouds for minutes, and take the machine for a new one in the end.
-    """
+
+def settle(paths: Paths, record: Record) -> None:
+    """After the first boot: what the guest was given it has taken, and is kept nowhere else."""
     remove_file(volume_path(paths, record["id"]))
     if record.get("cidata_given"):  # a clone that only went on from its snapshot still has its first boot before it
         remove_file(seed_path(paths, record["id"]))
-        with contextlib.suppress(OSError):  # a full disk does not keep a VM from being stopped
-            write_json(seed_path(paths, record["id"]), {}, mode=0o400)
 
 
 def forget(paths: Paths, record: Record) -> None:
@@ -101,14 +119,22 @@ def forget(paths: Paths, record: Record) -> None:
         remove_file(path)
 
 
-def retain(paths: Paths, record: Record, files: t.Container[str]) -> None:
+def due(paths: Paths, record: Record) -> bool:
+    """Whether the system disk is still as it came, from the image or from a snapshot, and has not met its volume."""
+    return not record.get("cidata_given") and os.path.lexists(seed_path(paths, record["id"]))
+
+
+def retain(paths: Paths, record: Record, snapshot: Record) -> None:
     """After the disks were put back to a snapshot's: the first boot, or what comes after it, is that of the snapshot.
 
-    :param files: the snapshot's.
+    Its volume, if it has one, stays as it is until that boot is over.
     """
-    write_json(seed_path(paths, record["id"]), {}, mode=0o400)
-    if VOLUME not in files:
+    if VOLUME not in snapshot["files"]:
         remove_file(volume_path(paths, record["id"]))
+    if not snapshot.get("first_boot_due"):
+        remove_file(seed_path(paths, record["id"]))
+    elif not due(paths, record):  # the login data may be gone by now
+        _expect(paths, record, read_json(seed_path(paths, record["id"])) or {})
 
 
 def storage_config(paths: Paths, record: Record) -> Record | None:
@@ -117,9 +143,20 @@ def storage_config(paths: Paths, record: Record) -> Record | None:
     return {"path": path, "ro": True, "serial": SERIAL} if os.path.lexists(path) else None
 
 
+def serial_number(paths: Paths, record: Record) -> str:
+    """What the machine's serial number is for cloud-init to read, where that is needed, else nothing.
+
+    https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
+    """
+    clone = record.get("snapshot_id") and record.get("cidata_given")
+    if not clone or storage_config(paths, record) is None:
+        return ""
+    return f"ds=nocloud;i={record['id']};h={record['config']['name']}"
+
+
 def _json(document: t.Any) -> bytes:
-    """JSON is YAML, which is what cloud-init reads."""
-    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+    """JSON is YAML, which is what cloud-init reads, but for escaped halves of characters beyond 16 bits."""
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def meta_data(record: Record) -> Record:
@@ -181,10 +218,35 @@ def mounts(record: Record) -> list[list[str]]:
     ]
 
 
+def later_boots(record: Record, seed: Record) -> str:
+    """What the guest keeps of the volume, as a file of cloud-init's configuration.
+
+    It has ``user_data``, parts of which cloud-init runs at each boot, and keeps itself; and no login data.
+    https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
+    """
+    given = {"user_data": seed["user_data"]} if seed.get("user_data") else {}
+    source = {
+        "meta-data": meta_data(record),
+        "user-data": _message(record, cloud_config(record, given), given.get("user_data")).decode(),
+        "network-config": json.dumps(network_config(record)),
+    }
+    # ds-identify is a shell script that reads this line, and does not look for clouds where it names one source.
+    return f"datasource_list: [NoCloud, None]\ndatasource: {json.dumps({'NoCloud': source}, ensure_ascii=False)}\n"
+
+
 def user_data(record: Record, seed: Record) -> bytes:
+    """What the first boot is told: accounts and mounts, what to keep for later boots, and to say when it is done."""
+    ours = cloud_config(record, seed)
+    kept = {"path": CONFIG_FILE, "permissions": "0600", "content": later_boots(record, seed)}
+    ours["write_files"] = [*ours.get("write_files", []), kept]
+    # Once this is said the power may go, and nothing of it is told again: so it is on disk first.
+    ours["runcmd"] = [["sh", "-c", f"sync; echo '{TOLD} {seed['word']}' > /dev/console"]]
+    return _message(record, ours, seed.get("user_data"))
+
+
+def _message(record: Record, config: Record, given: str | None) -> bytes:
     """Our cloud-config; with ``user_data`` both, as a multipart message whose parts cloud-init merges."""
-    ours = "#cloud-config\n" + _json(cloud_config(record, seed)).decode()
-    given = seed.get("user_data")
+    ours = "#cloud-config\n" + _json(config).decode()
     if not given:
         return ours.encode()
     from email.mime.multipart import MIMEMultipart

@@ -258,6 +258,7 @@ def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[t.Any]) 
         file_limit=file_limit(record),
         firmware_vars=boot.firmware_vars(record["id"], paths) if record["boot_config"].get("firmware_path") else None,
         resume=resuming.resume_of(run, record),
+        serial=cidata.serial_number(paths, record),
     )
 
 
@@ -329,6 +330,7 @@ def stop(run: Run, record: Record, timeout: float, force: bool, keep: bool = Fal
     run.mark("stop.runtime")
     if asked:
         remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), LOGIN_FILE))
+    if asked or cidata.taken(run.store.paths, record):
         cidata.settle(run.store.paths, record)
     reason = "shut down" if asked else ("powered off" if process is not None else "the hypervisor was gone")
     if not keep:

@@ -149,7 +149,7 @@ def finish(run: Run, record: Record, snapshot: Record | None) -> None:
             run.mark("restore.swapped")
     fsync_dir(target)
     if cidata.takes(record):
-        cidata.retain(run.store.paths, record, resuming.disk_files(snapshot))
+        cidata.retain(run.store.paths, record, snapshot)
     runs = record["restore"]["runs"]
     record.update(_merged(record, snapshot))
     _refresh_nics(record, snapshot)

@@ -114,6 +114,7 @@ class Launch:
     :param balloon: bytes that the balloon takes; ``None`` for no balloon.
     :param file_limit: the largest file that the process may make, its RAM and disks included; ``None`` for no limit.
     :param resume: a saved state to go on from instead of booting.
+    :param serial: the machine's serial number (SMBIOS); the VM's id if empty.
     """
 
     vm_id: str
@@ -140,6 +141,7 @@ class Launch:
     resume: Resume | None = None
     firmware_vars: str | None = None
     status_log: str | None = None
+    serial: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

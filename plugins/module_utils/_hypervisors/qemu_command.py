@@ -49,6 +49,7 @@ MAX_NICS = LAST_NIC_SLOT - NIC_SLOT + 1
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # The default takes up to 1 GiB of translated code per VM, which no admission check would see.
 TCG_CACHE_MIB = 128
+MAKER = {"manufacturer": "Cocoon", "product": "microVM"}
 UUID_SPACE = uuid.UUID("6f0a9a1c-52c5-4a2f-9b1d-0b8d5a3ee0c4")
 
 Options = dict[str, t.Any]
@@ -378,7 +379,7 @@ def build(binary: str, launch: Launch, fds: t.Mapping[str, int], rom: bool = Fal
         binary,
         *("-name", keyval({"guest": launch.name, "debug-threads": True})),
         *("-uuid", guest_uuid(launch.vm_id)),
-        *("-smbios", keyval({"type": 1, "manufacturer": "Cocoon", "product": "microVM", "serial": launch.vm_id})),
+        *("-smbios", keyval({"type": 1, **MAKER, "serial": launch.serial or launch.vm_id})),
         *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
         *("-sandbox", SANDBOX),
         *("-msg", "timestamp=on"),

@@ -12,7 +12,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power, saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata, power, saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import write_json
@@ -71,6 +71,7 @@ def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, 
         "labels": labels,
         **{key: vm.get(key) for key in ("accel", "machine", "cpu_model", "hypervisor_version", "kernel_args")},
         **{key: vm.get(key) for key in ("balloon", "watchdog", "image_id", "image_type", "image_digest", "firmware")},
+        "first_boot_due": cidata.due(run.store.paths, vm),
         "data_disks": vm["data_disks"],
         "nic_networks": [nic["network_name"] for nic in vm["network_configs"]],
         "nic_configs": [{"mac": nic["mac"], "mtu": nic.get("mtu") or 0} for nic in vm["network_configs"]],

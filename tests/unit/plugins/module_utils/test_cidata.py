@@ -12,6 +12,7 @@ import subprocess
 import typing as t
 
 import pytest
+import yaml
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
@@ -35,6 +36,7 @@ RECORD: dict[str, t.Any] = {
         {"name": "blank", "size": 1 << 30, "fstype": "none"},
     ],
 }
+WORD = {"word": "0123456789abcdef"}
 
 
 def test_network_by_mac() -> None:
@@ -98,11 +100,11 @@ def test_data_disks_with_a_file_system_are_mounted() -> None:
 
 
 def test_both_kinds_of_user_data() -> None:
-    alone = cidata.user_data(RECORD, {"user": "me"}).decode()
+    alone = cidata.user_data(RECORD, {"user": "me", **WORD}).decode()
     assert alone.startswith("#cloud-config\n")
     assert json.loads(alone.partition("\n")[2])["users"][0]["name"] == "me"
     given = "#cloud-config\nhostname: größer\n"
-    message = email.message_from_bytes(cidata.user_data(RECORD, {"user": "me", "user_data": given}))
+    message = email.message_from_bytes(cidata.user_data(RECORD, {"user": "me", "user_data": given, **WORD}))
     assert message.get_content_type() == "multipart/mixed"
     theirs, ours = message.get_payload()
     assert theirs.get_payload(decode=True).decode() == given
@@ -151,18 +153,103 @@ def test_from_seed_to_shutdown(tmp_path: t.Any, monkeypatch: pytest.MonkeyPatch)
         "serial": "cocoon-cidata",
     }
     cidata.settle(paths, record)
-    assert (folder / "cidata.json").read_text() == "{}" and not (folder / "cidata.img").exists()
-    cidata.prepare(paths, record)  # a later boot: the same instance, and nothing that was given
-    assert made[-1]["meta-data"] == made[0]["meta-data"] and b'"me"' in made[0]["user-data"]
-    assert b'"me"' not in made[-1]["user-data"]
-    cidata.forget(paths, record)
     assert list(folder.iterdir()) == []
+    cidata.prepare(paths, record)  # a later boot
+    assert len(made) == 2 and cidata.storage_config(paths, record) is None
     cidata.expect_boot(paths, record, resumes=True)
     cidata.settle(paths, record)  # it went on from its snapshot and shut down: its own first boot is still to come
     assert [path.name for path in folder.iterdir()] == ["cidata.json"]
     cidata.prepare(paths, record)
+    assert b'"me"' not in made[-1]["user-data"]
+    cidata.forget(paths, record)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_guest_says_when_it_is_done(tmp_path: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it ended afterwards; and what the VM said before it was rebuilt does not count."""
+    paths = Paths(str(tmp_path), log=str(tmp_path / "log"))
+    folder = tmp_path / "vms" / RECORD["id"]
+    folder.mkdir(parents=True)
+    console = tmp_path / "log" / RECORD["id"] / "console.log"
+    console.parent.mkdir(parents=True)
+    told: list[str] = []
+
+    def create(path: str, label: str, files: dict[str, bytes], uid: int) -> None:
+        told.append(json.loads(files["user-data"].partition(b"\n")[2])["runcmd"][-1][-1])
+        (folder / "cidata.img").write_text(label)
+
+    monkeypatch.setattr(_disks, "create_volume", create)
+    record = dict(RECORD)
+    for _again in range(2):
+        cidata.write_seed(paths, record, {"user": "me"})
+        assert not cidata.taken(paths, record)
+        cidata.prepare(paths, record)
+        assert not cidata.taken(paths, record)
+        with console.open("a") as stream:
+            stream.write(f"noise {told[-1].split(chr(39))[1]}\r\nlogin:")
+        assert cidata.taken(paths, record)
+        cidata.prepare(paths, record)
+        assert list(folder.iterdir()) == []
+    assert len(set(told)) == len(told) == 2
+
+
+def test_what_later_boots_find_in_the_guest() -> None:
+    """As cloud-init reads it, and as its ds-identify does, line by line."""
+    seed = {"user": "me", "password": "$6$x", "ssh_keys": ["k \U0001f511"], **WORD}
+    for given in (None, "#cloud-config\nbootcmd: [date]\n# gr\u00f6\u00dfer\n"):
+        text = cidata.later_boots(RECORD, {**seed, "user_data": given})
+        assert text.splitlines()[0] == "datasource_list: [NoCloud, None]"
+        assert "$6$x" not in text and "k " not in text
+        source = yaml.safe_load(text)["datasource"]["NoCloud"]
+        assert source["meta-data"] == cidata.meta_data(RECORD)
+        assert yaml.safe_load(source["network-config"]) == cidata.network_config(RECORD)
+        if given:
+            theirs, ours = email.message_from_string(source["user-data"]).get_payload()
+            assert theirs.get_payload(decode=True).decode() == given
+            assert b"runcmd" not in ours.get_payload(decode=True)
+        else:
+            assert yaml.safe_load(source["user-data"])["users"] == []
+        first = cidata.user_data(RECORD, {**seed, "user_data": given})
+        parts = [part.get_payload(decode=True) for part in email.message_from_bytes(first).walk()] if given else [first]
+        told = yaml.safe_load(parts[-1])
+        assert told["write_files"][-1] == {"path": cidata.CONFIG_FILE, "permissions": "0600", "content": text}
+        assert told["users"][0]["ssh_authorized_keys"] == seed["ssh_keys"]
+
+
+@pytest.mark.parametrize("due", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("files", [{}, {"cidata.img": 1}])
+def test_restored(tmp_path: t.Any, due: bool, given: bool, files: dict[str, t.Any]) -> None:
+    """A volume of the snapshot stays as it is; what had its first boot before it was taken has no other."""
+    paths = Paths(str(tmp_path))
+    folder = tmp_path / "vms" / RECORD["id"]
+    folder.mkdir(parents=True)
+    record = dict(RECORD)
+    cidata.write_seed(paths, record, {"user": "me"})
+    before = json.loads((folder / "cidata.json").read_text())
+    (folder / "cidata.img").write_text("x")
+    record["cidata_given"] = given
+    cidata.retain(paths, record, {"files": files, "first_boot_due": due})
+    assert (folder / "cidata.img").exists() is bool(files)
+    assert (folder / "cidata.json").exists() is cidata.due(paths, record) is due
+    if due:
+        after = json.loads((folder / "cidata.json").read_text())
+        assert after["user"] == "me" and (after["word"] != before["word"]) is given
+
+
+def test_a_clone_is_told_by_the_serial_number(tmp_path: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But neither while it goes on from its source's memory nor after its own first boot; and nobody else."""
+    paths = Paths(str(tmp_path))
+    (tmp_path / "vms" / RECORD["id"]).mkdir(parents=True)
+    monkeypatch.setattr(_disks, "create_volume", lambda path, label, files, uid: open(path, "w").close())
+    record = {**RECORD, "snapshot_id": "s"}
+    cidata.expect_boot(paths, record, resumes=False)
+    assert cidata.serial_number(paths, record) == ""
+    cidata.prepare(paths, record)
+    assert cidata.serial_number(paths, record) == f"ds=nocloud;i={'a' * 26};h=web1"
+    assert cidata.serial_number(paths, {**record, "snapshot_id": None}) == ""
     cidata.settle(paths, record)
-    assert [path.name for path in folder.iterdir()] == ["cidata.json"]
+    assert cidata.serial_number(paths, record) == ""
 
 
 @pytest.mark.parametrize(

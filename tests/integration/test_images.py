@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Images for real: every kind of source imported, EROFS blobs mounted and compared, runs killed, disks full.
 
-What a source is made of is made here. Where erofs-utils is 1.8 or newer, both ways to an EROFS blob are compared;
-COCOON_TEST_MKFS_EROFS names such an mkfs.erofs beside the installed one.
+What a source is made of is made here. Both ways to an EROFS blob are compared, with an mkfs.erofs of 1.8 or newer that
+`make setup` fetches where the distribution's is older.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import erof
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import MARKER
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import WORK
 
 KERNEL, INITRD = b"kernel" * 3000, b"initrd" * 5000
 CAPABILITY = b"\x01\x00\x00\x02\x00\x04\x00\x00" + bytes(12)  # cap_net_bind_service=ep
@@ -464,7 +465,8 @@ def test_whiteouts_and_opaque_folders(paths: Paths, work: Path) -> None:
     layout = make_layout(work / "layout", BOTTOM, TOP)
     image = converge(paths, source=layout).image
     assert image
-    assert set(overlay_portrait(paths, image, work)) == MERGED
+    merged = overlay_portrait(paths, image, work)
+    assert set(merged) == MERGED and without_links(merged) == umoci_portrait(layout, work)
     with mounted(layer_blobs(paths, image)[1], work) as place:
         gone = os.lstat(place / "gone")
         assert stat.S_ISCHR(gone.st_mode) and gone.st_rdev == 0
@@ -473,13 +475,13 @@ def test_whiteouts_and_opaque_folders(paths: Paths, work: Path) -> None:
         assert not any(name.startswith(".wh.") for name in os.listdir(place))
 
 
-NEEDS_TAR = "needs erofs-utils 1.8 or newer: older ones take no tar"
+NEEDS_TAR = "needs erofs-utils 1.8 or newer, as older ones take no tar: run `make setup`"
 
 
 def tar_taker() -> str | None:
     """An mkfs.erofs that takes tars."""
-    for path in (os.environ.get("COCOON_TEST_MKFS_EROFS"), shutil.which("mkfs.erofs")):
-        if path and erofs.takes_tar(path):
+    for path in (str(WORK / "tools" / "mkfs.erofs"), shutil.which("mkfs.erofs")):
+        if path and shutil.which(path) and erofs.takes_tar(path):
             return path
     return None
 

@@ -59,10 +59,15 @@ class Progress:
             self.shown = stage
         return stage
 
-    def write(self, stage: Stage) -> None:
-        """Write ``{"what", "done", "total", "part", "parts", "speed"}``, a few times a second at most."""
+    def write(self, stage: Stage, at_once: bool = False) -> None:
+        """Write ``{"what", "done", "total", "part", "parts", "speed", "note"}``, a few times a second at most.
+
+        :param at_once: however short ago the last time was.
+        """
         now = time.monotonic()
-        if self.path is None or stage is not self.shown or now < self._next or not self._lock.acquire(False):
+        if self.path is None or stage is not self.shown or (now < self._next and not at_once):
+            return
+        if not self._lock.acquire(at_once):
             return
         try:
             self._next = now + INTERVAL
@@ -88,6 +93,7 @@ class Stage:
         self._total = total
         self._parts = parts
         self._part = 0
+        self._note = ""
         self._done = 0
         self._first: int | None = None  # what an earlier run had done says nothing of the speed
         self._began = time.monotonic()
@@ -107,6 +113,16 @@ class Stage:
             self._first = self._first or 0
             self._done += count
         self._progress.write(self)
+
+    @contextlib.contextmanager
+    def noted(self, note: str) -> t.Iterator[None]:
+        """Say *note* as well while something goes on that moves none of the figures."""
+        self._note = note
+        self._progress.write(self, at_once=True)
+        try:
+            yield
+        finally:
+            self._note = ""
 
     def part_done(self) -> None:
         """One more of the parts is done."""
@@ -129,4 +145,5 @@ class Stage:
             "part": self._part,
             "parts": self._parts,
             "speed": int(speed),
+            "note": self._note,
         }

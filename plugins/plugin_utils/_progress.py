@@ -17,6 +17,8 @@ from ansible.utils.display import Display
 # Seconds: how often to look whether the module has ended, and to say how far it is on a log that keeps every line.
 LOOK = 0.5
 SAY = 5.0
+# The variable that sets the latter.
+INTERVAL = "cocoon_progress_interval"
 LIMIT = 7 * 86400
 UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -29,14 +31,19 @@ def amount(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def words(seen: t.Mapping[str, t.Any]) -> str:
-    """The line for what a module has written: bytes, percent, parts, speed, time left."""
+def words(seen: t.Mapping[str, t.Any], still: float = 0) -> str:
+    """The line for what a module has written: bytes, percent, parts, and speed and time left or what goes on beside.
+
+    :param still: seconds for which it has been the same.
+    """
     done, total, speed = (int(seen.get(key) or 0) for key in ("done", "total", "speed"))
     text = f"{seen.get('what', 'working')}: {amount(done)}"
     if total:
         text += f" of {amount(total)} ({min(100, 100 * done // total)} %)"
-    if seen.get("parts"):
+    if int(seen.get("parts") or 0) > 1:
         text += f", {seen.get('part')} of {seen['parts']} layers"
+    if seen.get("note"):
+        return f"{text}, {seen['note']}" + (f" for {duration(still)}" if still >= 1 else "")
     if speed:
         text += f", {amount(speed)}/s"
     if total > done and speed:
@@ -68,9 +75,9 @@ class ProgressAction(ActionBase):
     def watched(self, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The result of *module*, run beside us.
 
-        Without a way to run it so (check mode, a task that is asynchronous itself) it is run as any other.
+        Where it is not to be watched, or cannot be, it is run as any other.
         """
-        if self._task.check_mode or self._task.async_val:
+        if self._unwatched(task_vars):
             return self.plain(module, arguments, task_vars)
         with self.folder(task_vars) as folder:
             path = self._connection._shell.join_path(folder, "progress.json")
@@ -85,6 +92,21 @@ class ProgressAction(ActionBase):
             if not begun.get("ansible_job_id"):
                 return dict(begun)
             return self._follow(begun, path, task_vars)
+
+    def _unwatched(self, task_vars: dict[str, t.Any]) -> bool:
+        """In check mode nothing takes long, and a task that is asynchronous itself has nobody to look at it."""
+        return bool(self._task.check_mode or self._task.async_val or not self._interval(task_vars))
+
+    def _interval(self, task_vars: dict[str, t.Any]) -> float:
+        """Seconds between two lines, 0 for none.
+
+        :raises AnsibleActionFail: it is no number.
+        """
+        value = self._templar.template(task_vars.get(INTERVAL, SAY))
+        try:
+            return max(0.0, float(value))
+        except (TypeError, ValueError):
+            raise AnsibleActionFail(f"{INTERVAL}: {value!r} is no number. Give seconds, or 0 for no lines.") from None
 
     def plain(self, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The result of *module*, run as a task without an action is."""
@@ -119,7 +141,9 @@ class ProgressAction(ActionBase):
 
     def _follow(self, begun: t.Mapping[str, t.Any], path: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         display, job = Display(), str(begun["ansible_job_id"])
-        said, before = time.monotonic(), ""
+        said, every = time.monotonic(), self._interval(task_vars)
+        seen: dict[str, t.Any] = {}
+        since, before = said, ""
         while True:
             time.sleep(LOOK)
             status = self._ask(job, "status", task_vars)
@@ -127,10 +151,11 @@ class ProgressAction(ActionBase):
                 self._ask(job, "cleanup", task_vars)
                 return {key: value for key, value in status.items() if key not in ASYNC_KEYS}
             now = time.monotonic()
-            if now - said >= SAY:
+            if now - said >= every:
                 said = now
-                seen = self._read(path)
-                line = f"{task_vars.get('inventory_hostname', '')}: {words(seen)}" if seen else ""
+                last, seen = seen, self._read(path)
+                since = since if seen == last else now
+                line = f"{task_vars.get('inventory_hostname', '')}: {words(seen, now - since)}" if seen else ""
                 if line and line != before:  # nothing moved: somebody else is at it, or a tool that tells nothing
                     display.display(line)
                 before = line
@@ -165,7 +190,7 @@ class DeferringAction(ProgressAction):
 
     def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The module's result."""
-        if self._task.check_mode or self._task.async_val:
+        if self._unwatched(task_vars):
             return self.plain(self.MODULE, arguments, task_vars)
         first = self.plain(self.MODULE, {**arguments, "defer_above": self.BRIEF}, task_vars)
         return self.watched(self.MODULE, arguments, task_vars) if first.get("deferred") else first

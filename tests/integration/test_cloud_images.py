@@ -604,7 +604,7 @@ def test_rebuilt(cloud: Cloud, first: Result) -> None:
     assert done["actions"] == ["rebuild"]
     assert not {"cidata.img", "OVMF_VARS.fd"} & cloud.files(done["vm"])
     seed = json.loads((cloud.folder(done["vm"]) / "cidata.json").read_text(encoding="utf-8"))
-    assert sorted(seed) == ["password", "user"] and seed["user"] == "carol"
+    assert sorted(seed) == ["password", "user", "word"] and seed["user"] == "carol"
 
 
 def test_firmware_is_a_choice(cloud: Cloud, first: Result) -> None:

@@ -35,7 +35,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import erof
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import MARKER
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import WORK
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import WORK, Netns
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
 
 KERNEL, INITRD = b"kernel" * 3000, b"initrd" * 5000
 CAPABILITY = b"\x01\x00\x00\x02\x00\x04\x00\x00" + bytes(12)  # cap_net_bind_service=ep
@@ -307,6 +308,23 @@ def umoci_portrait(layout: Path, work: Path, tag: str = "v1") -> dict[str, Any]:
         return without_links(portrait(bundle / "rootfs"))
     finally:
         shutil.rmtree(bundle)
+
+
+@pytest.mark.parametrize(("interval", "least"), [(0.5, 1), (0, 0)])
+def test_an_import_says_how_far_it_is(
+    make_netns: Callable[[], Netns], paths: Paths, work: Path, interval: float, least: int
+) -> None:
+    """As often as it is asked to."""
+    tree = work / "tree"
+    tree.mkdir()
+    (tree / "noise").write_bytes(os.urandom(40 << 20))
+    where = {"root_dir": paths.root, "run_dir": paths.run, "log_dir": paths.log}
+    task = {"cocoon.microvm.cocoon_image": {"name": "noise", "source": str(pack(tree, work / "noise.tar")), **where}}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [{"name": "Import", **task}]}
+    run = Playbooks(make_netns(), work, {})([play], variables={"cocoon_progress_interval": interval})
+    said = re.findall(r"^hv1: converting .*noise.*: [\d.]+ MiB of 40.\d MiB \(\d+ %\).*$", run.output, re.MULTILINE)
+    print(*said, sep="\n")
+    assert run.result("Import").changed and len(said) >= least and bool(said) == bool(least), run.output
 
 
 def test_an_oci_layout_as_umoci_sees_it(paths: Paths, work: Path, rootfs: Path) -> None:

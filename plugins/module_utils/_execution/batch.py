@@ -116,6 +116,8 @@ def _obtain_images(run: Run, items: t.Sequence[Item], check: bool) -> bool:
                 raise
             except Exception as exc:
                 run.unobtainable[image, when] = explained(exc, "pull")
+            if first.pulled:  # nothing is left to another run from here on: it would not tell of this
+                run.options.progress.most = None
     return bool(due)
 
 

@@ -339,7 +339,8 @@ def _convert(
         with Tree(tree) as unpacked:
             os.chmod(tree, 0o755)  # the root of an archive that does not mention it; its parent keeps others out
             read_layer(layer, inspector, add=unpacked.add, progress=stage.advance)
-        erofs.convert_tree(tree, output, layer.digest)
+        with stage.noted("compressing"):
+            erofs.convert_tree(tree, output, layer.digest)
     write_json(about, inspector.findings.document())
     publish(output, target, gid)
     remove_tree(place)

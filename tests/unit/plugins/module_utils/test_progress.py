@@ -30,10 +30,10 @@ def seen(path: pathlib.Path) -> dict[str, t.Any]:
 def test_what_is_written(path: pathlib.Path) -> None:
     stage = Progress(str(path)).stage("pulling it", 100, 2)
     stage.advance(30)
-    assert seen(path) == {"what": "pulling it", "done": 30, "total": 100, "part": 0, "parts": 2}
+    assert seen(path) == {"what": "pulling it", "done": 30, "total": 100, "part": 0, "parts": 2, "note": ""}
     stage.part_done()
     stage(90, 120)
-    assert seen(path) == {"what": "pulling it", "done": 90, "total": 120, "part": 1, "parts": 2}
+    assert seen(path) == {"what": "pulling it", "done": 90, "total": 120, "part": 1, "parts": 2, "note": ""}
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in path.parent.iterdir()] == ["progress.json"]
 
@@ -46,7 +46,16 @@ def test_only_one_stage_is_shown(path: pathlib.Path) -> None:
     convert.advance(5)
     assert seen(path)["what"] == "pulling"
     convert.show()
-    assert seen(path) == {"what": "converting", "done": 5, "total": 0, "part": 0, "parts": 0}
+    assert seen(path) == {"what": "converting", "done": 5, "total": 0, "part": 0, "parts": 0, "note": ""}
+
+
+def test_a_note_is_written_at_once(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "progress.json"
+    stage = Progress(str(path)).stage("converting", 10)
+    stage.advance(10)
+    with stage.noted("compressing"):
+        assert seen(path)["note"] == "compressing"
+    assert stage.document(0)["note"] == ""
 
 
 def test_what_was_there_before_is_no_speed() -> None:

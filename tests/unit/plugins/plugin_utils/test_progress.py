@@ -26,8 +26,16 @@ MIB = 1 << 20
             {"what": "a", "done": 1, "total": 1 + 200 * MIB, "speed": MIB},
             "a: 1 B of 200.0 MiB (0 %), 1.0 MiB/s, 3 min 20 s left",
         ),
+        (
+            {"what": "a", "done": 5, "total": 5, "speed": 1, "note": "packing"},
+            "a: 5 B of 5 B (100 %), packing for 42 s",
+        ),
         ({"what": "a", "done": 300, "total": 200, "speed": 10}, "a: 300 B of 200 B (100 %), 10 B/s"),
     ],
 )
 def test_words(seen: dict[str, t.Any], line: str) -> None:
-    assert words(seen) == line
+    assert words(seen, 42) == line
+
+
+def test_a_note_that_is_new() -> None:
+    assert words({"what": "a", "done": 5, "note": "packing"}) == "a: 5 B, packing"

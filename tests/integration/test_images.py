@@ -301,11 +301,12 @@ def without_links(seen: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def umoci_portrait(layout: Path, work: Path, tag: str = "v1") -> dict[str, Any]:
+def umoci_portrait(layout: Path, work: Path, tag: str = "v1", links: bool = False) -> dict[str, Any]:
     bundle = work / "reference"
     subprocess.run(["umoci", "unpack", "--image", f"{layout}:{tag}", bundle], check=True, capture_output=True)
     try:
-        return without_links(portrait(bundle / "rootfs"))
+        found = portrait(bundle / "rootfs")
+        return found if links else without_links(found)
     finally:
         shutil.rmtree(bundle)
 
@@ -543,6 +544,15 @@ def test_layers_are_kept_once(paths: Paths, work: Path) -> None:
     assert manager.info(paths)[0]["shared_size"] == 0
     converge(paths, "second", state="absent")
     assert files_of(paths) == []
+
+
+def test_hard_links_of_a_layer_as_umoci_sees_them(paths: Paths, work: Path) -> None:
+    """Between layers they are copies, which the other comparisons leave out."""
+    layout = make_layout(work / "one", layer(("a", REG, b"x"), ("b", LNK, "a"), ("c/", DIR, b""), ("c/d", LNK, "b")))
+    image = converge(paths, source=layout).image
+    assert image
+    seen = overlay_portrait(paths, image, work)
+    assert seen == umoci_portrait(layout, work, links=True) and seen["c/d"][4:6] == seen["a"][4:6]
 
 
 def test_boot_files_come_from_any_layer(paths: Paths, work: Path) -> None:

@@ -330,7 +330,8 @@ def stop(run: Run, record: Record, timeout: float, force: bool, keep: bool = Fal
     run.mark("stop.runtime")
     if asked:
         remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), LOGIN_FILE))
-    if asked or cidata.taken(run.store.paths, record):
+    # A machine that goes on from its saved state another time still has the volume.
+    if not keep and (asked or cidata.taken(run.store.paths, record)):
         cidata.settle(run.store.paths, record)
     reason = "shut down" if asked else ("powered off" if process is not None else "the hypervisor was gone")
     if not keep:

@@ -95,8 +95,8 @@ options:
     type: str
   registry_password:
     description:
-      - The password that belongs to O(registry_user). It is in no file, argument or environment variable of ours. Ansible
-        itself keeps the arguments of a task in a folder that only its user can read, while a task runs without
+      - The password that belongs to O(registry_user). It is in no file, argument or environment variable of ours.
+        Ansible itself keeps the arguments of a task in a folder that only its user can read, while a task runs without
         pipelining or shows its progress.
     type: str
   auth_file:

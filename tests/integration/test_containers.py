@@ -283,6 +283,18 @@ def test_how_a_command_ends(lab: Containers, name: str, config: Record, code: in
     lab.vm(name, state="absent", force=True)
 
 
+@pytest.mark.parametrize(("code", "remedy"), [(137, "It was killed: the guest may want more memory."), (3, "console")])
+def test_a_wait_for_a_command_that_ends(lab: Containers, code: int, remedy: str) -> None:
+    """The error says how, and not that the hypervisor has gone."""
+    name = f"brief{code}"
+    lab.busybox(name, f"exit {code}")
+    wait = {"wait_for": "port", "wait_port": 80, "timeout": int(BOOT)}
+    said = lab.vm(name, ok=False, state="started", network="lab", **wait)["msg"]
+    assert f"its command ended with exit code {code} while the task waited for TCP port 80 of 10.94." in said
+    assert remedy in said and "hypervisor" not in said
+    lab.vm(name, state="absent", force=True)
+
+
 def test_orphans_are_taken_in(lab: Containers) -> None:
     """Processes whose parents have gone leave no zombie; a child's signals do not end the machine."""
     script = """

@@ -27,6 +27,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 RUN_FILE = "run.bin"
 RUN_ITEM = "opt/cocoon/run"
 STATUS_FILE = "status.log"
+KILLED = 128 + 9
 EXIT_RE = re.compile(rb"\s*exit (\d{1,3})\s")
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -141,7 +141,21 @@ def _target(run: Run, item: Waiting) -> Target | None:
 def _settle(run: Run, item: Waiting, target: Target) -> None:
     """Write down that a guest answered, or make its silence the item's error."""
     if target.error is not None:
-        item.error = GuestTimeoutError(f"VM '{item.name}': {target.error}", "timeout")
+        item.error = _silence(run, item, target)
         return
     item.seconds = target.seconds
     _write_down(run, item, ready={"condition": condition_of(item.definition), "seconds": target.seconds})
+
+
+def _silence(run: Run, item: Waiting, target: Target) -> CocoonError:
+    """Why a guest did not answer: of a container, how its command ended, if it did."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import container
+
+    code = container.exit_code(run.store.paths, item.record or {})
+    if code is None:
+        return GuestTimeoutError(f"VM '{item.name}': {target.error}", "timeout")
+    said = f"VM '{item.name}': its command ended with exit code {code} while the task waited for {target.awaited}"
+    remedy = "What it said before is in the console's log."
+    if code == container.KILLED:
+        remedy = "It was killed: the guest may want more memory."
+    return HypervisorError(f"{said}; the console log is {target.console_log}", remedy=remedy)

@@ -1,7 +1,11 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Container images for the tests, as OCI layouts: of Debian's packages that `make setup` fetched, and of a busybox."""
+"""Container images for the tests, as OCI layouts.
+
+nginx, redis      of Debian's packages that `make setup` fetched, built by umoci
+layout            any others, such as of a busybox: written here, so that nothing stands in the way of what they hold
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,6 +121,20 @@ def layout(folder: Path, layers: Sequence[bytes], **config: Any) -> Path:
     return folder
 
 
+def umoci_layout(folder: Path, layers: Sequence[bytes], *config: str) -> Path:
+    """An OCI layout of one image that umoci builds: each of the tars changes the tree, and becomes a layer of that."""
+    image, bundle = f"{folder}:latest", folder.with_name(f"{folder.name}.bundle")
+    command("umoci", "init", "--layout", folder)
+    command("umoci", "new", "--image", image)
+    command("umoci", "unpack", "--image", image, bundle)
+    for data in layers:
+        subprocess.run(["tar", "-xp", "-C", bundle / "rootfs"], input=data, check=True)
+        command("umoci", "repack", "--refresh-bundle", "--image", image, bundle)
+    command("umoci", "config", "--image", image, *config)
+    shutil.rmtree(bundle)
+    return folder
+
+
 def busybox_layer(more: Mapping[str, bytes | str | tuple[int, int, int] | None] | None = None) -> bytes:
     """A layer with a static busybox, a shell of it, and nothing of a distribution."""
     with tarfile.open(fileobj=io.BytesIO(_data_of("busybox-static"))) as package:
@@ -133,6 +152,7 @@ def _data_of(name: str) -> bytes:
     return subprocess.run(["dpkg-deb", "--fsys-tarfile", CACHE / "debs" / file], capture_output=True, check=True).stdout
 
 
+PATH = "--config.env=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NGINX = b"""user www-data;
 worker_processes 1;
 error_log /dev/stderr notice;
@@ -158,8 +178,8 @@ def nginx(folder: Path) -> Path:
             "var/run": (0, 0, 0o755),
         }
     )
-    words = ["nginx", "-g", "daemon off;"]
-    return layout(folder, [package_layer(["nginx"]), top], Cmd=words, StopSignal="SIGQUIT")
+    config = [f"--config.cmd={word}" for word in ("nginx", "-g", "daemon off;")]
+    return umoci_layout(folder, [package_layer(["nginx"]), top], *config, "--config.stopsignal=SIGQUIT", PATH)
 
 
 def redis(folder: Path) -> Path:
@@ -171,5 +191,6 @@ def redis(folder: Path) -> Path:
             "data": (999, 999, 0o750),
         }
     )
-    config = {"Entrypoint": ["redis-server"], "Cmd": ["--protected-mode", "no"], "User": "redis", "WorkingDir": "/data"}
-    return layout(folder, [package_layer(["redis-server"]), top], **config)
+    config = ["--config.entrypoint=redis-server", "--config.cmd=--protected-mode", "--config.cmd=no"]
+    config += ["--config.user=redis", "--config.workingdir=/data", PATH]
+    return umoci_layout(folder, [package_layer(["redis-server"]), top], *config)

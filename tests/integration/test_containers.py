@@ -270,7 +270,7 @@ def test_the_command_gets_what_the_image_says(lab: Containers) -> None:
         ("killed", {"Entrypoint": ["/bin/sh", "-c", "kill -9 $$"]}, 137, ""),
         ("nothing", {"Entrypoint": ["not-there"]}, 127, "not-there: there is no such program in the image"),
         ("nobody", {"User": "nobody"}, 126, "the image has no user 'nobody'"),
-        ("numbers", {"Entrypoint": ["sh", "-c", "exit $(busybox id -u)"], "User": "7:8"}, 7, ""),
+        ("numbers", {"Entrypoint": ["sh", "-c", "busybox uname -n; exit $(busybox id -u)"], "User": "7:8"}, 7, "numbers\n"),
     ],
 )
 def test_how_a_command_ends(lab: Containers, name: str, config: Record, code: int, words: str) -> None:
@@ -278,7 +278,8 @@ def test_how_a_command_ends(lab: Containers, name: str, config: Record, code: in
     lab.busybox(name, "exit 0", **config)
     record, text = lab.ended(name)
     assert record["exit_code"] == code, text
-    assert words in text and f"cocoon: exit {code}\n" in text
+    assert f"cocoon: ready {name}\n" in text and f"cocoon: exit {code}\n" in text
+    assert words in text.partition("cocoon: ready")[2].partition("\n")[2]
     lab.clean(record)
     lab.vm(name, state="absent", force=True)
 

@@ -52,8 +52,10 @@ def kernel_command_line(record: Record, image: Record) -> str:
     configs = record.get("network_configs") or []
     name = record["config"]["name"]
     if configs:
-        parts += ["net.ifnames=0", f"cocoon.hostname={name}"]
-        parts += [text for text in (ip_parameter(c, i, name) for i, c in enumerate(configs)) if text]
+        parts.append("net.ifnames=0")
+    # Cocoon says it with NICs only. A guest without any has a name as well.
+    parts.append(f"cocoon.hostname={name}")
+    parts += [text for text in (ip_parameter(c, i, name) for i, c in enumerate(configs)) if text]
     if record.get("kernel_args"):
         parts.append(record["kernel_args"])
     return " ".join(parts)

@@ -41,9 +41,9 @@ def test_an_emulated_cpu_may_be_late_for_the_timer() -> None:
     assert "no_timer_check" not in boot.kernel_command_line({**RECORD, "accel": "kvm"}, IMAGE)
 
 
-def test_without_nics_nothing_is_said_about_the_network() -> None:
+def test_without_nics_the_name_is_all_that_is_said_about_the_network() -> None:
     line = boot.kernel_command_line({**RECORD, "network_configs": [], "kernel_args": ""}, IMAGE)
-    assert line.endswith("cocoon.cow=cocoon-cow rw")
+    assert line.endswith("cocoon.cow=cocoon-cow rw cocoon.hostname=web1")
 
 
 def test_disks_stand_in_device_order() -> None:

@@ -66,8 +66,12 @@ class Containers:
         return dict(self.module("cocoon_vm_info", names=[name])["vms"][0])
 
     def ended(self, name: str, **options: Any) -> tuple[Record, str]:
-        """A VM that has been started and has gone off by itself, and what was on its console."""
+        """A VM that is started and goes off by itself, and what was on its console."""
         self.vm(name, state="started", **options)
+        return self.off(name)
+
+    def off(self, name: str) -> tuple[Record, str]:
+        """A VM that goes off by itself, and what was on its console."""
         deadline = time.monotonic() + BOOT
         while (record := self.find(name))["state"] == "running":
             assert time.monotonic() < deadline, self.console(record)[-2000:]
@@ -270,7 +274,12 @@ def test_the_command_gets_what_the_image_says(lab: Containers) -> None:
         ("killed", {"Entrypoint": ["/bin/sh", "-c", "kill -9 $$"]}, 137, ""),
         ("nothing", {"Entrypoint": ["not-there"]}, 127, "not-there: there is no such program in the image"),
         ("nobody", {"User": "nobody"}, 126, "the image has no user 'nobody'"),
-        ("numbers", {"Entrypoint": ["sh", "-c", "busybox uname -n; exit $(busybox id -u)"], "User": "7:8"}, 7, "numbers\n"),
+        (
+            "numbers",
+            {"Entrypoint": ["sh", "-c", "busybox hostname; exit $(busybox id -u)"], "User": "7:8"},
+            7,
+            "numbers\n",
+        ),
     ],
 )
 def test_how_a_command_ends(lab: Containers, name: str, config: Record, code: int, words: str) -> None:
@@ -342,6 +351,28 @@ def test_an_image_with_an_init_of_its_own(lab: Containers) -> None:
     assert result["vm"]["reason"] == "shut down" and result["vm"]["exit_code"] is None
     assert "init ends" in lab.console(vm)
     lab.vm("init", state="absent", force=True)
+
+
+OWN_INIT = b"#!/bin/busybox sh\necho process $$ is $0\nbusybox sleep 1\nexec busybox poweroff -f\n"
+FALSE_INIT = {"sbin/init": "/bin/busybox"}
+WHAT_RUNS: dict[str, tuple[Record, list[str] | None, str, int | None]] = {
+    "shell-or-init": ({"sbin/init": OWN_INIT}, ["sh"], "process 1 is /sbin/init", None),
+    "no-command": ({**FALSE_INIT, "lib/systemd/systemd": OWN_INIT}, None, "process 1 is /lib/systemd/systemd", None),
+    "no-real-init": (FALSE_INIT, ["/bin/sh"], "cocoon: exit 0", 0),
+    "application": ({"sbin/init": OWN_INIT}, ["sh", "-c", "exit 5"], "cocoon: exit 5", 5),
+}
+
+
+def test_an_init_runs_where_the_command_is_a_mere_shell(lab: Containers) -> None:
+    """Or nothing. An application runs whatever is below it, and busybox's init counts for nothing."""
+    for name, (files, words, _text, _code) in WHAT_RUNS.items():
+        lab.busybox(name, "", files, Entrypoint=None, Cmd=words)
+    lab.module("cocoon_vms", vms=[{"name": name, "image": name, **SMALL, "state": "started"} for name in WHAT_RUNS])
+    for name, (_files, _words, expected, code) in WHAT_RUNS.items():
+        record, text = lab.off(name)
+        assert f"{expected}\n" in text and ("process 1" in text) == (code is None), text
+        assert record["exit_code"] == code
+    lab.module("cocoon_vms", vms=[{"name": name, "state": "absent", "force": True} for name in WHAT_RUNS])
 
 
 def test_an_image_with_nothing_to_run(lab: Containers) -> None:

@@ -1,7 +1,10 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Images that bring no kernel: container images as microVMs, on the default kernel, which the role host installs."""
+"""Images that bring no kernel: container images as microVMs, on the default kernel, which the role host installs.
+
+And one that brings its own, in layers as a container image has them.
+"""
 
 from __future__ import annotations
 
@@ -149,6 +152,13 @@ def ask(lab: Containers, vm: Record, port: int, question: bytes, size: int = 655
         return sock.recv(size)
 
 
+def get(lab: Containers, vm: Record, path: str) -> bytes:
+    """All that a guest's web server answers."""
+    with connected(lab, vm, 80) as sock:
+        sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        return b"".join(iter(lambda: sock.recv(4096), b""))
+
+
 def test_nginx_serves(lab: Containers) -> None:
     """By its command and stop signal, its logs on the console; it ends with the power button."""
     lab.image("nginx", containers.nginx(lab.folder / "nginx"))
@@ -157,9 +167,7 @@ def test_nginx_serves(lab: Containers) -> None:
     )
     vm = result["vm"]
     print(f"nginx serves {result['boot_seconds']} s after the start")
-    with connected(lab, vm, 80) as sock:
-        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        assert b"".join(iter(lambda: sock.recv(4096), b"")).endswith(b"it serves\n")
+    assert get(lab, vm, "/").endswith(b"it serves\n")
     found = lab.find("nginx")
     assert (found["state"], found["exit_code"]) == ("running", None)
     assert '"GET / HTTP/1.0" 200' in lab.console(vm)
@@ -373,6 +381,16 @@ def test_an_init_runs_where_the_command_is_a_mere_shell(lab: Containers) -> None
         assert f"{expected}\n" in text and ("process 1" in text) == (code is None), text
         assert record["exit_code"] == code
     lab.module("cocoon_vms", vms=[{"name": name, "state": "absent", "force": True} for name in WHAT_RUNS])
+
+
+def test_layers_with_a_kernel_of_their_own(lab: Containers, tiny_image: Path) -> None:
+    """It boots that kernel, not the default one, nor the one that an upper layer has removed."""
+    image = lab.image("guest", containers.guest(lab.folder / "guest", tiny_image))
+    vm = lab.serving("guest", 80)
+    assert len(image["layers"]) == 4 and vm["boot_config"]["kernel_path"] == image["boot"]["kernel_path"]
+    assert get(lab, vm, "/").endswith(b"\r\n\r\nguest\n") and b" 404 " in get(lab, vm, "/old")
+    assert lab.stopped("guest")["reason"] == "shut down"
+    lab.vm("guest", state="absent", force=True)
 
 
 def test_an_image_with_nothing_to_run(lab: Containers) -> None:

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Container images for the tests, as OCI layouts.
 
-nginx, redis      of Debian's packages that `make setup` fetched, built by umoci
-layout            any others, such as of a busybox: written here, so that nothing stands in the way of what they hold
+nginx, redis   of Debian's packages that `make setup` fetched, built by umoci
+guest          a Cocoon image in layers, built by umoci
+layout         any other, such as of a busybox: written here, so that nothing stands in the way of what is in it
 """
 
 from __future__ import annotations
@@ -121,14 +122,19 @@ def layout(folder: Path, layers: Sequence[bytes], **config: Any) -> Path:
     return folder
 
 
-def umoci_layout(folder: Path, layers: Sequence[bytes], *config: str) -> Path:
-    """An OCI layout of one image that umoci builds: each of the tars changes the tree, and becomes a layer of that."""
+def umoci_layout(folder: Path, changes: Sequence[bytes | Iterable[str]], *config: str) -> Path:
+    """An OCI layout of one image that umoci builds: a layer for each change of its tree, which is a tar that is
+    unpacked over it, or the names of files that are removed."""
     image, bundle = f"{folder}:latest", folder.with_name(f"{folder.name}.bundle")
     command("umoci", "init", "--layout", folder)
     command("umoci", "new", "--image", image)
     command("umoci", "unpack", "--image", image, bundle)
-    for data in layers:
-        subprocess.run(["tar", "-xp", "-C", bundle / "rootfs"], input=data, check=True)
+    for change in changes:
+        if isinstance(change, bytes):
+            subprocess.run(["tar", "-xp", "-C", bundle / "rootfs"], input=change, check=True)
+        else:
+            for name in change:
+                (bundle / "rootfs" / name).unlink()
         command("umoci", "repack", "--refresh-bundle", "--image", image, bundle)
     command("umoci", "config", "--image", image, *config)
     shutil.rmtree(bundle)
@@ -194,3 +200,20 @@ def redis(folder: Path) -> Path:
     config = ["--config.entrypoint=redis-server", "--config.cmd=--protected-mode", "--config.cmd=no"]
     config += ["--config.user=redis", "--config.workingdir=/data", PATH]
     return umoci_layout(folder, [package_layer(["redis-server"]), top], *config)
+
+
+OLD = {"boot/initrd.img-9-old": b"no initramfs", "boot/vmlinuz-9-old": b"no kernel", "srv/www/old": b"old\n"}
+
+
+def guest(folder: Path, source: Path) -> Path:
+    """A guest image in four layers: what is old, the system, its kernel and initramfs, and the removal of what is old.
+
+    :param source: the image's tar.
+    """
+    system, boot = io.BytesIO(), io.BytesIO()
+    with tarfile.open(source) as whole, tarfile.open(fileobj=system, mode="w") as rest:
+        with tarfile.open(fileobj=boot, mode="w") as kernel:
+            for member in whole:
+                part = kernel if member.name.startswith("boot/") else rest
+                part.addfile(member, whole.extractfile(member) if member.isreg() else None)
+    return umoci_layout(folder, [layer(OLD), system.getvalue(), boot.getvalue(), OLD])

@@ -400,14 +400,14 @@ BOTTOM = layer(
     ("becomes-folder", REG, b"1"),
 )
 TOP = layer(
-    (".wh.gone", REG, b""),
+    ("/.wh.gone", REG, b""),
     (".wh.never-was", REG, b""),
     ("folder/.wh.deep", REG, b""),
     ("opaque/", DIR, b""),
     ("opaque/.wh..wh..opq", REG, b""),
-    ("opaque/above", REG, b"2"),
+    ("/opaque/above", REG, b"2"),
     (".wh.again", REG, b""),
-    ("again/", DIR, b""),
+    ("/again/", DIR, b""),
     ("again/above", REG, b"2"),
     (".wh.unsaid", REG, b""),
     ("unsaid/above", REG, b"2"),
@@ -548,11 +548,14 @@ def test_layers_are_kept_once(paths: Paths, work: Path) -> None:
 
 def test_hard_links_of_a_layer_as_umoci_sees_them(paths: Paths, work: Path) -> None:
     """Between layers they are copies, which the other comparisons leave out."""
-    layout = make_layout(work / "one", layer(("a", REG, b"x"), ("b", LNK, "a"), ("c/", DIR, b""), ("c/d", LNK, "b")))
+    entries = [("a", REG, b"x"), ("b", LNK, "a"), ("c/", DIR, b""), ("c/d", LNK, "b")]
+    absolute = [("/", DIR, b""), ("/e", REG, b"y"), ("//c//f", LNK, "/e"), ("g", LNK, "//c/f")]
+    layout = make_layout(work / "one", layer(*entries, *absolute))
     image = converge(paths, source=layout).image
     assert image
     seen = overlay_portrait(paths, image, work)
     assert seen == umoci_portrait(layout, work, links=True) and seen["c/d"][4:6] == seen["a"][4:6]
+    assert seen["g"][4:6] == seen["c/f"][4:6] == seen["e"][4:6] != seen["a"][4:6]
 
 
 def test_boot_files_come_from_any_layer(paths: Paths, work: Path) -> None:

@@ -218,12 +218,11 @@ def _link(info: tarfile.TarInfo, kind: str, path: str) -> str:
 
 
 def clean_path(name: str) -> str:
-    """*name* without leading ``./``, doubled slashes or a trailing one.
+    """*name* without ``./`` or ``/`` before it, doubled slashes or a trailing one: absolute ones begin at the archive's
+    root, as they do for containerd, Docker and umoci.
 
-    :raises BadArchive: absolute, leaving the archive, or longer than a file system takes.
+    :raises BadArchive: leaving the archive, or longer than a file system takes.
     """
-    if name.startswith("/"):
-        raise BadArchive(f"'{_printable(name)}' is an absolute path", "Make the archive with relative paths.")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise BadArchive(f"'{_printable(name)}' leaves the archive")

@@ -68,6 +68,23 @@ def test_members_come_as_they_are() -> None:
     ]
 
 
+def test_absolute_names_begin_at_the_root() -> None:
+    """Those of hard links' targets, too; a symbolic link's is for the guest to follow."""
+    data = archive(
+        entry("/", tarfile.DIRTYPE),
+        (entry("/app/x"), b"1"),
+        entry("//app//y", tarfile.LNKTYPE, "/app/x"),
+        entry("/z", tarfile.SYMTYPE, "/app/x"),
+    )
+    found = tarball.members(TarInput(io.BytesIO(data), tarball.DEFAULT_LIMITS))
+    assert [(member.path, member.link) for member in found] == [
+        ("", ""),
+        ("app/x", ""),
+        ("app/y", "app/x"),
+        ("z", "/app/x"),
+    ]
+
+
 def test_data_that_nobody_reads_is_passed_over() -> None:
     data = archive((entry("a"), b"1" * 100_000), (entry("b"), b"2" * 1000))
     assert [member.path for member in tarball.members(TarInput(io.BytesIO(data), tarball.DEFAULT_LIMITS))] == ["a", "b"]
@@ -85,12 +102,14 @@ def test_names_and_attributes_keep_their_bytes() -> None:
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
-    "absolute": (archive(entry("/etc/passwd")), "absolute path"),
     "above": (archive(entry("../x")), "leaves the archive"),
+    "above, absolute": (archive(entry("/../x")), "leaves the archive"),
     "above inside": (archive(entry("a/../../x")), "leaves the archive"),
     "hard link above": (archive(entry("a", tarfile.LNKTYPE, "../../etc/shadow")), "leaves the archive"),
-    "hard link absolute": (archive(entry("a", tarfile.LNKTYPE, "/etc/shadow")), "absolute path"),
-    "hard link to root": (archive(entry("a", tarfile.LNKTYPE, "./")), "hard link to nothing"),
+    "hard link above, absolute": (archive(entry("a", tarfile.LNKTYPE, "/../etc/shadow")), "leaves the archive"),
+    "hard link to root": (archive(entry("a", tarfile.LNKTYPE, "/")), "hard link to nothing"),
+    "hard link to here": (archive(entry("a", tarfile.LNKTYPE, "./")), "hard link to nothing"),
+    "root replaced, absolute": (archive(entry("/", tarfile.SYMTYPE, "/etc")), "its own root"),
     "root replaced": (archive(entry("./", tarfile.SYMTYPE, "/etc")), "its own root"),
     "empty link": (archive(entry("a", tarfile.SYMTYPE, "")), "no file system takes"),
     "long name": (archive(entry("a" * 300)), "no file system takes"),

@@ -13,7 +13,7 @@ version_added: 0.1.0
 author: The cocoon.microvm authors (@cocoonstack)
 description:
   - Removes the images in the store of a host that no VM and no snapshot uses, whether they have names or not, and
-    the layers that interrupted pulls have kept. The host's default kernel stays.
+    what interrupted pulls and downloads have kept. The host's default kernel stays.
   - In check mode it says exactly what would go, and how much space that gives back.
 options:
   keep:
@@ -33,7 +33,8 @@ options:
     default: 0
   downloads:
     description:
-      - Remove what interrupted pulls have kept, too. Pulls under way are left alone.
+      - Remove what interrupted pulls from registries and downloads by URL have kept, too. Those under way are left
+        alone.
     type: bool
     default: true
 extends_documentation_fragment:
@@ -82,11 +83,14 @@ images:
       returned: success
       sample: 104857600
 downloads:
-  description: Manifests, as hex digests, of interrupted pulls whose layers were removed.
+  description:
+    - Interrupted pulls and downloads of which what they had kept was removed.
+    - A pull by the hex digest of its manifest; a download by its URL without the query, or by a hash where nothing
+        says which it was.
   returned: success
   type: list
   elements: str
-  sample: []
+  sample: [https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-genericcloud-amd64.qcow2]
 reclaimed:
   description: Bytes that were given back, or would be.
   returned: success

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
@@ -270,23 +271,63 @@ def test_goes_on_where_it_was_cut_off(site: Site) -> None:
     assert sum(request["bytes"] for request in requests) == len(data)
 
 
-def test_goes_on_in_the_next_run(site: Site) -> None:
-    """Killed in the middle, and then with a server that is away: what has come stays."""
-    data = disk(8 * MIB)
-    site.put("killed.raw", data)
-    url = site.url("cut-3000000", "killed.raw")
+def under_way(site: Site, url: str, size: int) -> subprocess.Popen[str]:
+    """A download of which so many bytes have come, and no more will."""
     child = site.run.start("cocoon_image", name="web", source=url, ca_path=str(site.authority))
+    part = Path(site.run.defaults["root_dir"]) / "images" / "downloads" / f"{sha(url.encode())[7:]}.part"
     deadline = time.monotonic() + 20
-    while not any(name.endswith(".part") for name in site.kept()):
-        assert time.monotonic() < deadline
+    while not part.exists() or part.stat().st_size < size:
+        assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
+    return child
+
+
+def killed(child: subprocess.Popen[str]) -> None:
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
-    before = sum(request["bytes"] for request in site.requests())
-    site.image(url)
-    assert site.requests()[0]["status"] in (200, 206)
-    assert before < len(data)
+
+
+def test_goes_on_in_the_next_run(site: Site) -> None:
+    """Killed in the middle: what has come stays, and does not come again."""
+    data = disk(8 * MIB)
+    site.put("killed.raw", data)
+    url = site.url(f"stall-{3 * MIB}", "killed.raw")
+    killed(under_way(site, url, 3 * MIB))
+    assert site.image(url)["image"]["id"] == sha(data)
+    served = [(request["status"], request["bytes"]) for request in site.requests()]
+    assert served == [(200, 3 * MIB), (206, 5 * MIB)]
     assert not [name for name in site.kept() if name.startswith("downloads")]
+
+
+def test_prune_removes_what_nobody_goes_on_with(site: Site) -> None:
+    site.put("pruned.raw", disk(8 * MIB))
+    url = site.url(f"stall-{3 * MIB}", "pruned.raw")
+    prune = functools.partial(site.run, "cocoon_image_prune", keep=["*"])
+    child = under_way(site, url, 3 * MIB)
+    assert not prune(check=True).changed and not prune().changed
+    killed(child)
+    before = site.contents()
+    left = [path for path in before if path.startswith("images/downloads/")]
+    assert len(left) == 2
+    said = prune(check=True)
+    assert said["downloads"] == [url] and 2 * MIB < said["reclaimed"] < 3 * MIB  # of which a third are holes
+    assert not prune(downloads=False).changed and site.contents() == before
+    done = prune()
+    assert [done[key] for key in ("changed", "downloads", "reclaimed")] == [True, [url], said["reclaimed"]]
+    assert site.contents() == {path: what for path, what in before.items() if path not in left}
+    assert not prune().changed
+
+
+def test_a_part_is_given_up_after_a_week(site: Site) -> None:
+    downloads = Path(site.run.defaults["root_dir"]) / "images" / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    for name, days in (("a.part", 8), ("a.json", 8), ("b.part", 1), ("b.json", 8)):
+        path = downloads / name
+        path.write_bytes(b"{}")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    site.put("week.raw", disk())
+    site.image(site.url("plain", "week.raw"))
+    assert sorted(path.name for path in downloads.iterdir()) == ["b.json", "b.part"]
 
 
 def test_another_version_is_not_glued_to_the_old_part(site: Site) -> None:

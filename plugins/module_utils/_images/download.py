@@ -6,7 +6,7 @@
 What a URL brought is remembered with what its server said of it (``sources/``), so that a file that has not changed is
 not transferred again. Under ``downloads/``, by a hash of the URL::
 
-    <hash>.part   the file, or what there is of it; <hash>.json says of which version
+    <hash>.part   the file, or what there is of it; <hash>.json says of which URL and version
     <hash>.disk   a disk that came compressed
 
 An interrupted transfer leaves its part for the next run to go on from; everything else goes when a run ends.
@@ -23,14 +23,12 @@ import io
 import lzma
 import os
 import re
-import time
 import typing as t
 import urllib.parse
 import zlib
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
-    BusyError,
     CocoonError,
     InputError,
     NotFoundError,
@@ -38,6 +36,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import checksum, detect, source, streams, transfer
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import Leftover, give_up
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Identity, Sources
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.transfer import Access, Version, shown
@@ -52,8 +51,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
 
 MAX_SIZE = 20 * GIB
-# Parts that nobody went on with for so long are given up (seconds).
-STALE = 7 * 86400
 # Enough of a file to see what it is, compressed or not.
 GLIMPSE = 128 << 10
 UNKNOWN = "(known after the download)"
@@ -111,8 +108,10 @@ def obtained(
         yield complete(_glimpse(request))
         return
     told.expect(None)
-    sweep(store)
-    with locked_patiently(store, [_lock(url)], request.lock_timeout):
+    for left in leftovers(store):
+        if left.abandoned:
+            give_up(store, left)
+    with locked_patiently(store, [_lock(hashed(url))], request.lock_timeout):
         known = _unchanged(paths, store, request, None, complete)  # another run may have been at it
         if known is not None:
             yield known
@@ -147,12 +146,12 @@ def _memory_path(paths: Paths, url: str) -> str:
     return images.source_path(paths, f"url\0{url}")
 
 
-def _lock(url: str) -> str:
-    return f"image:#download/{hashed(url)}"
+def _lock(stem: str) -> str:
+    return f"image:#download/{stem}"
 
 
-def _path(store: Store, url: str, suffix: str) -> str:
-    return os.path.join(images.directory(store.paths, "downloads"), hashed(url) + suffix)
+def _path(store: Store, stem: str, suffix: str) -> str:
+    return os.path.join(images.directory(store.paths, "downloads"), stem + suffix)
 
 
 def _name(url: str) -> str:
@@ -236,13 +235,13 @@ def _guess(head: bytes, name: str) -> Identity:
 def _fetched(store: Store, request: Request, told: Progress) -> t.Iterator[tuple[Identity, Record]]:
     """The file, verified and plain, and what to remember of it. Under the URL's lock."""
     url = request.url
-    part_path, about = _path(store, url, ".part"), _path(store, url, ".json")
+    part_path, about = _path(store, hashed(url), ".part"), _path(store, hashed(url), ".json")
     wanted = _wanted_digest(request)
     try:
         part = transfer.Part(part_path, _part_version(about, part_path), request.max_size, _extra(wanted))
         try:
             stage = told.stage(f"downloading {shown(url)}")
-            transfer.fetch(url, request.access, part, lambda version: _note_part(about, version), stage)
+            transfer.fetch(url, request.access, part, lambda version: _note_part(about, url, version), stage)
             os.fsync(part.fd)
         finally:
             part.close()
@@ -288,14 +287,14 @@ def _part_version(about: str, part_path: str) -> Version | None:
     return Version(known["etag"], known["last_modified"], known["size"]) if known else None
 
 
-def _note_part(about: str, version: Version) -> None:
-    write_json(about, dataclasses.asdict(version))
+def _note_part(about: str, url: str, version: Version) -> None:
+    write_json(about, {"url": shown(url), **dataclasses.asdict(version)})
 
 
 def _drop(store: Store, url: str) -> None:
     for suffix in (".part", ".disk", ".json"):
         with contextlib.suppress(OSError):
-            remove_file(_path(store, url, suffix))
+            remove_file(_path(store, hashed(url), suffix))
 
 
 def _verify(wanted: checksum.Digest | None, digests: t.Mapping[str, str], name: str) -> None:
@@ -324,7 +323,7 @@ def _plain(store: Store, path: str, url: str, digest: str, limit: int, told: Pro
         kind = streams.compression(os.pread(fd, 8, 0))
         if kind is None or _holds_tar(fd, kind, name):
             return _identity(fd, path, name, digest)
-        return _unpacked(fd, kind, _path(store, url, ".disk"), limit, name, digest, told)
+        return _unpacked(fd, kind, _path(store, hashed(url), ".disk"), limit, name, digest, told)
     finally:
         os.close(fd)
 
@@ -403,7 +402,7 @@ def _local(
         elif check_mode or store is None:
             yield complete(_guess(os.pread(fd, GLIMPSE, 0), path))
         else:
-            with locked(store.paths, [_lock(path)], request.lock_timeout):
+            with locked(store.paths, [_lock(hashed(path))], request.lock_timeout):
                 yield from _local_disk(store, path, fd, kind, request, complete, told)
     finally:
         os.close(fd)
@@ -435,7 +434,7 @@ def _local_disk(
     try:
         try:
             digest = streams.file_digest(fd, told.stage(f"reading {path}", status.st_size).advance)
-            identity = _unpacked(fd, kind, _path(store, path, ".disk"), request.max_size, path, digest, told)
+            identity = _unpacked(fd, kind, _path(store, hashed(path), ".disk"), request.max_size, path, digest, told)
         except OSError as exc:
             raise _disk_error(store, exc) from exc
         yield complete(identity)
@@ -444,13 +443,19 @@ def _local_disk(
         _drop(store, path)
 
 
-def sweep(store: Store) -> None:
-    """Give up parts that nobody has gone on with for a week."""
+def leftovers(store: Store) -> list[Leftover]:
+    """Downloads that were not finished, by their URLs, or else by the hashes of these. Those under way are among them.
+
+    A disk of the host that was being made plain is one as well.
+    """
     directory = images.directory(store.paths, "downloads")
-    for name in os.listdir(directory):
-        stem, path = name.partition(".")[0], os.path.join(directory, name)
-        with contextlib.suppress(OSError, BusyError):
-            if time.time() - os.lstat(path).st_mtime < STALE:
-                continue
-            with locked(store.paths, [f"image:#download/{stem}"], 0):
-                remove_file(path)
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(directory)):
+            found.setdefault(name.partition(".")[0], []).append(os.path.join(directory, name))
+    return [Leftover(_title(store, stem), _lock(stem), tuple(paths)) for stem, paths in found.items()]
+
+
+def _title(store: Store, stem: str) -> str:
+    known = source.recall(_path(store, stem, ".json")) or {}
+    return known.get("url", stem)

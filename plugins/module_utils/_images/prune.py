@@ -12,8 +12,9 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel, manager, pull, references
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import download, kernel, manager, pull, references
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import give_up
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -31,7 +32,7 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What went, or would: ``images`` as dictionaries of id, names and size; ``downloads`` as hex digests."""
+    """What went, or would: ``images`` as dictionaries of id, names and size; ``downloads`` by what users see."""
 
     images: list[Record]
     downloads: list[str]
@@ -44,24 +45,23 @@ class Outcome:
 
 
 def prune(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
-    """Remove images without users, and what pulls that were not finished have kept."""
+    """Remove images without users, and what pulls and downloads that were not finished have kept."""
     store = Store.load(paths)
     if store is None:
         return Outcome([], [], 0, {"before": {}, "after": {}})
     everything = manager.info(paths)
     going = [record for record in everything if _may_go(record, wanted)]
-    downloads = pull.leftovers(store) if wanted.downloads else {}
-    if check_mode:
-        downloads = {name: size for name, size in downloads.items() if pull.is_left(store, name)}
-    else:
+    if not check_mode:
         going = [record for record in going if _remove(store, record, wanted)]
-        downloads = {name: size for name, size in downloads.items() if pull.remove_leftover(store, name)}
     gone = {record["id"] for record in going}
-    reclaimed = _only_in(everything, gone) + sum(downloads.values())
+    left = [*pull.leftovers(store), *download.leftovers(store)] if wanted.downloads else []
+    sizes = [(item.name, give_up(store, item, check_mode)) for item in left]
+    downloads = sorted(name for name, size in sizes if size is not None)
+    reclaimed = _only_in(everything, gone) + sum(size or 0 for _name, size in sizes)
     shown = [{"id": record["id"], "names": record["names"], "size": record["size"]} for record in going]
-    before = {"images": [_title(record) for record in everything], "downloads": sorted(downloads)}
+    before = {"images": [_title(record) for record in everything], "downloads": downloads}
     after = {"images": [_title(record) for record in everything if record["id"] not in gone], "downloads": []}
-    return Outcome(shown, sorted(downloads), reclaimed, {"before": before, "after": after})
+    return Outcome(shown, downloads, reclaimed, {"before": before, "after": after})
 
 
 def _may_go(record: Record, wanted: Wanted) -> bool:

@@ -23,11 +23,12 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci, references, registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import Leftover, give_up
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import held_by, locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import DEFAULT_LIMITS, BadArchive
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, read_json, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
 
 if t.TYPE_CHECKING:
@@ -37,7 +38,6 @@ if t.TYPE_CHECKING:
 TICK = 0.01
 # A registry that sends nothing for so long is gone, whatever TCP thinks.
 STALLED = 90.0
-ABANDONED = 7 * 86400
 SLACK = 1 << 20
 
 
@@ -225,37 +225,15 @@ class _Folder:
                         os.link(path, os.path.join(self._files, digest), follow_symlinks=False)
 
 
-def leftovers(store: Store) -> dict[str, int]:
-    """Pulls that were not finished: hex digest of the manifest and bytes kept. Those under way are among them."""
-    parent = images.directory(store.paths, "pulls")
+def leftovers(store: Store) -> list[Leftover]:
+    """Pulls that were not finished, by the hex digests of their manifests. Those under way are among them."""
     with contextlib.suppress(FileNotFoundError):
-        return {name: held_by(os.path.join(parent, name))[1] for name in sorted(os.listdir(parent))}
-    return {}
-
-
-def remove_leftover(store: Store, manifest: str) -> bool:
-    """Remove what an unfinished pull has kept, if it is not under way; whether that was so."""
-    try:
-        with locked(store.paths, [lock_name(manifest)], 0):
-            remove_tree(directory(store, manifest))
-    except BusyError:
-        return False
-    return True
-
-
-def is_left(store: Store, manifest: str) -> bool:
-    """Whether an unfinished pull is not under way; changes nothing."""
-    try:
-        with locked(store.paths, [lock_name(manifest)], 0):
-            return True
-    except BusyError:
-        return False
+        names = sorted(os.listdir(images.directory(store.paths, "pulls")))
+        return [Leftover(name, lock_name(name), (directory(store, name),)) for name in names]
+    return []
 
 
 def _remove_abandoned(store: Store, but: str) -> None:
-    """What nobody came back for in a week."""
-    parent = images.directory(store.paths, "pulls")
-    for name in os.listdir(parent):
-        with contextlib.suppress(FileNotFoundError):
-            if name != but and time.time() - os.lstat(os.path.join(parent, name)).st_mtime > ABANDONED:
-                remove_leftover(store, name)
+    for left in leftovers(store):
+        if left.name != but and left.abandoned:
+            give_up(store, left)

@@ -10,7 +10,7 @@ The first part of a path says how the file behind it is served, its file name wh
     cut-N     the connection ends after N bytes            busy-N    status 503 for the first N times
     page      as a web page                                moved     redirected to plain
     lowered   redirected from https to http                swapped   the ETag differs with every answer
-    wide      claims to be a terabyte
+    wide      claims to be a terabyte                      stall-N   after N bytes the first time nothing more comes
 
 Every answer is a line of JSON in the log: method, path, range, status, bytes sent.
 """
@@ -18,6 +18,7 @@ Every answer is a line of JSON in the log: method, path, range, status, bytes se
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import http.server
 import json
@@ -104,8 +105,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.send_header("Content-Length", str(length))
         self.end_headers()
-        sent = self.body(data[start:end], number if manner == "cut" else None, manner) if body else 0
+        stalls = manner == "stall" and times == 1
+        sent = self.body(data[start:end], number if manner == "cut" or stalls else None, manner) if body else 0
         self.note(206 if partial else 200, sent)
+        if stalls:
+            with contextlib.suppress(OSError):
+                self.connection.recv(1)  # until the client is gone
 
     def body(self, data: bytes, limit: int | None, manner: str) -> int:
         cut = limit is not None and limit < len(data)

@@ -126,8 +126,8 @@ options:
     type: str
   max_size:
     description:
-      - The largest file to take from a URL, such as V(5G); V(20G) where omitted. It holds for what is compressed in it
-        as well.
+      - The largest file to take, by URL or path, such as V(5G); V(20G) where omitted. It holds for a disk that is
+        compressed in it as well. Not for OCI layouts and registries.
     type: str
   owner:
     description:

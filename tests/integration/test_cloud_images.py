@@ -477,6 +477,18 @@ def test_sizes_are_bounded(site: Site) -> None:
         assert "what is compressed in" in site.refused(site.url("plain", name), **limit)
     assert "is larger than 20G" in site.refused(site.url("wide", "large.raw"))
     assert "are free in" in site.refused(site.url("wide", "large.raw"), max_size="2T")
+    huge = site.put("huge.raw", data)
+    os.truncate(huge, (20 << 30) + 512)  # a hole
+    for path, options in (
+        (str(huge), {}),
+        (str(huge), {"check": True}),
+        (str(huge), {"checksum": sha(b"", "sha512")}),
+        (huge.as_uri(), {}),
+    ):
+        said = site.refused(path, **options)
+        assert "max_size: " in said and "is larger than 20G" in said
+    assert "is larger than 1M" in site.refused(str(site.folder / "large.raw"), **limit)
+    assert site.image(str(site.folder / "large.raw"), max_size="4M").changed
 
 
 def test_a_full_disk(site: Site, make_store: Callable[[], dict[str, str]]) -> None:

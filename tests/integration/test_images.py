@@ -1044,6 +1044,10 @@ def test_the_module(paths: Paths, small: Path, work: Path, modules: Callable[...
         ({"name": "web", "source": "/no/such/file"}, "source: /no/such/file does not exist"),
         ({"name": "new"}, "source: image 'new' is not in the store"),
         ({"name": "web", "kernel": "/k"}, "kernel: means nothing without a source"),
+        ({"name": "web", "max_size": "1G"}, "max_size: means nothing without a source"),
+        ({"name": "web", "source": "docker://nginx", "max_size": "1G"}, "max_size: is for files"),
+        ({"name": "web", "source": str(work), "max_size": "1G"}, "max_size: is for files"),
+        ({"name": "web", "source": str(small), "max_size": "1K"}, "is larger than 1K"),
         ({"name": "web", "source": str(small), "checksum": "sha256:" + "0" * 64}, "checksum: "),
     ):
         assert message in run("cocoon_image", ok=False, **options)["msg"]

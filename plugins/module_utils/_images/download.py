@@ -48,9 +48,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     remove_file,
     write_json,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
-MAX_SIZE = 20 * GIB
 # Enough of a file to see what it is, compressed or not.
 GLIMPSE = 128 << 10
 UNKNOWN = "(known after the download)"
@@ -71,7 +70,7 @@ class Request:
     checksum: str | None = None
     pull: str = "missing"
     force: bool = False
-    max_size: int = MAX_SIZE
+    max_size: int = source.MAX_SIZE
     access: Access = Access()
     lock_timeout: float = 60.0
 
@@ -370,7 +369,7 @@ def _inflate(stream: streams.Reader, target: str, limit: int, name: str, stage: 
     try:
         while data := stream.read(transfer.CHUNK):
             if part.count + len(data) > limit:
-                raise transfer.too_large(f"what is compressed in {name}", limit)
+                raise source.too_large(f"what is compressed in {name}", limit)
             part.write(data)
             stage(part.count)
         os.fsync(part.fd)
@@ -390,13 +389,24 @@ def _local(
     wanted = _wanted_digest(dataclasses.replace(request, url=path))
     fd = streams.open_source(path)
     try:
+        if os.fstat(fd).st_size > request.max_size:
+            raise source.too_large(path, request.max_size)
         if wanted is not None:
             _verify(wanted, {wanted.algorithm: _digest(fd, wanted.algorithm)}, path)
         kind = streams.compression(os.pread(fd, 8, 0))
         if kind is None or _holds_tar(fd, kind, path):
             remember = not check_mode
             found = source.examine(
-                paths, path, None, None, None, None, remember=remember, force=request.force, told=told
+                paths,
+                path,
+                None,
+                None,
+                None,
+                None,
+                remember=remember,
+                force=request.force,
+                told=told,
+                max_size=request.max_size,
             )
             yield complete(found.main)
         elif check_mode or store is None:

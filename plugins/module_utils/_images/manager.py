@@ -113,11 +113,13 @@ def _validate(wanted: Wanted) -> None:
     if wanted.state == "present" or not images.DIGEST_RE.match(wanted.name):
         images.check_image_name(wanted.name)
     remote = source.registry_reference(wanted.name, wanted.source) is not None
-    for option in ("kernel", "initrd", "checksum", "tag", "platform"):
+    for option in ("kernel", "initrd", "checksum", "tag", "platform", "max_size"):
         if wanted.source is None and not remote and getattr(wanted, option) is not None:
             raise InputError("means nothing without a source", option, "Give source too, or leave it out.")
     if remote and wanted.tag is not None:
         raise InputError("is for archives and layouts", "tag", "Write it behind the image's name: docker://nginx:1.27.")
+    if remote and wanted.max_size is not None:
+        raise InputError("is for files, and not for images of registries", "max_size", "Leave it out.")
 
 
 def _examined(
@@ -135,12 +137,13 @@ def _examined(
     def complete(main: source.Identity) -> source.Sources:
         return source.with_boot_files(paths, main, wanted.kernel, wanted.initrd, not check_mode)
 
+    limit = _limit(wanted)
     request = download.Request(
         t.cast(str, wanted.source),
         wanted.checksum,
         wanted.pull,
         wanted.force,
-        download.MAX_SIZE if wanted.max_size is None else parse_size(wanted.max_size, "max_size", 1),
+        source.MAX_SIZE if limit is None else limit,
         transfer.Access(wanted.validate_certs, wanted.ca_path),
         wanted.lock_timeout,
     )
@@ -170,7 +173,12 @@ def _examine(paths: Paths, store: Store | None, wanted: Wanted, remember: bool) 
         force=wanted.force,
         platform=wanted.platform,
         told=wanted.progress,
+        max_size=_limit(wanted),
     )
+
+
+def _limit(wanted: Wanted) -> int | None:
+    return None if wanted.max_size is None else parse_size(wanted.max_size, "max_size", 1)
 
 
 def _examine_remote(

@@ -22,7 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record, format_size
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images.registry import Remote
@@ -37,6 +37,8 @@ SCHEME = "docker://"
 URL_RE = re.compile(r"^(https?|file)://", re.IGNORECASE)
 # A name that says itself which registry knows it: docker.io/library/nginx, localhost:5000/app.
 REGISTRY_NAME_RE = re.compile(r"^(?:localhost|[^/]*[.:][^/]*)/.")
+# Bytes that a file may have, unless the user says otherwise.
+MAX_SIZE = 20 * GIB
 # A file changed this short a time ago may change again without its times telling.
 SETTLED_NS = 20_000_000
 
@@ -107,6 +109,10 @@ def registry_reference(name: str, source: str | None) -> str | None:
     return source[len(SCHEME) :] if source.startswith(SCHEME) else None
 
 
+def too_large(name: str, limit: int) -> InputError:
+    return InputError(f"{name} is larger than {format_size(limit)}", "max_size", "Raise the limit if that is right.")
+
+
 def examine(
     paths: Paths,
     source: str,
@@ -118,24 +124,39 @@ def examine(
     force: bool = False,
     platform: str | None = None,
     told: Progress | None = None,
+    max_size: int | None = None,
 ) -> Sources:
     """Look at the files of an image and say which image they make.
 
     :param remember: write down what was learnt (not in check mode).
     :param force: do not trust what is remembered.
     :param told: of how much of a file has been read.
-    :raises InputError: a file is missing or of no known kind, or the checksum differs.
+    :param max_size: bytes that a file may have; :data:`MAX_SIZE` by default.
+    :raises InputError: a file is missing, too large or of no known kind, or the checksum differs.
     """
     _check_pair(kernel, initrd)
     if platform is not None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._images import registry_name
 
         registry_name.check_platform(platform)
+    _check_size(source, max_size)
     main = identify(paths, source, "source", tag, remember, force, platform, told)
     if platform is not None and main.kind not in IMAGES:
         raise InputError("is chosen among those of a container image", "platform", "Leave it out for a tar or a disk.")
     check_checksum(main, checksum)
     return with_boot_files(paths, main, kernel, initrd, remember, force)
+
+
+def _check_size(path: str, limit: int | None) -> None:
+    """:raises InputError: a file has more than *limit* bytes, or is none that a limit could be meant for."""
+    if os.path.isdir(path):
+        if limit is not None:
+            raise InputError("is for files, and not for OCI layouts", "max_size", "Leave it out.")
+        return
+    limit = MAX_SIZE if limit is None else limit
+    with contextlib.suppress(OSError):  # if it cannot be read, that is said soon enough
+        if os.stat(path).st_size > limit:
+            raise too_large(path, limit)
 
 
 def _check_pair(kernel: str | None, initrd: str | None) -> None:

@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ResourceError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import too_large
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
 
 CHUNK = 1 << 20
@@ -386,7 +387,3 @@ def _check_space(part: Part, total: int | None) -> None:
             "root_dir",
             "Free some, or put root_dir on a larger file system.",
         )
-
-
-def too_large(name: str, limit: int) -> InputError:
-    return InputError(f"{name} is larger than {format_size(limit)}", "max_size", "Raise the limit if that is right.")

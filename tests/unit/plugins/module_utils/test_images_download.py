@@ -5,17 +5,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import pathlib
 import struct
 import typing as t
 import uuid
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import firmware
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import checksum, partitions, source, transfer
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
+    checksum,
+    manager,
+    partitions,
+    source,
+    transfer,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.transfer import Version
 
 A, B = "a" * 64, "b" * 128
@@ -107,6 +116,19 @@ def test_what_is_shown_of_a_url() -> None:
 )
 def test_which_sources_are_urls(text: str | None, sum_: str | None, ours: bool) -> None:
     assert source.by_url(text, sum_) is ours
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_the_usual_limit_can_be_raised(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(source, "MAX_SIZE", 1000)
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(510) + b"\x55\xaa" + bytes(512))
+    paths = Paths(str(tmp_path), str(tmp_path), str(tmp_path))
+    wanted = manager.Wanted("x", source=form.format(path))
+    with pytest.raises(InputError, match="is larger than 1000") as caught:
+        manager.converge(paths, wanted, check_mode=True)
+    assert caught.value.option == "max_size" and caught.value.remedy
+    assert manager.converge(paths, dataclasses.replace(wanted, max_size="1K"), check_mode=True).changed
 
 
 def test_a_part_is_written_with_holes_and_hashed(tmp_path: t.Any) -> None:

@@ -30,6 +30,7 @@ import pytest
 from ansible_collections.cocoon.microvm.tests.integration.support import cloud_image, web
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import Key, make_key, ssh_words
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
+from ansible_collections.cocoon.microvm.tests.integration.support.registry import Authority
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
 
 MIB = 1 << 20
@@ -109,35 +110,21 @@ def fixture_server(
 ) -> Iterator[Site]:
     """The server in a network namespace of its own, with a certificate by an authority that nobody else knows."""
     folder = tmp_path_factory.mktemp("web")
-    files, authority, chain, ready = (folder / name for name in ("files", "ca.pem", "server.pem", "ready"))
+    files, log, ready = (folder / name for name in ("files", "log", "ready"))
     files.mkdir()
-    certify(folder, authority, chain)
+    authority = Authority(folder / "authority")
+    good, expired = authority.sign("good")[0], authority.sign("expired", -1)[0]
     netns = make_netns()
-    log = folder / "log"
-    words = [*netns.enter(), sys.executable, str(HERE / "support" / "web.py"), files, log, chain, ready]
+    words = [*netns.enter(), sys.executable, str(HERE / "support" / "web.py"), files, log, good, expired, ready]
     with subprocess.Popen(words) as process:
         try:
             deadline = time.monotonic() + 20
             while not ready.exists():
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.02)
-            yield Site(modules(netns, make_store()), files, log, authority)
+            yield Site(modules(netns, make_store()), files, log, authority.certificate)
         finally:
             process.kill()
-
-
-def certify(folder: Path, authority: Path, chain: Path) -> None:
-    """A certificate authority, and a certificate for 127.0.0.1 with its key in one file."""
-    key, request, extension = folder / "ca.key", folder / "request", folder / "extension"
-    new = ("openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-batch")
-    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    command(*new, "-x509", "-days", "2", "-subj", "/CN=test authority", *usage, "-keyout", key, "-out", authority)
-    command(*new, "-subj", "/CN=127.0.0.1", "-keyout", chain, "-out", request)
-    extension.write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n", encoding="utf-8")
-    sign = ("openssl", "x509", "-req", "-CA", authority, "-CAkey", key, "-CAcreateserial", "-days", "2")
-    certificate = command(*sign, "-in", request, "-extfile", extension)
-    with chain.open("a", encoding="utf-8") as stream:
-        stream.write(certificate)
 
 
 @pytest.fixture(name="site")
@@ -420,7 +407,10 @@ def test_lists_of_checksums(site: Site) -> None:
 def test_certificates_and_schemes(site: Site) -> None:
     site.put("safe.raw", disk())
     url = site.url("plain", "safe.raw")
-    assert "certificate" in site.refused(url, ca_path=None)
+    unknown = site.refused(url, ca_path=None)
+    assert unknown.startswith("ca_path: ") and "Give the certificate of its authority" in unknown
+    expired = site.refused(url.replace(str(web.HTTPS), str(web.EXPIRED)))
+    assert expired.startswith("source: ") and "certificate has expired" in expired and "renewed" in expired
     assert "which is not safe" in site.refused(site.url("lowered", "safe.raw"))
     assert "Use https, or give its checksum" in site.refused(site.url("plain", "safe.raw", "http"))
     assert "ends up in logs" in site.refused(url.replace("://", "://me:secret@"))

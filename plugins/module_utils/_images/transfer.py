@@ -32,6 +32,8 @@ ZEROS = bytes(HOLE)
 # Attempts in a row that bring nothing, and in all.
 FRUITLESS, ATTEMPTS = 4, 100
 PAUSE = 0.5  # seconds, doubled each time
+# X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED, for which ssl has no names.
+OUT_OF_DATE = (9, 10)
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 AGENT = "cocoon.microvm"
 RESERVE = 64 << 20
@@ -137,14 +139,19 @@ def request(url: str, access: Access, headers: t.Mapping[str, str], method: str 
         raise _status_error(url, exc) from exc
     except urllib.error.URLError as exc:
         if isinstance(exc.reason, ssl.SSLCertVerificationError):
-            raise InputError(
-                f"the certificate of {shown(url)} is not valid: {exc.reason.verify_message}",
-                "source",
-                "Give ca_path for a certificate authority of your own; mind the host's clock.",
-            ) from exc
+            raise _certificate_error(url, exc.reason) from exc
         raise OSError(str(exc.reason)) from exc
     except (http.client.HTTPException, ValueError) as exc:
         raise OSError(f"no HTTP: {exc!r}") from exc
+
+
+def _certificate_error(url: str, exc: ssl.SSLCertVerificationError) -> InputError:
+    text = f"the certificate of {shown(url)} is not valid: {exc.verify_message}"
+    if exc.verify_code in OUT_OF_DATE:
+        return InputError(text, "source", "Have the server's certificate renewed, if the host's clock is right.")
+    return InputError(
+        text, "ca_path", "Give the certificate of its authority if that is your own; else have the server's put right."
+    )
 
 
 class InterruptedTransfer(CocoonError):

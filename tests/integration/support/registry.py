@@ -55,13 +55,15 @@ class Authority:
         folder.mkdir(parents=True)
         self.certificate = folder / "ca.crt"
         self._key("ca")
-        self._openssl("req", "-x509", "-new", "-key", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=tests")
+        words = ["req", "-x509", "-new", "-key", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=tests"]
+        # Python 3.13 wants to read what an authority is for.
+        self._openssl(*words, "-addext", "keyUsage=critical,keyCertSign,cRLSign")
 
     def sign(self, name: str, days: int = 2) -> tuple[Path, Path]:
         """A certificate for 127.0.0.1 and its key; with days below 0 one that has expired."""
         self._key(name)
         self._openssl("req", "-new", "-key", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (self.folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+        (self.folder / "names").write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n")
         words = ["x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"]
         self._openssl(*words, "-days", str(days), "-extfile", "names", "-out", f"{name}.crt")
         return self.folder / f"{name}.crt", self.folder / f"{name}.key"

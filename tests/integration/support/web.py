@@ -30,7 +30,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 CHUNK = 64 << 10
-HTTPS, HTTP = 8443, 8080
+HTTPS, EXPIRED, HTTP = 8443, 8444, 8080
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -127,18 +127,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("folder", "log", "certificate", "ready"):
+    for name in ("folder", "log", "good", "expired", "ready"):
         parser.add_argument(name, type=Path)
     options = parser.parse_args()
     Handler.folder, Handler.log = options.folder, options.log
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(options.certificate)
-    plain = http.server.ThreadingHTTPServer(("127.0.0.1", HTTP), Handler)
-    secure = http.server.ThreadingHTTPServer(("127.0.0.1", HTTPS), Handler)
-    secure.socket = context.wrap_socket(secure.socket, server_side=True)
-    threading.Thread(target=plain.serve_forever, daemon=True).start()
+    servers = [server(HTTP), server(HTTPS, options.good), server(EXPIRED, options.expired)]
     options.ready.touch()
-    secure.serve_forever()
+    threads = [threading.Thread(target=each.serve_forever) for each in servers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def server(port: int, certificate: Path | None = None) -> http.server.HTTPServer:
+    """One port; with a certificate (and its key beside it) that of https."""
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+        made.socket = context.wrap_socket(made.socket, server_side=True)
+    return made
 
 
 if __name__ == "__main__":

@@ -528,7 +528,7 @@ def test_both_ways_to_a_blob_are_equal(
     assert seen[0] == seen[1]
 
 
-def test_layers_are_kept_once(paths: Paths, work: Path) -> None:
+def test_layers_are_kept_once(paths: Paths, work: Path, modules: Callable[..., Any]) -> None:
     first = converge(paths, "first", source=make_layout(work / "a", BOTTOM, TOP)).image
     other = layer(("extra", REG, b"more"))
     second = converge(paths, "second", source=make_layout(work / "b", BOTTOM, other)).image
@@ -536,9 +536,14 @@ def test_layers_are_kept_once(paths: Paths, work: Path) -> None:
     assert first["boot"] == second["boot"]
     blob = layer_blobs(paths, first)[0]
     inode = os.stat(blob).st_ino
-    one, two = manager.info(paths)
-    assert one["shared_size"] == two["shared_size"] > 0
-    assert one["shared_size"] < one["size"]
+    run = modules(None, {"root_dir": paths.root, "run_dir": paths.run, "log_dir": paths.log})
+    one, two = run("cocoon_image_info")["images"]
+    sizes = [{part["digest"]: part["size"] for part in shown["blobs"]} for shown in (one, two)]
+    common = set(sizes[0]) & set(sizes[1])
+    assert one["shared_size"] == two["shared_size"] == sum(sizes[0][digest] for digest in common) > 0
+    assert f"sha256:{first['layers'][0]}" in common and f"sha256:{first['layers'][1]}" not in common
+    for shown, parts in ((one, sizes[0]), (two, sizes[1])):
+        assert shown["shared_size"] < shown["size"] == sum(parts.values())
     converge(paths, "first", state="absent")
     assert os.stat(blob).st_ino == inode and whole(paths) == ["second"]
     assert not os.path.exists(layer_blobs(paths, first)[1])

@@ -163,12 +163,22 @@ def test_taking_one_is_exact_and_happens_once(host: Host) -> None:
     taken = done["snapshot"]
     assert taken["kind"] == "full" and 0 < taken["paused_seconds"] < 30
     assert {"vmstate", "mem", "cow.raw", "data-data.raw", "cocoon.json"} == set(taken["files"])
-    assert "is used by" in host.run("cocoon_image", ok=False, name="tiny", state="absent")["msg"]
+    assert users(host) >= {(vm["id"], "vm once"), (taken["id"], "snapshot exact")}
+    refused = host.run("cocoon_image", ok=False, name="tiny", state="absent")["msg"]
+    assert "is used by" in refused and "vm once" in refused and "snapshot exact" in refused
     words = host.snapshot("exact", ok=False, vm="golden-of-another")["msg"]
     assert "one of VM 'once'" in words
     host.vm("once", state="absent", force=True)
     assert host.snapshot("exact", state="absent").changed
     assert not host.snapshot("exact", state="absent").changed
+    assert not {vm["id"], taken["id"]} & {user for user, _shown in users(host)}
+
+
+def users(host: Host) -> set[tuple[str, str]]:
+    """Who uses the image, as cocoon_image_info shows it."""
+    image = host.run("cocoon_image_info", name="tiny")["images"][0]
+    assert image["size"] == sum(blob["size"] for blob in image["blobs"]) > 0
+    return {(user["id"], user["description"]) for user in image["users"]}
 
 
 def test_clones_remember_and_are_others(host: Host, source: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings im
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import WORK, Netns
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
+from ansible_collections.cocoon.microvm.tests.integration.support.stores import files_of, untouched
 
 KERNEL, INITRD = b"kernel" * 3000, b"initrd" * 5000
 CAPABILITY = b"\x01\x00\x00\x02\x00\x04\x00\x00" + bytes(12)  # cap_net_bind_service=ep
@@ -63,15 +64,6 @@ def the_store(paths: Paths) -> Store:
     store = Store.load(paths)
     assert store
     return store
-
-
-def files_of(paths: Paths) -> list[str]:
-    """Every file of the image store that speaks of an image."""
-    found = []
-    for folder in ("records", "blobs", "boot", "blobrefs", "users", "pending", "staging"):
-        for place, _folders, names in os.walk(images.directory(paths, folder)):
-            found += [os.path.relpath(os.path.join(place, name), paths.images) for name in names]
-    return sorted(found)
 
 
 def whole(paths: Paths) -> list[str]:
@@ -657,28 +649,28 @@ def test_an_overlay_shows_the_image(paths: Paths, work: Path, form: str) -> None
     assert os.listdir(images.directory(paths, "templates")) == []
 
 
-def test_a_disk_that_would_show_files_of_the_host(paths: Paths, work: Path) -> None:
+def test_a_disk_that_would_show_files_of_the_host(paths: Paths, work: Path, small: Path) -> None:
+    converge(paths, "good", source=small)
     base, leaky, external = make_disk(work), work / "leaky", work / "external"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, leaky], check=True)
     option = f"data_file={work}/data,data_file_raw=on"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", option, external, "1M"], check=True)
     for disk, message in ((leaky, "has a backing file"), (external, "keeps its data in another file")):
         for check in (True, False):
-            with pytest.raises(CocoonError, match=message):
+            with untouched(paths), pytest.raises(CocoonError, match=message):
                 converge(paths, source=disk, check=check)
-    assert files_of(paths) == []
 
 
-def test_the_second_opinion_is_unprivileged(paths: Paths, work: Path) -> None:
+def test_the_second_opinion_is_unprivileged(paths: Paths, work: Path, small: Path) -> None:
     """A qcow2 whose header looks right, and that qemu-img cannot read."""
+    converge(paths, "good", source=small)
     disk = work / "disk"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1G"], check=True)
     data = bytearray(disk.read_bytes())
     data[40:48] = (1).to_bytes(8, "big")  # where the first table is, and tables are aligned
     disk.write_bytes(data)
-    with pytest.raises(CocoonError, match="source: qemu-img cannot read"):
+    with untouched(paths), pytest.raises(CocoonError, match="source: qemu-img cannot read"):
         converge(paths, source=disk)
-    assert files_of(paths) == []
 
 
 def test_check_mode_is_exact_and_writes_nothing(paths: Paths, work: Path, small: Path) -> None:
@@ -776,7 +768,7 @@ HOSTILE = {
 @pytest.mark.parametrize("way", ["tree", "tar"])
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_tars_leave_nothing(
-    paths: Paths, work: Path, monkeypatch: pytest.MonkeyPatch, what: str, way: str
+    paths: Paths, work: Path, small: Path, monkeypatch: pytest.MonkeyPatch, what: str, way: str
 ) -> None:
     monkeypatch.setattr(erofs, "MKFS", tar_taker() or erofs.MKFS)
     if way == "tar" and not tar_taker():
@@ -786,9 +778,12 @@ def test_hostile_tars_leave_nothing(
     data, message = HOSTILE[what]
     path = work / "hostile.tar"
     path.write_bytes(data)
-    with pytest.raises(CocoonError, match=re.escape(message)):
+    converge(paths, "good", source=small)
+    with untouched(paths), pytest.raises(CocoonError, match=re.escape(message)) as caught:
         converge(paths, source=path)
-    assert files_of(paths) == []
+    assert str(caught.value).startswith(f"source: {path}: ")
+    assert (caught.value.remedy or "").startswith("Nothing of it was kept. ")
+    assert whole(paths) == ["good"]
 
 
 def test_layers_with_wrong_digests_leave_nothing(paths: Paths, work: Path, small: Path) -> None:
@@ -798,17 +793,17 @@ def test_layers_with_wrong_digests_leave_nothing(paths: Paths, work: Path, small
     changed = bytearray(TOP)
     changed[600] ^= 1
     (layout / "blobs/sha256" / digest).write_bytes(changed)
-    kept = files_of(paths)
+    message = f"^source: layer sha256:{digest} of {layout}: .*(does not have that digest|is damaged).*Nothing of it was"
     for check in (True, False):
-        with pytest.raises(CocoonError, match="does not have that digest|is damaged"):
+        with untouched(paths), pytest.raises(CocoonError, match=message):
             converge(paths, source=layout, check=check)
-    assert files_of(paths) == kept and good and whole(paths) == ["good"]
+    assert good and whole(paths) == ["good"]
 
 
 def test_a_layout_with_several_images(paths: Paths, work: Path) -> None:
     layout = make_layout(work / "layout", BOTTOM)
     make_layout(layout, BOTTOM, TOP, tag="v2")
-    with pytest.raises(CocoonError, match="tag: the layout has several images. Choose one of: v1, v2"):
+    with pytest.raises(CocoonError, match=f"tag: {layout} has several images. Choose one of: v1, v2"):
         converge(paths, source=layout)
     one = converge(paths, "one", source=layout, tag="v1").image
     two = converge(paths, "two", source=layout, tag="v2").image
@@ -824,7 +819,6 @@ def test_a_full_disk(make_store: MakeStore, work: Path) -> None:
         paths = Paths.from_params(folders)
         good = small_tar(work / "good.tar", b"good")
         converge(paths, "good", source=good)
-        kept = files_of(paths)
         big = work / "big.tar"
         big.write_bytes(
             layer(("boot/vmlinuz", REG, KERNEL), ("boot/initrd.img", REG, INITRD), ("big", REG, os.urandom(4 << 20)))
@@ -833,9 +827,9 @@ def test_a_full_disk(make_store: MakeStore, work: Path) -> None:
         disk.write_bytes(bytes(510) + b"\x55\xaa" + os.urandom((4 << 20) - 512))
         layout = make_layout(work / "layout", big.read_bytes())
         for origin in (big, disk, layout):
-            with pytest.raises(CocoonError, match="root_dir: no space left"):
+            with untouched(paths), pytest.raises(CocoonError, match="root_dir: no space left"):
                 converge(paths, source=origin)
-            assert files_of(paths) == kept and whole(paths) == ["good"]
+            assert whole(paths) == ["good"]
         assert converge(paths, "good", state="absent").changed
         assert files_of(paths) == []
     finally:

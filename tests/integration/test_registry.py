@@ -44,6 +44,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.registry impor
     mirrored,
 )
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
+from ansible_collections.cocoon.microvm.tests.integration.support.stores import files_of, untouched
 
 pytestmark = [
     pytest.mark.skipif(binary() is None, reason="needs docker-registry: run `make setup`"),
@@ -119,20 +120,26 @@ def fixture_world(place: World, make_store: MakeStore) -> World:
     return place
 
 
-def kept(paths: Paths, *folders: str) -> list[str]:
-    """Files of the image store, memories and locks apart."""
-    found = []
-    for folder in folders or ("records", "blobs", "boot", "blobrefs", "users", "pending", "staging", "pulls"):
-        for place, _folders, names in os.walk(images.directory(paths, folder)):
-            found += [os.path.relpath(os.path.join(place, name), paths.images) for name in names]
-    return sorted(found)
-
-
 def fails(message: str, work: Callable[..., Any], *arguments: Any, **options: Any) -> CocoonError:
     with pytest.raises(CocoonError, match=message) as caught:
         work(*arguments, **options)
     assert caught.value.option and caught.value.remedy
     return caught.value
+
+
+def refused(world: World, message: str, name: str, paths: Paths | None = None, **options: Any) -> None:
+    """It fails, and the store, which has an image, stays as it is."""
+    with untouched(paths or world.paths):
+        fails(message, options.pop("work", world.converge), name, paths=paths, **options)
+
+
+@pytest.fixture(name="neighbour")
+def fixture_neighbour(world: World) -> str:
+    """An image in the store that shares a layer with most others here; its name."""
+    name = f"{world.plain.host}/neighbour:v1"
+    world.shelf.push("neighbour:v1", BOOT, noise("neighbour"))
+    assert world.converge(name).changed
+    return name
 
 
 def test_a_private_registry(world: World) -> None:
@@ -156,7 +163,7 @@ def test_a_private_registry(world: World) -> None:
         "reference_digest": digest,
     }
     assert Path(image["boot"]["kernel_path"]).read_bytes() == KERNEL
-    assert kept(world.paths, "pulls", "staging", "pending") == []
+    assert files_of(world.paths, "pulls", "staging", "pending") == []
     again = world.login("team/app:v1", pull="always")
     assert not again.changed and again.image == image
     # No question at all: no host of that name answers.
@@ -174,6 +181,7 @@ def test_credentials_from_a_file(world: World, tmp_path: Path) -> None:
     fails("^auth_file: .*does not accept", world.login, "team/file:v1", auth_file=bad, pull="always", **options)
 
 
+@pytest.mark.usefixtures("neighbour")
 def test_no_way_in(world: World) -> None:
     """Each obstacle is told apart, and says which option to see to."""
     world.shelf.push("team/app:v1", BOOT)
@@ -189,11 +197,10 @@ def test_no_way_in(world: World) -> None:
             ("^mirror: .*cannot be reached", "team/app:v1", {"mirror": "127.0.0.1:9"}),
             ("^mirror: .*cannot be reached", "team/app:v1", {"mirror": "registry.invalid/hub"}),
         ):
-            fails(message, world.login, name, check=check, **options)
+            refused(world, message, name, work=world.login, check=check, **options)
         trusted = {"validate_certs": True, "ca_path": world.authority.certificate, "check": check}
-        fails("^ca_path: .*expired", world.converge, f"{world.expired.host}/team/app:v1", **trusted)
-        fails("^validate_certs: .*plain HTTP", world.converge, f"{world.plain.host}/team/app:v1", **trusted)
-    assert kept(world.paths) == []
+        refused(world, "^ca_path: .*expired", f"{world.expired.host}/team/app:v1", **trusted)
+        refused(world, "^validate_certs: .*plain HTTP", f"{world.plain.host}/team/app:v1", **trusted)
 
 
 def test_no_skopeo(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -210,7 +217,7 @@ def test_platforms_and_digests(world: World) -> None:
     other = world.converge("other", source=f"docker://{world.plain.host}/many:v1", platform=f"linux/{FOREIGN}").image
     assert other and other["platform"] == f"linux/{FOREIGN}" and other["layers"][1:] == hexes([noise("foreign")])
     message = f"^platform: .*has no image for linux/mips. It has: linux/{min(FOREIGN, ARCHITECTURE)}, linux/"
-    fails(message, world.converge, "mips", source=f"docker://{world.plain.host}/many:v1", platform="linux/mips")
+    refused(world, message, "mips", source=f"docker://{world.plain.host}/many:v1", platform="linux/mips")
     # By the digest of the index and by that of the image; the second is never asked for again.
     for digest in (index, image["id"]):
         name = f"{world.meddler.host}/many@{digest}"
@@ -219,11 +226,11 @@ def test_platforms_and_digests(world: World) -> None:
         world.meddler.reset()
         assert not world.converge(name, pull="always").changed and world.meddler.asked == []
     world.shelf.push("foreign:v1", (FOREIGN, (BOOT,)))
+    foreign, message = f"{world.plain.host}/foreign:v1", f"no image for linux/{ARCHITECTURE}. It has: linux/{FOREIGN}"
     for check in (True, False):
-        fails(f"^source: .*no image for linux/{ARCHITECTURE}. It has: linux/{FOREIGN}", world.converge,
-              f"{world.plain.host}/foreign:v1", check=check)  # fmt: skip
-    checksum = {"checksum": f"sha256:{'0' * 64}"}
-    fails("^checksum: ", world.converge, f"{world.plain.host}/many:v1", **checksum)
+        refused(world, f"^name: .*{message}", foreign, check=check)
+        refused(world, f"^source: .*{message}", "foreign", source=f"docker://{foreign}", check=check)
+        refused(world, "^checksum: ", f"{world.plain.host}/many:v1", checksum=f"sha256:{'0' * 64}", check=check)
     assert world.converge(f"{world.plain.host}/many:v1", checksum=index).changed
 
 
@@ -288,7 +295,7 @@ def test_a_mirror(world: World) -> None:
 def test_gone_in_the_middle_of_a_layer(world: World) -> None:
     """What was complete is kept, and nothing else; the next pull fetches the rest."""
     world.converge(f"{world.plain.host}/keep:v1") if world.shelf.push("keep:v1", BOOT, noise("keep")) else None
-    before = kept(world.paths)
+    before = files_of(world.paths)
     one, two = noise("one"), noise("two")
     first, second = hexes([one, two])
     world.shelf.push("cut:v1", BOOT, one, two)
@@ -296,14 +303,14 @@ def test_gone_in_the_middle_of_a_layer(world: World) -> None:
     world.meddler.delay = {second: 0.4}
     name = f"{world.meddler.host}/cut:v1"
     fails("^name: registry 127.0.0.1:5001 broke off|cannot be reached", world.converge, name)
-    left = kept(world.paths)
+    left = files_of(world.paths)
     blobs = sorted(os.path.basename(path) for path in set(left) - set(before))
     assert first in blobs and second not in blobs and all(path.startswith("pulls/") for path in set(left) - set(before))
     assert [record["names"] for record in manager.info(world.paths)] == [[f"{world.plain.host}/keep:v1"]]
     world.meddler.reset()
     assert world.converge(name).actions == ["import", "tag"]
     assert second in world.meddler.blobs() and first not in world.meddler.blobs()
-    assert kept(world.paths, "pulls") == []
+    assert files_of(world.paths, "pulls") == []
     # Another image goes on from such leftovers, too.
     three = noise("three")
     world.shelf.push("cut:v2", one, noise("four"), three)
@@ -314,14 +321,14 @@ def test_gone_in_the_middle_of_a_layer(world: World) -> None:
     assert world.converge(name).changed and first not in world.meddler.blobs()
 
 
+@pytest.mark.usefixtures("neighbour")
 def test_other_bytes_than_promised(world: World) -> None:
-    bad = noise("spoiled")
-    world.shelf.push("spoiled:v1", BOOT, bad)
+    bad, name = noise("spoiled"), f"{world.meddler.host}/spoiled:v1"
+    world.shelf.push("spoiled:v1", noise("neighbour"), bad)
     world.meddler.spoiled = set(hexes([bad]))
-    fails("^name: .*sent something else", world.converge, f"{world.meddler.host}/spoiled:v1")
-    assert hexes([bad])[0] not in " ".join(kept(world.paths)) and manager.info(world.paths) == []
+    refused(world, "^name: .*sent something else.*Try again", name)
     world.meddler.reset()
-    assert world.converge(f"{world.meddler.host}/spoiled:v1").changed
+    assert world.converge(name).changed
 
 
 def test_leftovers_that_rot_are_not_believed(world: World) -> None:
@@ -330,14 +337,13 @@ def test_leftovers_that_rot_are_not_believed(world: World) -> None:
     world.shelf.push("rot:v1", BOOT, one, two)
     world.meddler.cut, world.meddler.delay = set(hexes([two])), {hexes([two])[0]: 0.4}
     fails("broke off|cannot be reached", world.converge, f"{world.meddler.host}/rot:v1")
-    (path,) = [path for path in kept(world.paths, "pulls") if path.endswith(hexes([one])[0])]
+    (path,) = [path for path in files_of(world.paths, "pulls") if path.endswith(hexes([one])[0])]
     with open(os.path.join(world.paths.images, path), "r+b") as stream:
         stream.seek(2000)
         stream.write(b"rot")
     world.meddler.reset()
-    with pytest.raises(CocoonError, match="does not have that digest"):
-        world.converge(f"{world.meddler.host}/rot:v1")
-    assert kept(world.paths) == []
+    fails("^name: layer sha256:.*does not have that digest", world.converge, f"{world.meddler.host}/rot:v1")
+    assert files_of(world.paths) == []
     assert world.converge(f"{world.meddler.host}/rot:v1").changed
 
 
@@ -368,7 +374,7 @@ def test_killed_in_the_middle(world: World, modules: Callable[..., Any]) -> None
     child = waiting(world, name, runner, validate_certs=False)
     mine = set(skopeos()) - others
     deadline = time.monotonic() + 20
-    while not any(path.endswith(hexes([one])[0]) for path in kept(world.paths, "pulls")):
+    while not any(path.endswith(hexes([one])[0]) for path in files_of(world.paths, "pulls")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert mine
@@ -385,7 +391,7 @@ def test_killed_in_the_middle(world: World, modules: Callable[..., Any]) -> None
     world.meddler.reset()
     assert world.converge(name).actions == ["import", "tag"]
     assert hexes([one])[0] not in world.meddler.blobs()
-    assert kept(world.paths, "pulls", "staging", "pending") == []
+    assert files_of(world.paths, "pulls", "staging", "pending") == []
 
 
 def test_secrets_stay_out_of_sight(world: World, modules: Callable[..., Any]) -> None:
@@ -427,7 +433,7 @@ def test_pulls_at_once_do_the_work_once(world: World, modules: Callable[..., Any
     assert sum("import" in result["actions"] for result in results) == 1
     fetched = world.meddler.blobs()
     assert all(fetched.count(digest) == 1 for digest in hexes(layers))
-    assert len(manager.info(world.paths)) == 1 and kept(world.paths, "pulls") == []
+    assert len(manager.info(world.paths)) == 1 and files_of(world.paths, "pulls") == []
 
 
 PROGRESS = re.compile(
@@ -460,7 +466,7 @@ def test_a_long_pull_says_how_far_it_is(world: World, scratch: Path, module: str
     assert world.meddler.blobs().count(hexes(layers)[1]) == 1
     again = run([play(get), play(gone)])
     assert not again.result("Get").changed and "pulling" not in again.output
-    assert kept(world.paths, "pulls") == []
+    assert files_of(world.paths, "pulls") == []
 
 
 def play(task: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -499,12 +505,26 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_layers_leave_nothing(world: World, what: str) -> None:
+def test_hostile_layers_leave_nothing(world: World, neighbour: str, what: str) -> None:
+    """The error says which layer of which image; the image beside it shares a layer, and can still be had."""
     make, message = HOSTILE[what]
-    world.shelf.push(f"hostile:{what}", BOOT, make())
-    with pytest.raises(CocoonError, match=message):
-        world.converge(f"{world.plain.host}/hostile:{what}")
-    assert kept(world.paths) == []
+    bad, name = make(), f"{world.plain.host}/hostile:{what}"
+    world.shelf.push(f"hostile:{what}", BOOT, bad)
+    where = f"layer sha256:{hexes([bad])[0]} of {re.escape(name)}"
+    refused(world, f"^name: {where}: .*{message}.*Nothing of it was kept. ", name)
+    assert not world.converge(neighbour, pull="always").changed
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_a_vm_of_a_hostile_image(world: World, modules: Callable[..., Any]) -> None:
+    """Whoever asks for the image as a VM's is told about that option."""
+    world.shelf.push("library/hostile:vm", BOOT, HOSTILE["traversal"][0]())
+    runner = modules(mirrored(world.plain), world.params())
+    with untouched(world.paths):
+        result = runner("cocoon_vm", name="victim", image="docker.io/library/hostile:vm", ok=False)
+    assert re.match(
+        r"image: there is no .* of docker.io/library/hostile:vm: .* Nothing of it was kept\.", result["msg"]
+    )
 
 
 def test_a_full_disk(world: World, make_store: MakeStore) -> None:
@@ -516,15 +536,13 @@ def test_a_full_disk(world: World, make_store: MakeStore) -> None:
         paths = Paths.from_params(folders)
         world.shelf.push("small:v1", BOOT)
         assert world.converge(f"{world.plain.host}/small:v1", paths=paths).changed
-        before = kept(paths)
         # One that is seen not to fit beforehand, and one that only shows when it is converted.
         world.shelf.push("big:v1", BOOT, noise("big", 3 << 20))
         world.shelf.push(
             "big:v2", BOOT, layer(("hex", random.Random(2).randbytes(3 << 19).hex().encode())), form="v2s2"
         )
         for tag in ("v1", "v2"):
-            fails("^root_dir: no space", world.converge, f"{world.plain.host}/big:{tag}", paths=paths)
-            assert kept(paths) == before
+            refused(world, "^root_dir: no space", f"{world.plain.host}/big:{tag}", paths=paths)
         assert not world.converge(f"{world.plain.host}/small:v1", paths=paths, pull="always").changed
     finally:
         subprocess.run(["umount", root], check=True)
@@ -544,6 +562,7 @@ def save(world: World, folder: Path, *images: tuple[str, tuple[bytes, ...]]) -> 
     return target
 
 
+@pytest.mark.usefixtures("neighbour")
 def test_archives_of_docker_save(world: World, tmp_path: Path) -> None:
     layers = (BOOT, noise("saved"))
     archive = save(world, tmp_path, ("app:v1", layers))
@@ -564,11 +583,8 @@ def test_archives_of_docker_save(world: World, tmp_path: Path) -> None:
     packed.write_bytes(changed)
     for name in ("saved", "packed"):
         world.converge(name, state="absent")
-    before = kept(world.paths)
     for check in (True, False):
-        with pytest.raises(CocoonError, match="does not have that digest"):
-            world.converge("changed", source=packed, check=check)
-    assert kept(world.paths) == before
+        refused(world, "^source: layer .*does not have that digest", "changed", source=packed, check=check)
 
 
 def prune_all(world: World, check: bool = False, **options: Any) -> prune.Outcome:
@@ -588,7 +604,7 @@ def test_prune(world: World) -> None:
     world.shelf.push("lost:v1", BOOT, noise("half"), noise("lost"))
     world.meddler.delay = {hexes([noise("lost")])[0]: 0.4}
     fails("broke off|cannot be reached", world.converge, f"{world.meddler.host}/lost:v1")
-    before = kept(world.paths)
+    before = files_of(world.paths)
     world.converge(kernel.NAME, source=f"docker://{world.plain.host}/unused:v1")
     assert not prune_all(world, keep=("n*",), downloads=False).changed
     images.unpin(store, ids["n1"], "vm1")
@@ -598,20 +614,20 @@ def test_prune(world: World) -> None:
     assert not prune_all(world, older_than=3600, downloads=False).changed
     assert not prune_all(world, owner="somebody", downloads=False).changed
     predicted = prune_all(world, check=True, keep=("n3",))
-    assert kept(world.paths) == before
+    assert files_of(world.paths) == before
     free = disk_use(world.paths)
     outcome = prune_all(world, keep=("n3",))
     assert outcome == predicted and [image["names"] for image in outcome.images] == [["n2"]]
-    assert len(outcome.downloads) == 1 and kept(world.paths, "pulls") == []
+    assert len(outcome.downloads) == 1 and files_of(world.paths, "pulls") == []
     assert abs(free - disk_use(world.paths) - outcome.reclaimed) < 16384
     assert sorted(record["name"] for record in manager.info(world.paths)) == ["n1", "n3"]
     assert [image["names"] for image in prune_all(world).images] == [["n3"]]
     images.unpin(store, ids["n1"], "vm1")
-    assert prune_all(world).changed and kept(world.paths) == [] and not prune_all(world).changed
+    assert prune_all(world).changed and files_of(world.paths) == [] and not prune_all(world).changed
 
 
 def disk_use(paths: Paths) -> int:
-    names = [name for name in kept(paths, "blobs", "boot", "pulls") if not name.endswith(".json")]
+    names = [name for name in files_of(paths, "blobs", "boot", "pulls") if not name.endswith(".json")]
     files = [os.lstat(os.path.join(paths.images, name)) for name in names]
     return sum(min(status.st_size, status.st_blocks * 512) for status in files)
 

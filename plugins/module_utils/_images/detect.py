@@ -89,22 +89,23 @@ def looks_like_tar(block: bytes) -> bool:
 
 @contextlib.contextmanager
 def plain(fd: int, kind: str | None, path: str) -> t.Iterator[streams.Reader]:
-    """The file *fd* from its beginning, decompressed; faults of the compressed data become errors that say so."""
-    with decompression_errors(path), open(os.dup(fd), "rb") as stream:
+    """The file *fd* from its beginning, decompressed; errors about what is in it name *path*."""
+    with tarball.named(path), decompression_errors(), open(os.dup(fd), "rb") as stream:
         stream.seek(0)
         with streams.inflate(t.cast(streams.Reader, stream), kind) as reader:
             yield reader
 
 
 @contextlib.contextmanager
-def decompression_errors(name: str) -> t.Iterator[None]:
+def decompression_errors() -> t.Iterator[None]:
+    """Faults of compressed data as errors that say so."""
     try:
         yield
     except (zlib.error, lzma.LZMAError, EOFError) as exc:
-        raise tarball.BadArchive(f"{name} is damaged: {exc}", "Get it again, and give its checksum.") from exc
+        raise tarball.BadArchive(f"the compressed data is damaged: {exc}", tarball.AGAIN) from exc
     except OSError as exc:
         if exc.errno is None:  # bzip2
-            raise tarball.BadArchive(f"{name} is damaged: {exc}", "Get it again.") from exc
+            raise tarball.BadArchive(f"the compressed data is damaged: {exc}", tarball.AGAIN) from exc
         raise
 
 
@@ -123,10 +124,10 @@ def _tar_kind(stream: streams.Reader, path: str) -> str:
     raise InputError(f"{path} is neither a root file system nor an archive of images", "source", KNOWN)
 
 
-def archive_layout(fd: int, kind: str) -> ArchiveLayout:
+def archive_layout(fd: int, kind: str, path: str) -> ArchiveLayout:
     """The documents of an archive of the *kind* that it was detected to be."""
     compression = streams.compression(os.pread(fd, 8, 0))
-    with plain(fd, compression, "the archive") as stream:
+    with plain(fd, compression, path) as stream:
         return layout_of(kind, stream, None)
 
 

@@ -349,7 +349,7 @@ def _identity(fd: int, path: str, name: str, digest: str) -> Identity:
     if kind in source.ARCHIVES:
         from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci
 
-        chosen = oci.select(detect.archive_layout(fd, kind), None).digest
+        chosen = oci.select(detect.archive_layout(fd, kind, name), None, what=name).digest
         return Identity(path, kind, chosen, digest, origin=name)
     return Identity(path, kind, digest, digest, origin=name, owned=kind in source.DISKS)
 

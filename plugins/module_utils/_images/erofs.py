@@ -27,6 +27,7 @@ PACKAGE = "erofs-utils"
 TAR_VERSION = (1, 8)
 OPTIONS = ("-zlz4hc", "-C4096", "-T0")
 TIMEOUT = 3600.0
+REMEDY = "Nothing of it was kept. Run the task again; if it stays, update erofs-utils or build the image again."
 # It works for minutes: if we are killed, so is it.
 WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -55,7 +56,11 @@ def takes_tar(mkfs: str) -> bool:
 
 def convert_tree(tree: str, target: str, digest: str) -> None:
     """An EROFS file made of an unpacked tree."""
-    run_tool([*WITH_US, MKFS, *OPTIONS, f"-U{layer_uuid(digest)}", target, tree], timeout=TIMEOUT, package=PACKAGE)
+    try:
+        run_tool([*WITH_US, MKFS, *OPTIONS, f"-U{layer_uuid(digest)}", target, tree], timeout=TIMEOUT, package=PACKAGE)
+    except ToolError as exc:
+        exc.remedy = exc.remedy or REMEDY
+        raise
 
 
 @contextlib.contextmanager
@@ -85,7 +90,7 @@ def convert_stream(target: str, scratch: str, digest: str, uid: int) -> t.Iterat
         if process.returncode:
             output.seek(0)
             tail = output.read(65536).decode(errors="replace").strip().splitlines()[-5:]
-            raise ToolError(f"mkfs.erofs failed ({process.returncode}): {' | '.join(tail)}")
+            raise ToolError(f"mkfs.erofs failed ({process.returncode}): {' | '.join(tail)}", remedy=REMEDY)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball imp
 
 MARKER = "usr/lib/cocoon-microvm/image.json"
 FEATURES = ("user", "password", "ssh_keys")
+REBUILD = "Build the image again, with the role cocoon.microvm.image or without that file."
 MAX_MARKER = 64 << 10
 MAX_BOOT_FILE = 1 << 30
 KERNEL_RE = re.compile(r"^(?:boot/)?vmlinuz[^/]*$")
@@ -94,7 +95,7 @@ class Inspector:
 
     def _marker(self, member: Member) -> Member:
         if member.size > MAX_MARKER:
-            raise BadArchive(f"{MARKER} is too large")
+            raise BadArchive(f"{MARKER} is too large", REBUILD)
         data = b"".join(member.data)
         self.findings.marker = read_marker(data)
         return dataclasses.replace(member, data=iter((data,)))
@@ -106,7 +107,7 @@ class Inspector:
             self.findings.entries[member.path] = {"type": "link", "target": "/" + member.link}
         elif member.kind == tarball.FILE:
             if member.size > MAX_BOOT_FILE:
-                raise BadArchive(f"'{member.path}' is too large for a boot file")
+                raise BadArchive(f"'{member.path}' is too large for a boot file", tarball.SMALLER)
             self.findings.entries[member.path] = entry = {"type": "file", "digest": ""}
             return dataclasses.replace(member, data=self._copy(member, entry))
         return member
@@ -138,7 +139,7 @@ def read_marker(data: bytes) -> list[str]:
         if document["version"] != 1 or not isinstance(document["features"], list):
             raise ValueError("not version 1")
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise BadArchive(f"{MARKER} in the image is damaged: {exc}", "Build the image again.") from exc
+        raise BadArchive(f"{MARKER} is damaged: {exc}", REBUILD) from exc
     return [feature for feature in FEATURES if feature in document["features"]]
 
 

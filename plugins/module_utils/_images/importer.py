@@ -66,11 +66,12 @@ OpenLayer = t.Callable[[], t.ContextManager[streams.Reader]]
 
 
 class Layer(t.NamedTuple):
-    """A layer to be read: its hex digest, how to open its (compressed) bytes, and how many they are."""
+    """A layer to be read: its hex digest, how to open its (compressed) bytes, how many they are; its name in errors."""
 
     digest: str
     open: OpenLayer
     size: int
+    name: str
 
 
 def weight(sources: Sources) -> int:
@@ -101,7 +102,11 @@ def import_image(store: Store, sources: Sources, timeout: float, told: Progress)
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(store) from exc
-        raise InputError(f"cannot import {sources.main.name}: {exc.strerror or exc}", "source") from exc
+        raise InputError(
+            f"cannot import {sources.main.name}: {exc.strerror or exc}",
+            "source",
+            "Nothing of it was kept. See to the cause, and run the task again.",
+        ) from exc
 
 
 @contextlib.contextmanager
@@ -184,7 +189,7 @@ def _arriving(store: Store, sources: Sources, workspace: str, timeout: float, to
     def opener(digest: str) -> OpenLayer:
         return lambda: pull.opened(store, wanted, digest)
 
-    named = {digest: Layer(digest, opener(digest), size) for digest, size in wanted.layers}
+    named = {layer.digest: layer for layer in _layers(wanted, opener, str(main.remote.reference))}
     references.note(store, sources.image_id, [(digest, "erofs") for digest in named])
     with pull.arriving(store, sources, timeout, told) as arrivals:
         yield [named[digest] for digest, _size in wanted.layers], wanted, (named[digest] for digest in arrivals)
@@ -227,21 +232,27 @@ def _with_size(store: Store, record: Record) -> Record:
 def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[Layer], oci.Manifest | None]]:
     """The layers of a source, bottom first; without *workspace* (check mode) nothing is written."""
     if main.kind not in (OCI_LAYOUT, *ARCHIVES):
-        yield [Layer(main.digest, lambda: _open_file(main.path), os.path.getsize(main.path))], None
+        yield [Layer(main.digest, lambda: _open_file(main.path), os.path.getsize(main.path), main.name)], None
         return
     layout: oci.Layout
     if main.kind == OCI_LAYOUT:
         layout = oci.DirectoryLayout(main.path)
     else:
         layout = _archive_layout(main, workspace)
-    manifest = oci.select(layout, main.tag, main.platform)
+    manifest = oci.select(layout, main.tag, main.platform, main.name)
     if manifest.digest != main.digest:
         raise InputError(f"{main.path} changed while it was read", "source", "Wait until it is complete.")
 
     def opener(digest: str) -> OpenLayer:
         return lambda: layout.blob(f"sha256:{digest}")
 
-    yield [Layer(digest, opener(digest), size) for digest, size in manifest.layers], manifest
+    yield _layers(manifest, opener, main.name), manifest
+
+
+def _layers(manifest: oci.Manifest, opener: t.Callable[[str], OpenLayer], image: str) -> list[Layer]:
+    return [
+        Layer(digest, opener(digest), size, f"layer sha256:{digest} of {image}") for digest, size in manifest.layers
+    ]
 
 
 @contextlib.contextmanager
@@ -263,8 +274,8 @@ def _archive_layout(main: Identity, workspace: str | None) -> oci.Layout:
                 while data := stream.read(streams.CHUNK):
                     limit -= target.write(data)
                     if limit < 0:
-                        raise tarball.BadArchive(f"{main.name} unpacks to too much")
-    with open(path, "rb") as plain:
+                        raise tarball.BadArchive("the archive unpacks to too much", tarball.SMALLER)
+    with tarball.named(main.name), open(path, "rb") as plain:
         return detect.layout_of(main.kind, t.cast(streams.Reader, plain), path)
 
 
@@ -283,8 +294,7 @@ def read_layer(
         hashing = streams.HashingReader(raw, progress)
         head = hashing.read(8)
         rest = streams.Pushback(head, hashing)
-        name = f"sha256:{layer.digest}"
-        with detect.decompression_errors(name), streams.inflate(rest, streams.compression(head)) as plain:
+        with detect.decompression_errors(), streams.inflate(rest, streams.compression(head)) as plain:
             for member in tarball.members(tarball.TarInput(plain, tarball.DEFAULT_LIMITS)):
                 looked_at = inspector.look(member)
                 if add:
@@ -293,7 +303,7 @@ def read_layer(
                     pass
         hashing.drain()
     if hashing.hexdigest() != layer.digest:
-        raise tarball.BadArchive(f"{name} does not have that digest", "It is damaged or changed; get it again.")
+        raise tarball.BadArchive("what is there does not have that digest", "It is damaged or changed: get it again.")
 
 
 def _ensure_layer(
@@ -308,7 +318,8 @@ def _ensure_layer(
         if known and os.path.isfile(target):
             stage.advance(layer.size)
         else:
-            known = _convert(store, layer, workspace, keep, target, about, stage).document()
+            with tarball.named(layer.name, ToolError):
+                known = _convert(store, layer, workspace, keep, target, about, stage).document()
         stage.part_done()
         return layer.digest, known
 
@@ -401,7 +412,8 @@ def _take_from_layers(pair: tuple[str, str], layers: list[Layer], known: t.Mappi
     for layer in layers:
         held = {entry.get("digest") for entry in known[layer.digest]["entries"].values()} & set(pair)
         if not all(os.path.isfile(os.path.join(keep, str(digest))) for digest in held):
-            read_layer(layer, findings.Inspector(keep))
+            with tarball.named(layer.name):
+                read_layer(layer, findings.Inspector(keep))
 
 
 def _import_disk(store: Store, main: Identity, workspace: str, timeout: float, told: Progress) -> Record:
@@ -506,7 +518,8 @@ def rehearse(sources: Sources) -> None:
         for layer in layers:
             if sources.main.kind in ARCHIVES and not _readable(layer):
                 return  # a compressed archive: its layers cannot be read without unpacking it somewhere
-            read_layer(layer, findings.Inspector())
+            with tarball.named(layer.name):
+                read_layer(layer, findings.Inspector())
 
 
 def _readable(layer: Layer) -> bool:

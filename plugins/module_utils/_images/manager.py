@@ -16,7 +16,12 @@ import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, InputError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    CocoonError,
+    ConflictError,
+    InputError,
+    NotFoundError,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
@@ -84,8 +89,19 @@ def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
     else:
         store = Store.open(paths)
         images.make_directories(paths)
-    with _examined(paths, store, wanted, check_mode) as sources:
+    with _blamed(wanted), _examined(paths, store, wanted, check_mode) as sources:
         return _carry_out(store, wanted, sources, check_mode)
+
+
+@contextlib.contextmanager
+def _blamed(wanted: Wanted) -> t.Iterator[None]:
+    """Errors blame the option that was given: what is ``source`` to all below may have been said by the name alone."""
+    try:
+        yield
+    except CocoonError as exc:
+        if exc.option == "source" and wanted.source is None and source.registry_reference(wanted.name, None):
+            exc.option = "name"
+        raise
 
 
 def _carry_out(store: Store | None, wanted: Wanted, sources: source.Sources | None, check_mode: bool) -> Outcome:
@@ -195,11 +211,10 @@ def _examine_remote(
         return None
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import auth, registry, registry_name
 
-    option = "source" if wanted.source else "name"
-    parsed = registry_name.parse(reference, option)
+    parsed = registry_name.parse(reference)
     keys = ("auth_file", "ca_path", "validate_certs", "mirror")
     access = auth.Access(wanted.registry_user, wanted.registry_password, **{key: getattr(wanted, key) for key in keys})
-    remote = registry.Remote(parsed, wanted.platform, access, option)
+    remote = registry.Remote(parsed, wanted.platform, access)
     main = None
     if current and whole and (wanted.pull == "missing" or parsed.digest):
         main = registry.remembered(paths, remote)

@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import registry_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import Reader, open_source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import (
+    AGAIN,
     DEFAULT_LIMITS,
     FILE,
     HARDLINK,
@@ -27,6 +28,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball imp
     BadArchive,
     TarInput,
     members,
+    named,
     resolve,
 )
 
@@ -55,6 +57,7 @@ LAYER_TYPES = (
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
 )
+PLAIN_LAYERS = "Build the image with layers that are tar archives, plain or compressed with gzip or zstd."
 
 _DESCRIPTOR: dict[str, t.Any] = {
     "type": "object",
@@ -194,7 +197,8 @@ def select(layout: Layout, tag: str | None, platform: str | None = None, what: s
     :raises InputError: none, several, damaged, or for other machines only.
     """
     wanted = registry_name.check_platform(platform)
-    index = _parse(layout.index(), "index", "index.json")
+    with named(what):
+        index = _parse(layout.index(), "index", "index.json")
     descriptors = index["manifests"]
     if tag is not None:
         descriptors = [item for item in descriptors if (item.get("annotations") or {}).get(REF_NAME) == tag]
@@ -202,8 +206,9 @@ def select(layout: Layout, tag: str | None, platform: str | None = None, what: s
             raise InputError(f"{what} has no image '{tag}'", "tag", f"It has: {_tags(index)}.")
     found: dict[str, Manifest] = {}
     seen: set[str] = set()
-    for descriptor in descriptors:
-        _collect(layout, descriptor, wanted, found, seen, MAX_NESTING)
+    with named(what):
+        for descriptor in descriptors:
+            _collect(layout, descriptor, wanted, found, seen, MAX_NESTING)
     fitting = {digest: manifest for digest, manifest in found.items() if _fits(manifest.platform, wanted)}
     if not fitting:
         others = {platform for platform in seen if "/" in platform}
@@ -248,7 +253,7 @@ def _collect(
             return
         seen.add(descriptor["digest"])
         if depth == 0:
-            raise BadArchive("the layout's indexes are nested too deep")
+            raise BadArchive("its indexes are nested too deep")
         for item in _check(document, "index", descriptor["digest"])["manifests"]:
             _collect(layout, item, wanted, found, seen, depth - 1)
         return
@@ -267,10 +272,10 @@ def _manifest(layout: Layout, digest: str, document: t.Any) -> Manifest | None:
     for layer in document["layers"]:
         kind = layer.get("mediaType")
         if kind not in LAYER_TYPES:
-            raise UnsupportedError(f"a layer of the image is of the unknown type '{kind}'", "source")
+            raise UnsupportedError(f"a layer is of the unknown type '{kind}'", "source", PLAIN_LAYERS)
     config = _check(read_document(layout, document["config"]), "config", document["config"]["digest"])
     if len(config["rootfs"]["diff_ids"]) != len(document["layers"]):
-        raise BadArchive("the image's config and manifest disagree on the number of layers")
+        raise BadArchive("its config and its manifest disagree on the number of layers", AGAIN)
     return Manifest(
         digest=digest.partition(":")[2],
         layers=[(layer["digest"].partition(":")[2], layer["size"]) for layer in document["layers"]],
@@ -285,7 +290,7 @@ def read_document(layout: Layout, descriptor: t.Mapping[str, t.Any]) -> t.Any:
     digest = descriptor["digest"]
     data = layout.document(digest)
     if len(data) != descriptor["size"] or hashlib.sha256(data).hexdigest() != digest.partition(":")[2]:
-        raise BadArchive(f"{digest} in the layout does not have that digest", "Get it again.")
+        raise BadArchive(f"document {digest} does not have that digest", AGAIN)
     return _decode(data, digest)
 
 
@@ -297,7 +302,7 @@ def _decode(data: bytes, name: str) -> t.Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as exc:
-        raise BadArchive(f"{name} in the layout is not JSON: {exc}", "Get it again.") from exc
+        raise BadArchive(f"{name} is not JSON: {exc}", AGAIN) from exc
 
 
 def _check(document: t.Any, kind: str, name: str) -> t.Any:
@@ -312,9 +317,7 @@ def _check(document: t.Any, kind: str, name: str) -> t.Any:
         ) from None
     for error in jsonschema.Draft7Validator(SCHEMAS[kind]).iter_errors(document):
         where = "/".join(str(part) for part in error.path) or "the whole"
-        raise BadArchive(
-            f"{name} is not a valid {NAMES.get(kind, kind)}: {where}: {str(error.message)[:200]}", "Get it again."
-        )
+        raise BadArchive(f"{name} is not a valid {NAMES.get(kind, kind)}: {where}: {str(error.message)[:200]}", AGAIN)
     return document
 
 
@@ -343,18 +346,18 @@ class DirectoryLayout:
         with open(self._open(name), "rb") as stream:
             data = stream.read(MAX_DOCUMENT + 1)
         if len(data) > MAX_DOCUMENT:
-            raise BadArchive(f"{name} in the layout is too large")
+            raise BadArchive(f"{name} in the layout is too large", AGAIN)
         return data
 
     def _open(self, name: str) -> int:
         try:
             fd = os.open(os.path.join(self._path, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
-            raise BadArchive(f"{name} in the layout cannot be read: {exc.strerror}", "Get it again.") from exc
+            raise BadArchive(f"{name} in the layout cannot be read: {exc.strerror}", AGAIN) from exc
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
-        raise BadArchive(f"{name} in the layout is not a regular file")
+        raise BadArchive(f"{name} in the layout is not a regular file", AGAIN)
 
 
 class ArchiveLayout:
@@ -391,14 +394,14 @@ class ArchiveLayout:
 
     def _document(self, name: str) -> bytes:
         if name not in self._documents:
-            raise BadArchive(f"{name} is not in the archive, or too large", "Get it again.")
+            raise BadArchive(f"{name} is not in the archive, or too large", AGAIN)
         return self._documents[name]
 
     @contextlib.contextmanager
     def blob(self, digest: str) -> t.Iterator[Reader]:
         name = self._place(digest)
         if name not in self._places or self._path is None:
-            raise BadArchive(f"{name} is not in the archive", "Get it again.")
+            raise BadArchive(f"{name} is not in the archive", AGAIN)
         offset, size = self._places[name]
         with open(open_source(self._path), "rb") as stream:
             stream.seek(offset)
@@ -434,7 +437,7 @@ class DockerArchive(ArchiveLayout):
 
     def document(self, digest: str) -> bytes:
         if digest not in self._made:
-            raise BadArchive(f"{digest} is not in the archive", "Get it again.")
+            raise BadArchive(f"{digest} is not in the archive", AGAIN)
         return self._made[digest]
 
     def _entry(self, entry: t.Mapping[str, t.Any]) -> tuple[dict[str, t.Any], list[str]]:
@@ -442,7 +445,7 @@ class DockerArchive(ArchiveLayout):
         data = self._document(entry["Config"])
         config = _parse(data, "config", entry["Config"])
         if len(config["rootfs"]["diff_ids"]) != len(entry["Layers"]):
-            raise BadArchive("the image's config and manifest disagree on the number of layers")
+            raise BadArchive("its config and its manifest disagree on the number of layers", AGAIN)
         layers = [self._layer(*pair) for pair in zip(entry["Layers"], config["rootfs"]["diff_ids"])]
         document = {
             "schemaVersion": 2,

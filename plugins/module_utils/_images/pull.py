@@ -26,7 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import Leftover, give_up
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import held_by, locked_patiently
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import DEFAULT_LIMITS, BadArchive
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import DEFAULT_LIMITS, SMALLER, BadArchive
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
@@ -113,7 +113,7 @@ def _check_space(store: Store, missing: t.Mapping[str, int], name: str) -> None:
     status = os.statvfs(images.directory(store.paths, "pulls"))
     free, needed = status.f_bavail * status.f_frsize, 2 * sum(missing.values())
     if max(missing.values(), default=0) > DEFAULT_LIMITS.unpacked:
-        raise BadArchive(f"a layer of {name} is larger than {format_size(DEFAULT_LIMITS.unpacked)}")
+        raise BadArchive(f"a layer of {name} is larger than {format_size(DEFAULT_LIMITS.unpacked)}", SMALLER)
     if needed > free:
         raise ResourceError(
             f"no space left for {name}: it takes {needed} bytes, {free} are free",
@@ -136,7 +136,7 @@ def _arrivals(folder: _Folder, copy: Copy | None, digests: t.Sequence[str], stag
         if not waiting:
             return
         if over:
-            raise RegistryError(f"skopeo ended without layer sha256:{min(waiting)}", "name", "Run it again.")
+            raise RegistryError(f"skopeo ended without layer sha256:{min(waiting)}", "source", "Run the task again.")
         if time.monotonic() - moved > 1:
             grown = folder.size()
             stage(grown)
@@ -144,7 +144,9 @@ def _arrivals(folder: _Folder, copy: Copy | None, digests: t.Sequence[str], stag
                 moved, size = time.monotonic(), grown
         if time.monotonic() - moved > STALLED:
             raise RegistryError(
-                f"the registry sent nothing for {STALLED:g} s", "name", "Run the task again: complete layers are kept."
+                f"the registry sent nothing for {STALLED:g} s",
+                "source",
+                "Run the task again: complete layers are kept.",
             )
 
 

@@ -32,16 +32,9 @@ if t.TYPE_CHECKING:
 class Remote:
     """One image of a registry, looked at as far as somebody wants to know."""
 
-    def __init__(
-        self,
-        reference: registry_name.Reference,
-        platform: str | None,
-        access: Access,
-        option: str = "source",
-    ) -> None:
+    def __init__(self, reference: registry_name.Reference, platform: str | None, access: Access) -> None:
         """
         :param platform: ``None`` for this host's.
-        :param option: the option that names the image.
         :raises InputError: the platform or the mirror makes no sense.
         """
         self.reference = reference
@@ -49,7 +42,6 @@ class Remote:
         self._given_platform = platform
         self.repository = registry_name.through_mirror(reference, access.mirror)
         self._access = access
-        self._option = option
         self._documents: dict[str, bytes] = {}
         self._configs: dict[str, str] = {}
         self._top: str | None = None
@@ -65,7 +57,7 @@ class Remote:
 
         if uid is None:
             uid = UID_BASE + UID_RANGE - 1 - os.getpid() % (UID_RANGE // 2)
-        return Skopeo(self._access, self.repository, uid, str(self.reference), self._option)
+        return Skopeo(self._access, self.repository, uid, str(self.reference))
 
     def top(self) -> str:
         """Hex digest of the manifest or index that the name leads to now: one question."""
@@ -75,7 +67,7 @@ class Remote:
             if self.reference.digest not in (None, f"sha256:{self._top}"):
                 raise InputError(
                     f"the registry sent sha256:{self._top} for {self.reference}",
-                    self._option,
+                    "source",
                     "Try again; if it stays, the registry or what lies before it is damaged.",
                 )
             self._keep(self._top, data)

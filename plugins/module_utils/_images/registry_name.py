@@ -48,7 +48,7 @@ class Reference:
         return f"@{self.digest}" if self.digest else f":{self.tag}"
 
 
-def parse(text: str, option: str = "source") -> Reference:
+def parse(text: str) -> Reference:
     """What *text* names; ``nginx`` is ``docker.io/library/nginx:latest``.
 
     :raises InputError: it is no name that a registry could know.
@@ -64,7 +64,7 @@ def parse(text: str, option: str = "source") -> Reference:
         name = f"library/{name}"
     good = HOST_RE.match(registry) and REPOSITORY_RE.match(name) and len(name) < 256
     if not good or (_colon and not TAG_RE.match(tag)) or (at and not REFERENCE_DIGEST_RE.match(digest)):
-        raise InputError(f"'{text}' is not the name of an image in a registry", option, HOW)
+        raise InputError(f"'{text}' is not the name of an image in a registry", "source", HOW)
     return Reference(registry, name, tag or "latest", digest or None)
 
 

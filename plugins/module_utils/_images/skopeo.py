@@ -42,19 +42,17 @@ class RegistryError(ToolError):
 class Skopeo:
     """Asks one registry, as user *uid*."""
 
-    def __init__(self, access: Access, repository: str, uid: int, name: str, option: str = "name") -> None:
+    def __init__(self, access: Access, repository: str, uid: int, name: str) -> None:
         """
         :param repository: ``host/repository``, that of the mirror if there is one.
         :param uid: somebody without any rights.
         :param name: what to call the image in messages.
-        :param option: the option that it was named by.
         """
         self._access = access
         self._repository = repository
         self._host = repository.partition("/")[0]
         self._uid = uid
         self._name = name
-        self._option = option
         self._asking_for_tags = False
 
     def raw(self, suffix: str) -> bytes:
@@ -97,7 +95,7 @@ class Skopeo:
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise RegistryError(
-                    f"registry {self._host} does not answer", self._option, "See whether the host reaches it."
+                    f"registry {self._host} does not answer", "source", "See whether the host reaches it."
                 ) from None
         if process.returncode:
             raise self._failure(err.decode(errors="replace"))
@@ -143,14 +141,12 @@ class Skopeo:
         for pattern, make in FAILURES:
             if pattern.search(text):
                 return make(self, reason)
-        return RegistryError(
-            f"{self._name} cannot be fetched: {reason}", self._option, "See whether the host reaches it."
-        )
+        return RegistryError(f"{self._name} cannot be fetched: {reason}", "source", "See whether the host reaches it.")
 
     def unknown(self, _reason: str) -> CocoonError:
         """No such tag, or no such repository: few registries say which, so ask again."""
         gone = NotFoundError(
-            f"registry {self._host} has no {self._name}", self._option, "Correct the repository or the tag."
+            f"registry {self._host} has no {self._name}", "source", "Correct the repository or the tag."
         )
         if self._asking_for_tags:
             return gone
@@ -160,9 +156,7 @@ class Skopeo:
             tags = [str(tag) for tag in json.loads(self._ask(*words, timeout=TAGS_TIMEOUT))["Tags"]]
         except NotFoundError:
             repository = re.split(r"[:@][^/]*$", self._name)[0]
-            return NotFoundError(
-                f"registry {self._host} has no repository {repository}", self._option, "Correct the name."
-            )
+            return NotFoundError(f"registry {self._host} has no repository {repository}", "source", "Correct the name.")
         except (CocoonError, ValueError, KeyError, TypeError):
             return gone
         shown = ", ".join(tags[-TAGS_SHOWN:]) + (", …" if len(tags) > TAGS_SHOWN else "")
@@ -202,21 +196,21 @@ class Skopeo:
     def unreachable(self, reason: str) -> CocoonError:
         return RegistryError(
             f"registry {self._host} cannot be reached ({_last(reason)})",
-            "mirror" if self._access.mirror else self._option,
+            "mirror" if self._access.mirror else "source",
             "See whether the host reaches it: name, port, proxy, firewall.",
         )
 
     def mismatch(self, reason: str) -> CocoonError:
         return RegistryError(
             f"registry {self._host} sent something else than what {self._name} consists of ({_last(reason)})",
-            "mirror" if self._access.mirror else self._option,
+            "mirror" if self._access.mirror else "source",
             "Try again; if it stays, the registry or what lies before it is damaged.",
         )
 
     def broken_off(self, reason: str) -> CocoonError:
         return RegistryError(
             f"registry {self._host} broke off while {self._name} was fetched ({_last(reason)})",
-            self._option,
+            "source",
             "Run the task again: layers that are complete are not fetched again.",
         )
 
@@ -228,7 +222,7 @@ class Skopeo:
     def rejected(self, reason: str) -> CocoonError:
         return RegistryError(
             f"this host's policy does not allow {self._name} ({_last(reason)})",
-            self._option,
+            "source",
             "See /etc/containers/policy.json.",
         )
 

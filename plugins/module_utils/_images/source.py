@@ -273,7 +273,7 @@ def _inspect(real: str, option: str, tag: str | None, platform: str | None, stag
     if os.path.isdir(real) and option == "source":
         if not os.path.isfile(os.path.join(real, "oci-layout")):
             raise InputError(f"{real} is a directory, but not an OCI layout", option, "It has no file oci-layout.")
-        chosen = oci.select(oci.DirectoryLayout(real), tag, platform)
+        chosen = oci.select(oci.DirectoryLayout(real), tag, platform, real)
         return Identity(real, OCI_LAYOUT, chosen.digest, "", tag, platform)
     fd = streams.open_source(real, option)
     try:
@@ -285,7 +285,7 @@ def _inspect(real: str, option: str, tag: str | None, platform: str | None, stag
         kind = detect.detect(fd, real)
         digest = streams.file_digest(fd, stage.advance)
         if kind in ARCHIVES:
-            chosen = oci.select(detect.archive_layout(fd, kind), tag, platform)
+            chosen = oci.select(detect.archive_layout(fd, kind, real), tag, platform, real)
             return Identity(real, kind, chosen.digest, digest, tag, platform)
         return Identity(real, kind, digest, digest, tag, platform)
     finally:

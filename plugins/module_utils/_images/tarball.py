@@ -9,12 +9,13 @@ Python's tarfile parses the headers; what it hands on, and how much it may read 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import posixpath
 import tarfile
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import CHUNK, Reader
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
 
@@ -48,11 +49,27 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-class BadArchive(InputError):
-    """The archive is damaged or hostile."""
+DISTRUST = "Get the image from somewhere you trust, or build it again."
+AGAIN = "Get it again, and give its checksum; if it is meant to be like that, build it again."
+SMALLER = "Build the image again, with less in it."
 
-    def __init__(self, message: str, remedy: str | None = None) -> None:
-        super().__init__(message, "source", remedy)
+
+class BadArchive(InputError):
+    """The archive is damaged or hostile: an import of it leaves nothing behind."""
+
+    def __init__(self, message: str, remedy: str = DISTRUST) -> None:
+        super().__init__(message, "source", f"Nothing of it was kept. {remedy}")
+
+
+@contextlib.contextmanager
+def named(name: str, *more: type[CocoonError]) -> t.Iterator[None]:
+    """Errors about what is in an archive say which one it is; so do those of the kinds *more*."""
+    kinds: tuple[type[CocoonError], ...] = (BadArchive, UnsupportedError, *more)
+    try:
+        yield
+    except kinds as exc:
+        exc.message = f"{name}: {exc.message}"
+        raise
 
 
 @dataclasses.dataclass
@@ -97,7 +114,7 @@ class TarInput:
         while size:
             data = self._read(min(CHUNK, size))
             if not data:
-                raise BadArchive("the archive is cut short", "Get it again, and give its checksum.")
+                raise BadArchive("the archive is cut short", AGAIN)
             size -= len(data)
             yield data
 
@@ -111,12 +128,12 @@ class TarInput:
             self._position += len(data)
             parts.append(data)
         if self._position > 2 * self._limits.unpacked:
-            raise BadArchive(f"the archive unpacks to more than {format_size(self._limits.unpacked)}")
+            raise BadArchive(f"the archive unpacks to more than {format_size(self._limits.unpacked)}", SMALLER)
         return b"".join(parts)
 
     def seek(self, position: int, whence: int = 0) -> int:
         if whence or position < self._position:
-            raise BadArchive("the archive is damaged: a member lies before its header")
+            raise BadArchive("the archive is damaged: a member lies before its header", AGAIN)
         while self._position < position:
             if not self._read(min(CHUNK, position - self._position)):
                 break
@@ -147,13 +164,13 @@ def members(source: TarInput, limits: Limits = DEFAULT_LIMITS) -> t.Iterator[Mem
         _check_end(source)
         source.drain()
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as exc:
-        raise BadArchive(f"the archive is damaged: {exc}", "Get it again, and give its checksum.") from exc
+        raise BadArchive(f"the archive is damaged: {exc}", AGAIN) from exc
 
 
 def _check_end(source: TarInput) -> None:
     """tarfile takes a damaged header for the end."""
     if source.last.strip(b"\0") or 0 < len(source.last) < BLOCK:
-        raise BadArchive("the archive is damaged: a header is not valid", "Get it again, and give its checksum.")
+        raise BadArchive("the archive is damaged: a header is not valid", AGAIN)
 
 
 def _member(source: TarInput, info: tarfile.TarInfo) -> Member:
@@ -194,7 +211,7 @@ def _sparse_data(source: TarInput, info: tarfile.TarInfo, segments: t.Iterable[t
     used = [segment for segment in segments if segment[1]]  # unused places of the map are (0, 0)
     for start, size in [*used, (info.size, 0)]:
         if start < position or size < 0 or start + size > info.size:
-            raise BadArchive("the archive is damaged: a sparse file's map is not in order")
+            raise BadArchive("the archive is damaged: a sparse file's map is not in order", AGAIN)
         while position < start:
             step = min(CHUNK, start - position)
             yield bytes(step)
@@ -261,11 +278,11 @@ class _Budget:
         self._devices += member.kind in (CHAR, BLOCKDEV, FIFO)
         self._bytes += member.size
         if self._members > limits.members:
-            raise BadArchive(f"the archive has more than {limits.members} members")
+            raise BadArchive(f"the archive has more than {limits.members} members", SMALLER)
         if self._devices > limits.devices:
-            raise BadArchive(f"the archive has more than {limits.devices} device nodes")
+            raise BadArchive(f"the archive has more than {limits.devices} device nodes", SMALLER)
         if self._bytes > limits.unpacked:
-            raise BadArchive(f"the archive unpacks to more than {format_size(limits.unpacked)}")
+            raise BadArchive(f"the archive unpacks to more than {format_size(limits.unpacked)}", SMALLER)
         if len(member.xattrs) > limits.xattrs:
             raise BadArchive(f"'{_printable(member.path)}' has too many extended attributes")
         if member.path.count("/") >= limits.depth:

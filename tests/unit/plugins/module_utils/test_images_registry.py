@@ -189,27 +189,27 @@ COMPLAINTS = {
     ),
     'pinging container registry r: Get "https://r/v2/": dial tcp: lookup r: no such host': (
         skopeo.RegistryError,
-        "name",
+        "source",
         "cannot be reached",
     ),
     "copying system image from manifest list: writing blob: happened during read: unexpected EOF": (
         skopeo.RegistryError,
-        "name",
+        "source",
         "broke off.*unexpected EOF.*not fetched again",
     ),
     "writing blob: Digest did not match, expected sha256:aa, got sha256:bb": (
         skopeo.RegistryError,
-        "name",
+        "source",
         "something else",
     ),
     "writing blob: write /x/oci-put-blob1: no space left on device": (ResourceError, "root_dir", "no space left"),
     "toomanyrequests: You have reached your pull rate limit": (skopeo.RegistryError, "registry_user", "no more pulls"),
     "Source image rejected: A signature was required, but no signature exists": (
         skopeo.RegistryError,
-        "name",
+        "source",
         "policy does not allow",
     ),
-    "something nobody has seen": (skopeo.RegistryError, "name", "cannot be fetched: something nobody has seen"),
+    "something nobody has seen": (skopeo.RegistryError, "source", "cannot be fetched: something nobody has seen"),
 }
 
 
@@ -223,7 +223,7 @@ def test_complaints(text: str) -> None:
 
 
 def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    asking = skopeo.Skopeo(Access(), "r/a", 1, "r/a:9", "source")
+    asking = skopeo.Skopeo(Access(), "r/a", 1, "r/a:9")
     answers: dict[str, Any] = {"text": json.dumps({"Tags": [f"v{number}" for number in range(20)]}).encode()}
     monkeypatch.setattr(asking, "_ask", lambda *_words, **_options: answers["text"])
     error = asking.unknown("")

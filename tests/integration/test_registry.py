@@ -24,7 +24,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel, manager, prune, skopeo
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel, manager, prune, pull, skopeo
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
@@ -329,6 +329,42 @@ def test_other_bytes_than_promised(world: World) -> None:
     refused(world, "^name: .*sent something else.*Try again", name)
     world.meddler.reset()
     assert world.converge(name).changed
+
+
+def test_layers_come_in_parallel(world: World, modules: Callable[..., Any]) -> None:
+    """While the first one stalls, the others arrive and are converted."""
+    layers = (BOOT, noise("parallel 1"), noise("parallel 2"))
+    world.shelf.push("parallel:v1", *layers)
+    first, *others = hexes(layers)
+    world.meddler.stalled = {first}
+    name = f"{world.meddler.host}/parallel:v1"
+    runner = modules(world.netns, world.params())
+    child = waiting(world, name, runner, validate_certs=False)
+    deadline = time.monotonic() + 20
+    while not {f"blobs/{digest}.erofs" for digest in others} <= set(files_of(world.paths)):
+        assert child.poll() is None and time.monotonic() < deadline, files_of(world.paths)
+        time.sleep(0.02)
+    assert f"blobs/{first}.erofs" not in files_of(world.paths) and manager.info(world.paths) == []
+    world.meddler.go_on.set()
+    image = runner.finish(child)["image"]
+    assert image["layers"] == hexes(layers) and world.meddler.blobs().count(first) == 1
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_a_registry_that_falls_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection stays open and nothing comes: given up in time, and the next run goes on from what is complete."""
+    one, two = noise("heard"), noise("never heard")
+    world.shelf.push("silent:v1", one, two)
+    world.meddler.stalled = set(hexes([two]))
+    before, name, others = set(files_of(world.paths)), f"{world.meddler.host}/silent:v1", set(skopeos())
+    monkeypatch.setattr(pull, "STALLED", 2.5)
+    fails("^name: .*sent nothing for 2.5 s. Run the task again: complete layers are kept", world.converge, name)
+    (left,) = set(files_of(world.paths)) - before
+    assert left.startswith("pulls/") and left.endswith(hexes([one])[0]) and not set(skopeos()) - others
+    world.meddler.go_on.set()
+    world.meddler.reset()
+    assert world.converge(name).actions == ["import", "tag"]
+    assert world.meddler.blobs().count(hexes([two])[0]) == 1 and hexes([one])[0] not in world.meddler.blobs()
 
 
 def test_leftovers_that_rot_are_not_believed(world: World) -> None:

@@ -440,8 +440,8 @@ MERGED = {
 }
 
 
-def make_layout(target: Path, *layers: bytes, tag: str = "v1", **changes: Any) -> Path:
-    """An OCI layout of these layers."""
+def make_layout(target: Path, *layers: bytes, tag: str = "v1", plain: tuple[bytes, ...] = (), **changes: Any) -> Path:
+    """An OCI layout of these layers, which are *plain* without compression, or so the config says."""
     blobs = target / "blobs/sha256"
     blobs.mkdir(parents=True, exist_ok=True)
 
@@ -454,7 +454,10 @@ def make_layout(target: Path, *layers: bytes, tag: str = "v1", **changes: Any) -
     config = {
         "architecture": machine,
         "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(data).hexdigest() for data in layers]},
+        "rootfs": {
+            "type": "layers",
+            "diff_ids": ["sha256:" + hashlib.sha256(data).hexdigest() for data in plain or layers],
+        },
     }
     manifest = {
         "schemaVersion": 2,
@@ -798,6 +801,25 @@ def test_layers_with_wrong_digests_leave_nothing(paths: Paths, work: Path, small
         with untouched(paths), pytest.raises(CocoonError, match=message):
             converge(paths, source=layout, check=check)
     assert good and whole(paths) == ["good"]
+
+
+@pytest.mark.parametrize("compression", ["plain", "gzip", "zstd"])
+def test_configs_that_lie_about_layers(paths: Paths, work: Path, small: Path, compression: str) -> None:
+    converge(paths, "good", source=small)
+    command, top = COMPRESSIONS[compression], TOP
+    if command:
+        top = subprocess.run([*command, "-c"], input=TOP, check=True, capture_output=True).stdout
+    truth = make_layout(work / "truth", BOTTOM, top, plain=(BOTTOM, TOP))
+    lie = make_layout(work / "lie", BOTTOM, top, plain=(BOTTOM, BOTTOM))
+    digest, promised = (hashlib.sha256(data).hexdigest() for data in (top, BOTTOM))
+    message = f"^source: layer sha256:{digest} of {lie}: uncompressed, .*sha256:{promised}. Nothing of it was kept"
+    for check in (True, False):
+        with untouched(paths), pytest.raises(CocoonError, match=message):
+            converge(paths, source=lie, check=check)
+    image = converge(paths, "truth", source=truth).image
+    assert image and set(overlay_portrait(paths, image, work)) == MERGED
+    with untouched(paths), pytest.raises(CocoonError, match=message):  # the store has the layer now
+        converge(paths, source=lie)
 
 
 def test_a_layout_with_several_images(paths: Paths, work: Path) -> None:

@@ -331,6 +331,40 @@ def test_other_bytes_than_promised(world: World) -> None:
     assert world.converge(name).changed
 
 
+@pytest.mark.usefixtures("neighbour")
+def test_other_documents_than_promised(world: World) -> None:
+    """A manifest and a config whose bytes change on the way, asked for by tag and by digest."""
+    index = world.shelf.push("papers:v1", (FOREIGN, (noise("foreign"),)), (ARCHITECTURE, (noise("papers"),)))
+    entries = json.loads(world.shelf.manifest("papers:v1"))["manifests"]
+    (manifest,) = [item["digest"] for item in entries if item["platform"]["architecture"] == ARCHITECTURE]
+    config = json.loads(world.shelf.manifest(f"papers@{manifest}"))["config"]["digest"]
+    for spoiled, suffix, message in (
+        (index, f"@{index}", "the registry sent sha256:.* for .*Try again"),
+        (manifest, f"@{manifest}", "the registry sent sha256:.* for .*Try again"),
+        (manifest, ":v1", f"papers:v1: document {manifest} does not have that digest.*Nothing of it was kept.*get it"),
+        (config, ":v1", "sent something else than what .*papers:v1 consists of .*Try again"),
+    ):
+        world.meddler.spoiled = {images.hex_of(spoiled)}
+        for check in (True, False):
+            refused(world, f"^name: .*{message}", f"{world.meddler.host}/papers{suffix}", check=check)
+    world.meddler.reset()
+    assert world.converge(f"{world.meddler.host}/papers:v1").changed
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_a_config_that_lies_about_its_layers(world: World) -> None:
+    """A layer is what the manifest says, and not what the config says: compressed or not, fetched or in the store."""
+    plain = noise("compressed")
+    packed = gzip.compress(plain, 1)
+    world.shelf.push("layers:true", BOOT, packed, plain=(BOOT, plain))
+    world.shelf.push("layers:lie", BOOT, packed, plain=(BOOT, BOOT))
+    digest, promised = hexes([packed, BOOT])
+    message = f"layer sha256:{digest} of .*layers:lie: uncompressed, .*sha256:{promised}. Nothing of it was kept"
+    refused(world, f"^name: {message}", f"{world.plain.host}/layers:lie")
+    assert world.converge(f"{world.plain.host}/layers:true").changed
+    refused(world, f"^name: {message}", f"{world.plain.host}/layers:lie")
+
+
 def test_layers_come_in_parallel(world: World, modules: Callable[..., Any]) -> None:
     """While the first one stalls, the others arrive and are converted."""
     layers = (BOOT, noise("parallel 1"), noise("parallel 2"))

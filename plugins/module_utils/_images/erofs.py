@@ -84,10 +84,13 @@ def convert_stream(target: str, scratch: str, digest: str, uid: int) -> t.Iterat
             group=uid,
             extra_groups=[],
         ) as process:
+            gave_up = False
             with _limited(process), _quietly_closed(t.cast(t.IO[bytes], process.stdin)) as feed:
-                with contextlib.suppress(BrokenPipeError):  # it gave up; its return code tells
+                try:
                     yield feed.write
-        if process.returncode:
+                except BrokenPipeError:
+                    gave_up = True  # whatever its return code says: not all of the tar was read
+        if process.returncode or gave_up:
             output.seek(0)
             tail = output.read(65536).decode(errors="replace").strip().splitlines()[-5:]
             raise ToolError(f"mkfs.erofs failed ({process.returncode}): {' | '.join(tail)}", remedy=REMEDY)

@@ -66,12 +66,16 @@ OpenLayer = t.Callable[[], t.ContextManager[streams.Reader]]
 
 
 class Layer(t.NamedTuple):
-    """A layer to be read: its hex digest, how to open its (compressed) bytes, how many they are; its name in errors."""
+    """A layer to be read: its hex digest, how to open its (compressed) bytes, and how many they are.
+
+    ``name`` is for errors; ``plain`` the hex digest that it must have when it is uncompressed, if that is known.
+    """
 
     digest: str
     open: OpenLayer
     size: int
     name: str
+    plain: str | None = None
 
 
 def weight(sources: Sources) -> int:
@@ -251,7 +255,8 @@ def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[
 
 def _layers(manifest: oci.Manifest, opener: t.Callable[[str], OpenLayer], image: str) -> list[Layer]:
     return [
-        Layer(digest, opener(digest), size, f"layer sha256:{digest} of {image}") for digest, size in manifest.layers
+        Layer(digest, opener(digest), size, f"layer sha256:{digest} of {image}", plain)
+        for (digest, size), plain in zip(manifest.layers, manifest.plain)
     ]
 
 
@@ -284,18 +289,20 @@ def read_layer(
     inspector: findings.Inspector,
     add: t.Callable[[tarball.Member], None] | None = None,
     progress: t.Callable[[int], None] | None = None,
-) -> None:
-    """Read a layer once: every member checked, looked at, and given to *add*.
+) -> str:
+    """Read a layer once: every member checked, looked at, and given to *add*; the hex digest of its plain tar.
 
     :param progress: told how many of its bytes more were read.
-    :raises BadArchive: hostile or damaged, or not of the digest it should have.
+    :raises BadArchive: hostile or damaged, or not of the digests it should have.
     """
     with layer.open() as raw:
         hashing = streams.HashingReader(raw, progress)
         head = hashing.read(8)
         rest = streams.Pushback(head, hashing)
-        with detect.decompression_errors(), streams.inflate(rest, streams.compression(head)) as plain:
-            for member in tarball.members(tarball.TarInput(plain, tarball.DEFAULT_LIMITS)):
+        kind = streams.compression(head)
+        with detect.decompression_errors(), streams.inflate(rest, kind) as inflated:
+            plain = streams.HashingReader(inflated) if kind else None
+            for member in tarball.members(tarball.TarInput(plain or inflated, tarball.DEFAULT_LIMITS)):
                 looked_at = inspector.look(member)
                 if add:
                     add(looked_at)
@@ -303,7 +310,18 @@ def read_layer(
                     pass
         hashing.drain()
     if hashing.hexdigest() != layer.digest:
-        raise tarball.BadArchive("what is there does not have that digest", "It is damaged or changed: get it again.")
+        raise tarball.BadArchive("what is there does not have that digest", tarball.CHANGED)
+    found = plain.hexdigest() if plain else layer.digest
+    _check_plain(layer, found)
+    return found
+
+
+def _check_plain(layer: Layer, found: str | None) -> None:
+    """:raises BadArchive: its tar, of the digest *found*, is not what the image's config says it is."""
+    if layer.plain not in (None, found):
+        raise tarball.BadArchive(
+            f"uncompressed, it does not have the digest that the config gives it, sha256:{layer.plain}"
+        )
 
 
 def _ensure_layer(
@@ -315,18 +333,17 @@ def _ensure_layer(
         target = images.blob_path(store, layer.digest, "erofs")
         about = images.blob_path(store, layer.digest, "json")
         known = read_json(about)
-        if known and os.path.isfile(target):
-            stage.advance(layer.size)
-        else:
-            with tarball.named(layer.name, ToolError):
-                known = _convert(store, layer, workspace, keep, target, about, stage).document()
+        with tarball.named(layer.name, ToolError):
+            if known and os.path.isfile(target):
+                _check_plain(layer, known.get("plain", layer.plain))  # another image brought it
+                stage.advance(layer.size)
+            else:
+                known = _convert(store, layer, workspace, keep, target, about, stage)
         stage.part_done()
         return layer.digest, known
 
 
-def _convert(
-    store: Store, layer: Layer, workspace: str, keep: str, target: str, about: str, stage: Stage
-) -> findings.Findings:
+def _convert(store: Store, layer: Layer, workspace: str, keep: str, target: str, about: str, stage: Stage) -> Record:
     place = os.path.join(workspace, layer.digest)
     os.mkdir(place, 0o700)
     inspector = findings.Inspector(keep)
@@ -341,21 +358,22 @@ def _convert(
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             os.chown(path, gid, gid)  # a uid nobody else has: VMs are in the other half of the range
         with erofs.convert_stream(output, scratch, layer.digest, gid) as feed:
-            plain = Retar(feed)
-            read_layer(layer, inspector, add=plain.add, progress=stage.advance)
-            plain.close()
+            tar = Retar(feed)
+            plain = read_layer(layer, inspector, add=tar.add, progress=stage.advance)
+            tar.close()
     else:
         tree = os.path.join(place, "tree")
         os.mkdir(tree, 0o700)
         with Tree(tree) as unpacked:
             os.chmod(tree, 0o755)  # the root of an archive that does not mention it; its parent keeps others out
-            read_layer(layer, inspector, add=unpacked.add, progress=stage.advance)
+            plain = read_layer(layer, inspector, add=unpacked.add, progress=stage.advance)
         with stage.noted("compressing"):
             erofs.convert_tree(tree, output, layer.digest)
-    write_json(about, inspector.findings.document())
+    known = {**inspector.findings.document(), "plain": plain}
+    write_json(about, known)
     publish(output, target, gid)
     remove_tree(place)
-    return inspector.findings
+    return known
 
 
 def _boot_pair(sources: Sources, merged: findings.Merged) -> tuple[str, str] | None:

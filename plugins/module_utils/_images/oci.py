@@ -21,6 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import regi
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import Reader, open_source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import (
     AGAIN,
+    CHANGED,
     DEFAULT_LIMITS,
     FILE,
     HARDLINK,
@@ -144,7 +145,7 @@ SCHEMAS: dict[str, dict[str, t.Any]] = {
                     "type": {"const": "layers"},
                     "diff_ids": {
                         "type": "array",
-                        "items": {"type": "string", "pattern": "^[a-z0-9]+:[0-9a-f]+$"},
+                        "items": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
                         "maxItems": MAX_LAYERS,
                     },
                 },
@@ -166,10 +167,14 @@ class Layout(t.Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The image chosen from a layout: digests in hex, layers bottom first with their sizes."""
+    """The image chosen from a layout: digests in hex, layers bottom first with their sizes.
+
+    ``plain``: the digest of each layer's uncompressed tar, as the config promises it.
+    """
 
     digest: str
     layers: list[tuple[str, int]]
+    plain: list[str]
     platform: str
     created: str | None
     config: dict[str, t.Any] = dataclasses.field(default_factory=dict)
@@ -274,11 +279,16 @@ def _manifest(layout: Layout, digest: str, document: t.Any) -> Manifest | None:
         if kind not in LAYER_TYPES:
             raise UnsupportedError(f"a layer is of the unknown type '{kind}'", "source", PLAIN_LAYERS)
     config = _check(read_document(layout, document["config"]), "config", document["config"]["digest"])
-    if len(config["rootfs"]["diff_ids"]) != len(document["layers"]):
+    layers = [(layer["digest"].partition(":")[2], layer["size"]) for layer in document["layers"]]
+    plain = [diff_id.partition(":")[2] for diff_id in config["rootfs"]["diff_ids"]]
+    if len(plain) != len(layers):
         raise BadArchive("its config and its manifest disagree on the number of layers", AGAIN)
+    if len(set(zip(layers, plain))) != len({name for name, _size in layers}):
+        raise BadArchive("its config or its manifest says two things of one layer", AGAIN)
     return Manifest(
         digest=digest.partition(":")[2],
-        layers=[(layer["digest"].partition(":")[2], layer["size"]) for layer in document["layers"]],
+        layers=layers,
+        plain=plain,
         platform=_platform(config),
         created=config.get("created"),
         config=run_config(config.get("config")),
@@ -290,7 +300,7 @@ def read_document(layout: Layout, descriptor: t.Mapping[str, t.Any]) -> t.Any:
     digest = descriptor["digest"]
     data = layout.document(digest)
     if len(data) != descriptor["size"] or hashlib.sha256(data).hexdigest() != digest.partition(":")[2]:
-        raise BadArchive(f"document {digest} does not have that digest", AGAIN)
+        raise BadArchive(f"document {digest} does not have that digest", CHANGED)
     return _decode(data, digest)
 
 

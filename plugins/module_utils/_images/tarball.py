@@ -51,6 +51,7 @@ DEFAULT_LIMITS = Limits()
 
 DISTRUST = "Get the image from somewhere you trust, or build it again."
 AGAIN = "Get it again, and give its checksum; if it is meant to be like that, build it again."
+CHANGED = "It is damaged or changed: get it again."
 SMALLER = "Build the image again, with less in it."
 
 

@@ -268,13 +268,19 @@ class Shelf:
         self.folder = folder
         self._registry = registry
 
-    def image(self, layout: Path, *layers: bytes, architecture: str = ARCHITECTURE) -> dict[str, Any]:
-        """Add an image to a layout. :returns: its descriptor."""
+    def image(
+        self, layout: Path, *layers: bytes, architecture: str = ARCHITECTURE, plain: Sequence[bytes] | None = None
+    ) -> dict[str, Any]:
+        """Add an image to a layout.
+
+        :param plain: the layers without compression, or what the config is to say that they are.
+        :returns: its descriptor.
+        """
         config = {
             "architecture": architecture,
             "os": "linux",
             "created": "2026-01-02T03:04:05Z",
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{name}" for name in hexes(layers)]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{name}" for name in hexes(plain or layers)]},
         }
         manifest = {
             "schemaVersion": 2,
@@ -297,11 +303,17 @@ class Shelf:
         (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         return path
 
-    def push(self, name: str, *images: tuple[str, tuple[bytes, ...]] | bytes, form: str = "oci") -> str:
+    def push(
+        self,
+        name: str,
+        *images: tuple[str, tuple[bytes, ...]] | bytes,
+        form: str = "oci",
+        plain: Sequence[bytes] | None = None,
+    ) -> str:
         """Push an image of these layers, or an index of (architecture, layers). :returns: digest of what was pushed."""
         path = self.folder / f"layout-{time.monotonic_ns()}"
         if images and isinstance(images[0], bytes):
-            descriptors = [self.image(path, *[data for data in images if isinstance(data, bytes)])]
+            descriptors = [self.image(path, *[data for data in images if isinstance(data, bytes)], plain=plain)]
         else:
             pairs = [pair for pair in images if isinstance(pair, tuple)]
             descriptors = [self.image(path, *layers, architecture=machine) for machine, layers in pairs]
@@ -311,9 +323,13 @@ class Shelf:
             words.append("--preserve-digests")  # or it would compress the layers
         target = f"docker://{self._registry.host}/{name}"
         self._registry.netns.run(*words, f"oci:{path}:it", target)
-        raw = self._registry.netns.run("skopeo", "inspect", "--raw", "--tls-verify=false", target)
         shutil.rmtree(path)
-        return f"sha256:{hashlib.sha256(raw.encode()).hexdigest()}"
+        return f"sha256:{hashlib.sha256(self.manifest(name).encode()).hexdigest()}"
+
+    def manifest(self, name: str) -> str:
+        """The manifest or index that a name leads to, as it is."""
+        target = f"docker://{self._registry.host}/{name}"
+        return self._registry.netns.run("skopeo", "inspect", "--raw", "--tls-verify=false", target)
 
 
 def put(layout: Path, data: bytes, kind: str) -> dict[str, Any]:

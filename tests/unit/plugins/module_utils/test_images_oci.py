@@ -84,7 +84,7 @@ def test_one_image() -> None:
     layout.add(descriptor, "latest")
     manifest = oci.select(layout, None)
     assert manifest.digest == descriptor["digest"][7:]
-    assert manifest.layers == [("1" * 64, 5)]
+    assert manifest.layers == [("1" * 64, 5)] and manifest.plain == ["0" * 64]
     assert manifest.platform == f"linux/{own_machine()}"
     assert manifest.created == "2026-01-01T00:00:00Z"
 
@@ -175,6 +175,7 @@ def test_manifests_that_lie(name: str) -> None:
         ({"rootfs": {"type": "layers"}}, "'diff_ids' is a required property"),
         ({"architecture": 5}, "not a valid OCI config: architecture"),
         ({"rootfs": "x"}, "not a valid OCI config: rootfs"),
+        ({"rootfs": {"type": "layers", "diff_ids": ["md5:" + "0" * 32]}}, "rootfs/diff_ids/0: .* does not match"),
     ],
 )
 def test_configs_that_lie(config: dict[str, Any], message: str) -> None:
@@ -182,6 +183,17 @@ def test_configs_that_lie(config: dict[str, Any], message: str) -> None:
     layout.add(layout.image(own_machine(), config=config))
     with pytest.raises(CocoonError, match=message):
         oci.select(layout, None)
+
+
+def test_a_layer_is_one_thing() -> None:
+    """Named twice, it has one size and one digest without compression."""
+    layer = {"mediaType": LAYER, "digest": "sha256:" + "1" * 64, "size": 5}
+    for other, diff_ids, good in ((5, "00", True), (5, "02", False), (6, "00", False)):
+        layout = Memory()
+        rootfs = {"type": "layers", "diff_ids": ["sha256:" + digit * 64 for digit in diff_ids]}
+        layout.add(layout.image(own_machine(), config={"rootfs": rootfs}, layers=[layer, {**layer, "size": other}]))
+        with contextlib.nullcontext() if good else pytest.raises(CocoonError, match="two things of one layer"):
+            assert len(oci.select(layout, None).layers) == 2
 
 
 @pytest.mark.parametrize(

@@ -323,10 +323,12 @@ def test_gone_in_the_middle_of_a_layer(world: World) -> None:
 
 @pytest.mark.usefixtures("neighbour")
 def test_other_bytes_than_promised(world: World) -> None:
+    """Not even layers that came well before are kept."""
     bad, name = noise("spoiled"), f"{world.meddler.host}/spoiled:v1"
-    world.shelf.push("spoiled:v1", noise("neighbour"), bad)
-    world.meddler.spoiled = set(hexes([bad]))
-    refused(world, "^name: .*sent something else.*Try again", name)
+    world.shelf.push("spoiled:v1", noise("well"), bad)
+    world.meddler.spoiled, world.meddler.delay = set(hexes([bad])), {hexes([bad])[0]: 0.4}
+    refused(world, "^name: .*sent something else.*Nothing of it was kept. Try again", name)
+    assert hexes([noise("well")])[0] in world.meddler.blobs()
     world.meddler.reset()
     assert world.converge(name).changed
 

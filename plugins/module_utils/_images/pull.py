@@ -24,7 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Busy
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci, references, registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import Leftover, give_up
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError, SpoiledError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import held_by, locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import DEFAULT_LIMITS, SMALLER, BadArchive
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
@@ -71,11 +71,11 @@ def arriving(store: Store, sources: Sources, timeout: float, told: Progress) -> 
                 awaited = folder.awaited()
                 stage = told.stage(f"pulling {remote.reference}", sum(awaited.values()), len(awaited))
                 yield _arrivals(folder, copy, [digest for digest, _size in manifest.layers], stage)
-        except (RegistryError, BusyError):
-            folder.tidy()
-            raise
-        except Exception:
-            folder.remove()
+        except Exception as exc:
+            if isinstance(exc, (RegistryError, BusyError)) and not isinstance(exc, SpoiledError):
+                folder.tidy()
+            else:
+                folder.remove()
             raise
         folder.remove()
 

@@ -39,6 +39,10 @@ class RegistryError(ToolError):
     """A registry cannot be reached, refuses, or breaks off; another try may go on where this one ended."""
 
 
+class SpoiledError(RegistryError):
+    """A registry sent other bytes than it promised: whatever else came from it is not worth keeping."""
+
+
 class Skopeo:
     """Asks one registry, as user *uid*."""
 
@@ -201,10 +205,10 @@ class Skopeo:
         )
 
     def mismatch(self, reason: str) -> CocoonError:
-        return RegistryError(
+        return SpoiledError(
             f"registry {self._host} sent something else than what {self._name} consists of ({_last(reason)})",
             "mirror" if self._access.mirror else "source",
-            "Try again; if it stays, the registry or what lies before it is damaged.",
+            "Nothing of it was kept. Try again; if it stays, the registry or what lies before it is damaged.",
         )
 
     def broken_off(self, reason: str) -> CocoonError:

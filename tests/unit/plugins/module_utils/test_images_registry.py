@@ -198,9 +198,9 @@ COMPLAINTS = {
         "broke off.*unexpected EOF.*not fetched again",
     ),
     "writing blob: Digest did not match, expected sha256:aa, got sha256:bb": (
-        skopeo.RegistryError,
+        skopeo.SpoiledError,
         "source",
-        "something else",
+        "something else.*Nothing of it was kept. Try again",
     ),
     "writing blob: write /x/oci-put-blob1: no space left on device": (ResourceError, "root_dir", "no space left"),
     "toomanyrequests: You have reached your pull rate limit": (skopeo.RegistryError, "registry_user", "no more pulls"),

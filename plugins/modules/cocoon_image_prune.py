@@ -13,7 +13,7 @@ version_added: 0.1.0
 author: The cocoon.microvm authors (@cocoonstack)
 description:
   - Removes the images in the store of a host that no VM and no snapshot uses, whether they have names or not, and
-    what interrupted pulls and downloads have kept. The host's default kernel stays.
+    what interrupted pulls, downloads and imports have kept. The host's default kernel stays.
   - In check mode it says exactly what would go, and how much space that gives back.
 options:
   keep:
@@ -33,8 +33,8 @@ options:
     default: 0
   downloads:
     description:
-      - Remove what interrupted pulls from registries and downloads by URL have kept, too. Those under way are left
-        alone.
+      - Remove what interrupted pulls from registries, downloads by URL and imports have kept, too. Those under way are
+        left alone.
     type: bool
     default: true
 extends_documentation_fragment:
@@ -84,9 +84,9 @@ images:
       sample: 104857600
 downloads:
   description:
-    - Interrupted pulls and downloads of which what they had kept was removed.
+    - What had been interrupted, and had kept something that was removed.
     - A pull by the hex digest of its manifest; a download by its URL without the query, or by a hash where nothing
-        says which it was.
+        says which it was; an import by the image's digest, or by the name of the folder that it worked in.
   returned: success
   type: list
   elements: str

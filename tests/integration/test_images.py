@@ -31,7 +31,7 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import erofs, importer, manager, source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import erofs, importer, manager, prune, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import MARKER
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
@@ -924,6 +924,26 @@ def test_killed_at_every_step_of_an_import(make_store: MakeStore, small: Path) -
 
     steps = every_step(lambda: converge(paths, source=small), check)
     assert steps > 30
+
+
+def test_pruned_after_every_step_of_an_import(make_store: MakeStore, small: Path) -> None:
+    """What a killed import has kept goes with a prune as well, which says so in check mode."""
+    paths = Paths.from_params(make_store())
+    Store.open(paths)
+    kept = 0
+
+    def check(number: int) -> None:
+        nonlocal kept
+        before = files_of(paths)
+        predicted = prune.prune(paths, prune.Wanted(), check_mode=True)
+        assert files_of(paths) == before
+        assert prune.prune(paths, prune.Wanted(), check_mode=False) == predicted
+        assert files_of(paths) == [] and not list(Path(images.directory(paths, "staging")).glob("*")), number
+        assert not prune.prune(paths, prune.Wanted(), check_mode=True).changed
+        kept = max(kept, predicted.reclaimed if not predicted.images else 0)
+
+    every_step(lambda: converge(paths, source=small), check)
+    assert kept > 1000
 
 
 def test_killed_at_every_step_of_a_removal(make_store: MakeStore, small: Path, work: Path) -> None:

@@ -12,7 +12,14 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import download, kernel, manager, pull, references
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
+    download,
+    kernel,
+    manager,
+    pull,
+    references,
+    staging,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import give_up
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
@@ -49,19 +56,29 @@ def prune(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
     store = Store.load(paths)
     if store is None:
         return Outcome([], [], 0, {"before": {}, "after": {}})
+    unfinished = _unfinished(store, wanted, check_mode) if wanted.downloads else {}
     everything = manager.info(paths)
     going = [record for record in everything if _may_go(record, wanted)]
     if not check_mode:
         going = [record for record in going if _remove(store, record, wanted)]
     gone = {record["id"] for record in going}
-    left = [*pull.leftovers(store), *download.leftovers(store)] if wanted.downloads else []
-    sizes = [(item.name, give_up(store, item, check_mode)) for item in left]
-    downloads = sorted(name for name, size in sizes if size is not None)
-    reclaimed = _only_in(everything, gone) + sum(size or 0 for _name, size in sizes)
+    downloads = sorted(unfinished)
+    reclaimed = _only_in(everything, gone) + sum(unfinished.values())
     shown = [{"id": record["id"], "names": record["names"], "size": record["size"]} for record in going]
     before = {"images": [_title(record) for record in everything], "downloads": downloads}
     after = {"images": [_title(record) for record in everything if record["id"] not in gone], "downloads": []}
     return Outcome(shown, downloads, reclaimed, {"before": before, "after": after})
+
+
+def _unfinished(store: Store, wanted: Wanted, check_mode: bool) -> dict[str, int]:
+    """Remove what pulls, downloads and imports that were cut short have kept: what it was, and its bytes."""
+    if not check_mode:
+        references.tidy(store)
+    sizes: list[tuple[str, int | None]] = list(staging.sweep(store, wanted.lock_timeout, check_mode).items())
+    sizes += [(image_id, references.give_up(store, image_id, check_mode)) for image_id in references.noted(store)]
+    left = [*pull.leftovers(store), *download.leftovers(store)]
+    sizes += [(item.name, give_up(store, item, check_mode)) for item in left]
+    return {name: size for name, size in sizes if size is not None}
 
 
 def _may_go(record: Record, wanted: Wanted) -> bool:

@@ -15,7 +15,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import held_by, locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     fsync_dir,
@@ -128,26 +128,60 @@ def _release_strangers(store: Store, record: dict[str, t.Any], timeout: float) -
             release(store, blob, suffix, record["id"], timeout)
 
 
+def noted(store: Store) -> list[str]:
+    """The ids of the images that notes speak of."""
+    with contextlib.suppress(FileNotFoundError):
+        names = sorted(os.listdir(images.directory(store.paths, "pending")))
+        return [f"sha256:{name}" for name in names if images.DIGEST_RE.match(f"sha256:{name}")]
+    return []
+
+
+def give_up(store: Store, image_id: str, check_mode: bool = False) -> int | None:
+    """Remove what an import that was killed has kept, if nobody is at work on it.
+
+    :returns: the bytes that this gives back, or would; ``None`` if there is no such thing.
+    """
+    with contextlib.suppress(BusyError), locked(store.paths, [images.lock_name(image_id)], 0):
+        kept = read_json(pending_path(store, image_id))
+        if kept is None or images.load_record(store, image_id) is not None:
+            return None
+        mine = [images.hex_of(image_id)]
+        size = sum(_size(store, blob, suffix) for blob, suffix in kept["blobs"] if holders(store, blob) == mine)
+        if not check_mode:
+            drop(store, image_id, 60.0)
+        return size
+    return None
+
+
+def _size(store: Store, blob: str, suffix: str) -> int:
+    if suffix == "boot":
+        return held_by(images.boot_path(store, blob))[1]
+    try:
+        return os.lstat(images.blob_path(store, blob, suffix)).st_size
+    except FileNotFoundError:
+        return 0
+
+
 def sweep(store: Store, but: str | None = None) -> None:
     """Settle all that earlier runs left behind, except for image *but*; what another run is at is left to it."""
-    try:
-        names = os.listdir(images.directory(store.paths, "pending"))
-    except FileNotFoundError:
-        return
+    tidy(store)
+    for image_id in noted(store):
+        if image_id != but:
+            with contextlib.suppress(BusyError), locked(store.paths, [images.lock_name(image_id)], 0):
+                settle(store, image_id, 60.0)
+
+
+def tidy(store: Store) -> None:
+    """Remove what killed runs were about to give its name."""
     for folder in ("pending", "records", "blobs"):
         _remove_temporaries(images.directory(store.paths, folder))
     _remove_temporaries(store.paths.index("image"))
-    for name in names:
-        image_id = f"sha256:{name}"
-        if image_id == but or not images.DIGEST_RE.match(image_id):
-            continue
-        with contextlib.suppress(BusyError), locked(store.paths, [images.lock_name(image_id)], 0):
-            settle(store, image_id, 60.0)
 
 
 def _remove_temporaries(directory: str) -> None:
     """Documents that a process which is gone was about to give their names (``<name>.<pid>.<random>.tmp``)."""
-    for name in os.listdir(directory):
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    for name in names:
         parts = name.split(".")
         if parts[-1] == "tmp" and len(parts) > 3 and not os.path.exists(f"/proc/{parts[-3]}"):
             remove_file(os.path.join(directory, name))

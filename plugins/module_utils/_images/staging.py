@@ -34,24 +34,28 @@ def staging(store: Store, timeout: float) -> t.Iterator[str]:
         os.close(fd)
 
 
-def sweep(store: Store, timeout: float) -> None:
-    """Remove the directories of runs that died."""
+def sweep(store: Store, timeout: float, check_mode: bool = False) -> dict[str, int]:
+    """Remove the directories of runs that died; their names, and the bytes that were in each."""
     parent = images.directory(store.paths, "staging")
     try:
         names = os.listdir(parent)
     except FileNotFoundError:
-        return
+        return {}
     if not names:
-        return
+        return {}
     dead = []
     with locked(store.paths, [LOCK], timeout):
         for name in names:
             fd = _lock_dead(os.path.join(parent, name))
             if fd is not None:
                 dead.append((name, fd))
+    sizes = {}
     for name, fd in dead:
-        remove_tree(os.path.join(parent, name))
+        sizes[name] = held_by(os.path.join(parent, name))[1]
+        if not check_mode:
+            remove_tree(os.path.join(parent, name))
         os.close(fd)
+    return sizes
 
 
 def locked_patiently(store: Store, names: t.Iterable[str], timeout: float) -> contextlib.AbstractContextManager[None]:

@@ -150,6 +150,33 @@ kernel_args:
   description:
     - Added to the kernel command line. Only for images that carry their kernel.
   type: str
+entrypoint:
+  description:
+    - Words to begin the command of a container image with, in place of its own; the words that the image has after
+      these are left out, too. A list, or text that is split into words as a shell would.
+    - This and the next four options are for images that bring no kernel. What is empty is as the image has it.
+  type: raw
+command:
+  description:
+    - Words that follow the entrypoint, in place of the image's. A list, or text that is split as a shell would; no
+      shell runs.
+  type: raw
+env:
+  description:
+    - Environment variables of the command, added to those of the image or in place of them. Diffs and results show
+      them.
+  type: dict
+secret_env:
+  description:
+    - Environment variables whose values no log, diff or result shows, where they are blotted out like any secret of
+      Ansible's. So what is short and no secret belongs into O(env).
+    - They are compared, and kept where root alone and the VM itself can read them. Snapshots do not have them, and a
+      clone is given its own.
+  type: dict
+working_dir:
+  description:
+    - The folder to run the command in.
+  type: str
 user:
   description:
     - Login user to be made at the first boot; V(root) where O(ssh_keys) or O(password) are given without it.

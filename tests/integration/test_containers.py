@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import socket
+import stat
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +29,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.networking imp
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Result
 
 KERNEL = "cocoon/kernel"
+KEPT = "secret_env.json"
 SMALL = {"cpu": 1, "memory": "128M", "storage": "128M", "accel": "tcg"}
 BOOT = 120.0
 WEB = {
@@ -274,6 +277,43 @@ def test_the_command_gets_what_the_image_says(lab: Containers) -> None:
     # What info found is written down by the next run that has something to do.
     assert lab.stopped("tell")["exit_code"] == 3
     assert not lab.vm("tell", state="stopped").changed
+
+
+def test_the_command_gets_what_the_vm_says(lab: Containers) -> None:
+    """Other words and variables than the image's; a secret is in the guest, and nowhere that others can see."""
+
+    def told(check: bool = False, diff: bool = False, **options: Any) -> Record:
+        vm = {"name": "told", "image": "told", **SMALL, **options}
+        return dict(lab.module("cocoon_vms", vms=[vm], check=check, diff=diff)["results"][0])
+
+    script = 'echo "<$*> $A $B $SECRET"; busybox pwd; exit 4'
+    lab.busybox("told", "", Entrypoint=["sh", "-c", "exit 1"], Env=["PATH=/bin", "A=image", "B=image"], WorkingDir="/w")
+    secret = "s3cret-with-'quotes'-and $signs"
+    given: Record = {
+        "entrypoint": ["sh", "-c", script, "sh"],
+        "command": "one 'two words'",
+        "env": {"A": "vm"},
+        "secret_env": {"SECRET": secret},
+        "working_dir": "/vm",
+    }
+    results = [told(check=True, diff=True, **given), told(diff=True, **given)]
+    record, text = lab.ended("told")
+    assert f"<one two words> vm image {secret}\n/vm\n" in text and record["exit_code"] == 4, text
+    results += [told(**given), record]
+    assert results[2]["changed"] is False and secret not in json.dumps(results)
+    folder = lab.path("root", "vms", record["id"])
+    holding = [path for path in folder.iterdir() if path.suffix != ".raw" and secret in path.read_text("utf-8")]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in holding} == {"run.bin": 0o400, KEPT: 0o400}
+    taken = lab.module("cocoon_snapshot", name="told", vm="told")["snapshot"]
+    assert [taken[key] for key in ("entrypoint", "env")] == [given["entrypoint"], given["env"]]
+    kept = lab.path("root", "snapshots", taken["id"])
+    assert not [path for path in kept.rglob("*.json") if secret in path.read_text("utf-8")]
+    changed = told(diff=True, entrypoint=[], env={}, secret_env={"SECRET": "another one"})
+    assert changed["actions"] == ["configure", "set_secret_env"] and "another one" not in json.dumps(changed)
+    assert changed["diff"]["after"]["secret_env"] == {"SECRET": "(changed)"}
+    assert lab.ended("told")[0]["exit_code"] == 1  # the image's again
+    lab.vm("told", state="absent", force=True)
+    lab.module("cocoon_snapshot", name="told", state="absent")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import stat
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ class Bench:
             path
             for path, status in regular_files(*folders, self.playbooks.folder)
             if status.st_mode & stat.S_IROTH
-            or not (path.name == "login.json" or path.suffix == ".raw" or ram in path.parents)
+            or not (path.name in ("login.json", "secret_env.json") or path.suffix == ".raw" or ram in path.parents)
         ]
         assert len(readable) > 10
         # Three characters are also found by chance, in compressed images.
@@ -223,6 +224,24 @@ def test_another_password_is_refused_and_the_same_is_no_change(bench: Bench, one
     assert failed(run, "other") and not refused.changed
     assert "password" in refused["msg"] and "recreate" in refused["msg"]
     assert bench.lab.ssh(one, "id -un", user="ops", password=PASSWORD).output == "ops\n"
+
+
+def test_the_variables_of_a_container(bench: Bench, tiny_image: Path, tmp_path: Path) -> None:
+    """One that is made, one that is changed, and one that is refused, as its image runs no command."""
+    with tarfile.open(tmp_path / "bare.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("etc"))
+    bench.lab.module("cocoon_image", name="bare", source=str(tmp_path / "bare.tar"))
+    bench.lab.module("cocoon_image", name="cocoon/kernel", source=str(tiny_image))
+    box = {**SMALL, "name": "box", "secret_env": {"DB": LOGIN["password"]}}
+    make = {"name": "make", "cocoon.microvm.cocoon_vms": {"vms": [{**box, "image": "bare"}]}}
+    run = bench.run(make, {**task("refused"), "cocoon.microvm.cocoon_vm": {**box, "name": "other"}}, diff=True)
+    assert run.result("make").changed and failed(run, "refused") and "DB" in run.output and "(hidden)" in run.output
+    assert "secret_env" in run.result("refused")["msg"]
+    assert bench.run(make, diff=True).total("changed") == 0
+    assert bench.run(make, diff=True, password=OTHER).result("make")["results"][0]["actions"] == ["set_secret_env"]
+    bench.lab.vm("box", state="absent", force=True)
+    for image in ("bare", "cocoon/kernel"):
+        bench.lab.module("cocoon_image", name=image, state="absent")
 
 
 @pytest.mark.parametrize("shape", ["list", "hosts"])

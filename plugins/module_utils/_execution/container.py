@@ -21,11 +21,13 @@ import stat
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import secret_digests
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 RUN_FILE = "run.bin"
 RUN_ITEM = "opt/cocoon/run"
+SECRETS_FILE = "secret_env.json"
 STATUS_FILE = "status.log"
 KILLED = 128 + 9
 EXIT_RE = re.compile(rb"\s*exit (\d{1,3})\s")
@@ -47,6 +49,31 @@ def encode(config: t.Mapping[str, t.Any]) -> bytes:
     return b"".join(item.encode() + b"\0" for item in items)
 
 
+def keep_secrets(paths: Paths, record: Record, values: t.Mapping[str, str]) -> None:
+    """Keep the values of ``secret_env`` for the starts to come, in a file of root's alone; the record gets digests."""
+    record["secret_env"] = secret_digests(values, os.urandom(16).hex())
+    write_json(os.path.join(paths.vm_dir(record["id"]), SECRETS_FILE), dict(values), mode=0o400)
+
+
+def effective(config: t.Mapping[str, t.Any], record: Record, secrets: t.Mapping[str, str]) -> Record:
+    """An image's config as the VM has it: its own words and variables first, as ``docker run`` has them.
+
+    Another entrypoint does not take the words that the image has for its own.
+    """
+    entrypoint, command = record.get("entrypoint"), record.get("command")
+    inherited = () if entrypoint else config.get("cmd")
+    variables = dict(variable.partition("=")[::2] for variable in config.get("env") or ())
+    variables.update(record.get("env") or {})
+    variables.update(secrets)
+    return {
+        **config,
+        "entrypoint": entrypoint or config.get("entrypoint"),
+        "cmd": command or inherited,
+        "env": [f"{name}={value}" for name, value in variables.items()],
+        "working_dir": record.get("working_dir") or config.get("working_dir"),
+    }
+
+
 def run_path(paths: Paths, record: Record) -> str:
     return os.path.join(paths.vm_dir(record["id"]), RUN_FILE)
 
@@ -54,11 +81,12 @@ def run_path(paths: Paths, record: Record) -> str:
 def prepare(paths: Paths, record: Record, image: Record) -> None:
     """Before a start: leave what to run for the guest, readable by the VM's uid alone, and forget how it last ended."""
     record["exit_code"] = None
+    secrets = read_json(os.path.join(paths.vm_dir(record["id"]), SECRETS_FILE)) or {}
     path = run_path(paths, record)
     remove_file(path)
     with os.fdopen(os.open(path, FLAGS, 0o400), "wb") as stream:
         os.fchown(stream.fileno(), record["uid"], record["uid"])
-        stream.write(encode(image.get("config") or {}))
+        stream.write(encode(effective(image.get("config") or {}, record, secrets)))
 
 
 def firmware_items(paths: Paths, record: Record) -> dict[str, str]:

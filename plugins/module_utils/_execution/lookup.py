@@ -107,6 +107,8 @@ PRIVATE = frozenset(
         "memory_mode",
         "restore",
         "cidata_given",
+        "own_kernel",
+        "secret_env",
     )
 )
 

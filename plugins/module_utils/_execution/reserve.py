@@ -38,6 +38,8 @@ def login_of(wanted: Record) -> Record:
 
 def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
     """A record in state ``creating`` for what is wanted; nothing is reserved yet."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
+
     stamp = types.now()
     driver = run.driver(wanted["hypervisor"])
     return {
@@ -68,7 +70,12 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "image_id": image["id"],
         "image_type": image["type"],
         "image_digest": image["digest"],
+        "own_kernel": not kernel.needed(image),
         "kernel_args": wanted.get("kernel_args") or "",
+        "entrypoint": wanted.get("entrypoint") or [],
+        "command": wanted.get("command") or [],
+        "env": wanted.get("env") or {},
+        "working_dir": wanted.get("working_dir") or "",
         "firmware": wanted.get("firmware"),
         "nics": wanted.get("nics") or [],
         "ports": wanted.get("ports") or [],

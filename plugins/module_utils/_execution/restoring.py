@@ -25,7 +25,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import CONTAINER, PHASE_RESTORE
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -39,6 +39,7 @@ MACHINE = (
     "machine",
     "cpu_model",
     "kernel_args",
+    *(*CONTAINER, "own_kernel"),
     "balloon",
     "watchdog",
     "image_id",

@@ -15,6 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     admission,
     boot,
     cidata,
+    container,
     mounts,
     power,
     reserve,
@@ -145,6 +146,8 @@ def create(job: Job, wanted: Record) -> None:
             _clone(run, record)
         else:
             storage.create_disks(run, record, login or None)
+        if wanted.get("secret_env"):
+            container.keep_secrets(run.store.paths, record, wanted["secret_env"])
         run.sync_networks()
         made = dict(record)  # until it is written down that it is made, it is not
         power.set_state(run, made, types.CREATED, "created", kept_disks=[])
@@ -305,6 +308,15 @@ def configure(job: Job, fields: Record) -> None:
     job.run.mark("configure.done")
 
 
+def set_secret_env(job: Job, values: t.Mapping[str, str]) -> None:
+    """Other secrets for the command of a container, from its next start on."""
+    run, record = job.run, job.known
+    container.keep_secrets(run.store.paths, record, values)
+    run.mark("secret_env.file")
+    run.store.write_vm(record)
+    run.mark("secret_env.done")
+
+
 def grow_disk(job: Job, disk: str, size: int) -> None:
     storage.grow_disk(job.run, job.known, disk, size)
 
@@ -398,6 +410,7 @@ def set_ports(job: Job, ports: list[str]) -> None:
 
 def rebuild(job: Job, wanted: Record) -> None:
     """A new system disk from the wanted image; id, MACs, addresses and data disks stay."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
     run, record = job.run, job.known
@@ -415,6 +428,7 @@ def rebuild(job: Job, wanted: Record) -> None:
         image_id=image["id"],
         image_type=image["type"],
         image_digest=image["digest"],
+        own_kernel=not kernel.needed(image),
         login=reserve.login_of(wanted),
         firmware=wanted.get("firmware"),
         first_booted=False,
@@ -493,6 +507,7 @@ STEPS: dict[str, t.Callable[..., None]] = {
         stop,
         remove,
         configure,
+        set_secret_env,
         grow_disk,
         add_disk,
         drop_disk,

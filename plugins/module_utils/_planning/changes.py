@@ -14,6 +14,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, MissingImageError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE, DEFAULTS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    CONTAINER,
     LIVE,
     REBUILD,
     REFUSED,
@@ -23,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Definition,
     Step,
     same_login,
+    secret_digests,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
@@ -34,6 +36,10 @@ SCALARS: t.Mapping[str, tuple[str, bool]] = {
     "disk_queue_size": (RESTART, True),
     "no_direct_io": (RESTART, True),
     "kernel_args": (RESTART, False),
+    "entrypoint": (RESTART, False),
+    "command": (RESTART, False),
+    "env": (RESTART, False),
+    "working_dir": (RESTART, False),
     "watchdog": (RESTART, False),
     "memory_backing": (RESTART, False),
     "firmware": (RESTART, False),
@@ -46,6 +52,7 @@ SCALARS: t.Mapping[str, tuple[str, bool]] = {
 RECORDED = (
     *("hypervisor", "accel", "kernel_args", "firmware", "watchdog"),
     *("memory_backing", "labels", "owner", "ports", "balloon"),
+    *CONTAINER,
 )
 # What may turn out as ``auto``, and what a rebuild is free to choose anew.
 AUTO = ("hypervisor", "accel")
@@ -54,6 +61,7 @@ STORAGE_GROWS, STORAGE_SHRINKS = RESTART, REFUSED
 LOGIN_DIFFERS, IMAGE_DIFFERS = REBUILD, REBUILD
 NICS_DIFFER = RESTART
 PORTS_DIFFER = LIVE
+SECRET_ENV_DIFFERS = RESTART
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +94,8 @@ def shown(option: str, value: t.Any) -> t.Any:
     """*value* as a diff shows it."""
     if option in SECRETS and value is not None:
         return "(hidden)"
+    if option == "secret_env" and value:
+        return dict.fromkeys(value, "(hidden)")
     if option in SIZES and isinstance(value, int):
         return format_size(value)
     if option == "data_disks":
@@ -167,6 +177,7 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
         *_login(record, definition),
         *_balloon(record, definition),
         *_nics(record, definition),
+        *_secret_env(record, definition),
         *_ports(record, definition),
         *_data_disks(record, definition),
     ]
@@ -181,6 +192,23 @@ def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
         if before != after:
             fields = {"config": {option: after}} if in_config else {option: after}
             yield Difference(option, shown(option, before), shown(option, after), how, fields=fields)
+
+
+def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    """By digests: of which variables a diff says that they differ, and no more."""
+    after = definition.get("secret_env")
+    recorded = record.get("secret_env") or {}
+    have = recorded.get("digests", {})
+    wanted = secret_digests(after or {}, recorded.get("salt", ""))["digests"]
+    if after is None or have == wanted:
+        return
+    yield Difference(
+        "secret_env",
+        dict.fromkeys(have, "(hidden)"),
+        {name: "(hidden)" if have.get(name, digest) == digest else "(changed)" for name, digest in wanted.items()},
+        SECRET_ENV_DIFFERS,
+        steps=(Step("set_secret_env", {"values": after}),),
+    )
 
 
 def _snapshot(record: Record, definition: Definition) -> t.Iterator[Difference]:

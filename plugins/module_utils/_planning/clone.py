@@ -16,6 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import added_disk, shown, wanted_disk
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    CONTAINER,
     SECRETS,
     Context,
     Definition,
@@ -27,6 +28,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 MACHINE = (
     *("cpu", "memory", "queue_size", "disk_queue_size", "no_direct_io", "windows", "kernel_args", "watchdog"),
     "firmware",
+    *CONTAINER,
 )
 FULL = "full"
 AUTO = ("hypervisor", "accel")

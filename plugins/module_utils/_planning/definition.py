@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
@@ -44,10 +45,12 @@ USER_DATA_KINDS = (
     *("content-type:", "mime-version:"),
 )
 MAX_COUNT = 1000
+MAX_WORD = 64 << 10
 
 _PORT_RE = re.compile(r"^(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?\Z")
 _IMAGE_RE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}\Z")
 _SNAPSHOT_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,62}\Z")
+_VARIABLE_RE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]{0,255}\Z")
 _CONTROL_RE = re.compile(r"[\x00-\x1f\x7f]")
 
 Check = t.Callable[[t.Any, str], t.Any]
@@ -288,6 +291,44 @@ def _kernel_args(value: t.Any, option: str) -> str:
     return " ".join(_line("the kernel command line", MAX_KERNEL_ARGS, empty=True)(value, option).split())
 
 
+def _words(value: t.Any, option: str) -> list[str]:
+    """A list of words, or text that is split into them as a shell would."""
+    if isinstance(value, str):
+        try:
+            value = shlex.split(value)
+        except ValueError as exc:
+            raise InputError(f"cannot be split into words: {exc}", option, "Write it as a list of words.") from None
+    return _list(value, option, _word)
+
+
+def _word(value: t.Any, option: str) -> str:
+    if isinstance(value, (bool, dict, list, tuple)) or value is None:
+        raise InputError("is not a word", option, 'Put it into quotation marks: "true".')
+    if "\0" in str(value) or len(str(value).encode()) > MAX_WORD:
+        raise InputError(f"is not a word of at most {format_size(MAX_WORD)}", option, "Have the guest read a file.")
+    return str(value)
+
+
+def _environment(value: t.Any, option: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise InputError("is not a mapping", option, "Give variables as NAME: value.")
+    for name in value:
+        if not _VARIABLE_RE.match(str(name)):
+            raise InputError(f"'{name}' is not the name of a variable", option, "Use letters, digits and underscores.")
+    return {str(name): _word(entry, f"{option}.{name}") for name, entry in value.items()}
+
+
+def _secret_environment(value: t.Any, option: str) -> dict[str, Secret]:
+    return {name: Secret(entry) for name, entry in _environment(value, option).items()}
+
+
+def _working_dir(value: t.Any, option: str) -> str:
+    text = _line("the folder", 4096, empty=True)(value, option)
+    if text and not text.startswith("/"):
+        raise InputError(f"'{text}' is not an absolute path", option, "Begin it with a slash.")
+    return text
+
+
 def _user(value: t.Any, option: str) -> str:
     if not USER_RE.match(str(value)):
         raise InputError(
@@ -432,6 +473,11 @@ _CHECKS: dict[str, Check] = {
     "user_data": _user_data,
     "firmware": _choice(UEFI, BIOS),
     "kernel_args": _kernel_args,
+    "entrypoint": _words,
+    "command": _words,
+    "env": _environment,
+    "secret_env": _secret_environment,
+    "working_dir": _working_dir,
     "labels": _labels,
     "owner": _line("the owner", 256),
     "no_direct_io": _flag,

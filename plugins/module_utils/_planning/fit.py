@@ -24,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes i
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS, MIN_MEMORY
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     BIOS,
+    CONTAINER,
     PHASE_REMOVE,
     REFUSED,
     REMOVED,
@@ -149,6 +150,7 @@ def no_kernel(name: str) -> UnsupportedError:
 def check_image(wanted: Definition, image: Record, context: Context) -> None:
     """:raises UnsupportedError: the image cannot do what the options ask. :raises InputError: a disk too small."""
     name, disk = wanted["image"], image.get("disk")
+    check_container(wanted, name, bool(disk or (image.get("boot") or {}).get("kernel_path")))
     if not disk and not (image.get("boot") or {}).get("kernel_path") and not context.default_kernel:
         raise no_kernel(name)
     if not disk:
@@ -168,6 +170,17 @@ def check_image(wanted: Definition, image: Record, context: Context) -> None:
             "storage",
             f"Give at least {format_size(disk['virtual_size'])}.",
         )
+
+
+def check_container(wanted: Definition, image: str, boots: bool) -> None:
+    """:raises UnsupportedError: the image *boots* a system of its own, and is to run a command."""
+    for option in (*CONTAINER, "secret_env"):
+        if boots and wanted.get(option):
+            raise UnsupportedError(
+                f"image '{image}' boots a system of its own, and not a command",
+                option,
+                "Leave the option out, or use a container image without a kernel.",
+            )
 
 
 def _check_features(wanted: Definition, image: Record) -> None:
@@ -378,6 +391,7 @@ def check_update(record: Record, definition: Definition, context: Context) -> No
 
     :raises UnsupportedError: the driver or the image cannot. :raises InputError: the balloon is too large.
     """
+    check_container(definition, record["config"].get("image", ""), bool(record.get("own_kernel")))
     if definition.get("kernel_args") and record.get("image_type") == "cloudimg":
         raise _no_kernel_args(record["config"].get("image", ""))
     changed = {

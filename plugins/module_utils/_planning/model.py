@@ -40,6 +40,8 @@ REFUSED = "refused"
 
 # What reaches a guest at its first boot only.
 SECRETS = ("user", "password", "ssh_keys", "user_data")
+# What the command of a container image is given, and may be told otherwise.
+CONTAINER = ("entrypoint", "command", "env", "working_dir")
 
 # What a disk image can be booted by.
 UEFI, BIOS = "uefi", "bios"
@@ -240,6 +242,11 @@ def login_digests(definition: t.Mapping[str, t.Any], salt: str) -> dict[str, t.A
     """A record's ``login``: ``{"salt", "digests": {option: digest}}`` of the login options that are given."""
     given = {option: definition[option] for option in SECRETS if definition.get(option) is not None}
     return {"salt": salt, "digests": {option: digest_login(salt, value) for option, value in given.items()}}
+
+
+def secret_digests(values: t.Mapping[str, str], salt: str) -> dict[str, t.Any]:
+    """A record's ``secret_env``: ``{"salt", "digests": {variable: digest}}``."""
+    return {"salt": salt, "digests": {name: digest_login(salt, value) for name, value in values.items()}}
 
 
 def same_login(login: t.Mapping[str, t.Any], option: str, value: t.Any) -> bool:

@@ -64,6 +64,7 @@ ORDER = (
     "grow_disk",
     "add_disk",
     "configure",
+    "set_secret_env",
     "set_balloon",
     "rebuild",
     "set_ports",
@@ -75,7 +76,8 @@ ORDER = (
 )
 # Of a VM that goes on from a saved state, what touches its devices has to wait until it runs.
 ORDER_RESUMED = (
-    *("restore", "stop", "remove", "create", "configure", "set_ports", "start", "resume", "identify"),
+    *("restore", "stop", "remove", "create", "configure", "set_secret_env"),
+    *("set_ports", "start", "resume", "identify"),
     *("drop_disk", "grow_disk", "add_disk", "set_balloon", "pause", "hibernate"),
 )
 AFTER_RESUME = frozenset(("drop_disk", "grow_disk", "add_disk", "set_balloon"))

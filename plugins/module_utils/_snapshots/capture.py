@@ -14,6 +14,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils import _types as ty
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata, power, saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import CONTAINER
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -70,6 +72,8 @@ def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, 
         "owner": owner,
         "labels": labels,
         **{key: vm.get(key) for key in ("accel", "machine", "cpu_model", "hypervisor_version", "kernel_args")},
+        **{key: vm.get(key, DEFAULTS[key]) for key in CONTAINER},
+        "own_kernel": vm.get("own_kernel"),
         **{key: vm.get(key) for key in ("balloon", "watchdog", "image_id", "image_type", "image_digest", "firmware")},
         "first_boot_due": cidata.due(run.store.paths, vm),
         "data_disks": vm["data_disks"],
@@ -162,7 +166,7 @@ def layout_document(run: Run, vm: Record, record: Record) -> Record:
 
 
 # What an archive carries besides the Go engine's fields, so that a clone on another host is the same.
-OURS: t.Final = (*("kind", "accel", "kernel_args", "watchdog", "image_type", "image_digest", "layout"),)
+OURS: t.Final = (*("kind", "accel", "kernel_args", "watchdog", "image_type", "image_digest", "layout"), *CONTAINER)
 
 
 def _always(record: Record) -> Record:

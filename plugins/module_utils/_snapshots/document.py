@@ -48,6 +48,9 @@ LAYOUT = _object(
     },
     additionalProperties=False,
 )
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_.-]{0,255}\Z"
+WORD = {"type": "string", "maxLength": 64 << 10, "pattern": r"^[^\x00]*\Z"}
+WORDS = {"type": "array", "maxItems": 1024, "items": WORD}
 OURS = _object(
     ("kind", "image_type", "image_digest", "data_disks", "nic_networks", "nic_configs"),
     {
@@ -55,6 +58,10 @@ OURS = _object(
         "accel": {"enum": ["kvm", "tcg"]},
         "cpu_vendor": {"type": "string", "maxLength": 64},
         "kernel_args": {"type": "string", "maxLength": 1024, "pattern": r"^[^\x00-\x1f\x7f]*\Z"},
+        "entrypoint": WORDS,
+        "command": WORDS,
+        "env": {"type": "object", "propertyNames": {"pattern": VARIABLE}, "additionalProperties": WORD},
+        "working_dir": {"type": "string", "maxLength": 4096, "pattern": r"^(/[^\x00-\x1f\x7f]*)?\Z"},
         "balloon": SIZE,
         "watchdog": {"type": "boolean"},
         "image_type": {"enum": ["oci", "cloudimg"]},

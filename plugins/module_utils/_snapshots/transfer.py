@@ -19,6 +19,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import CONTAINER
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_owner
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, capture, document
@@ -219,6 +221,7 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
         balloon=None,
         watchdog=False,
         kernel_args="",
+        **{key: DEFAULTS[key] for key in CONTAINER},
         layout={},
         firmware=described.get("firmware") or None,
         paused_seconds=None,

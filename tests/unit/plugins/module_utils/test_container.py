@@ -37,6 +37,30 @@ def test_the_item_has_nothing_to_escape() -> None:
     assert container.encode({}) == b""
 
 
+IMAGE = {"entrypoint": ["/entry"], "cmd": ["run"], "env": ["PATH=/bin", "A=1"], "user": "app", "working_dir": "/w"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "variables", "folder"),
+    [
+        ({}, ["/entry", "run"], ["PATH=/bin", "A=1"], "/w"),
+        ({"command": ["other"]}, ["/entry", "other"], ["PATH=/bin", "A=1"], "/w"),
+        ({"entrypoint": ["/own"]}, ["/own"], ["PATH=/bin", "A=1"], "/w"),
+        ({"entrypoint": ["/own"], "command": ["x"]}, ["/own", "x"], ["PATH=/bin", "A=1"], "/w"),
+        ({"env": {"A": "2", "B": ""}, "working_dir": "/v"}, ["/entry", "run"], ["PATH=/bin", "A=2", "B="], "/v"),
+        ({"env": {"A": "2"}, "secret_env": {"A": "3"}}, ["/entry", "run"], ["PATH=/bin", "A=3"], "/w"),
+    ],
+)
+def test_what_a_vm_has_otherwise(given: dict[str, Any], words: list[str], variables: list[str], folder: str) -> None:
+    found = container.effective(IMAGE, given, given.get("secret_env", {}))
+    assert [*found["entrypoint"], *found["cmd"]] == words
+    assert (found["env"], found["working_dir"], found["user"]) == (variables, folder, "app")
+
+
+def test_nothing_is_left_of_an_image_that_says_nothing() -> None:
+    assert container.encode(container.effective({}, {"command": ["a"]}, {})) == b"aa\0"
+
+
 @pytest.mark.parametrize(
     ("content", "code"),
     [

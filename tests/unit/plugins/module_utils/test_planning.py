@@ -31,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     digest_login,
     login_digests,
     merge_fields,
+    secret_digests,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import ORDER, needs, plan_vm
@@ -249,6 +250,8 @@ def _apply_step(record, running, step):
         running = False
     elif step.name == "configure":
         record = merge_fields(record, args["fields"])
+    elif step.name == "set_secret_env":
+        record["secret_env"] = secret_digests(args["values"], "pepper")
     elif step.name == "grow_disk":
         if args["disk"] == "cow":
             assert not running, "the system disk grows offline"
@@ -347,6 +350,7 @@ DISK_VM = {
 DISK = {"name": "data1", "size": "1G", "fstype": "ext4"}
 NEW_DISK = {"name": "new", "size": "64M"}
 OLD_DISK = {"name": "old", "size": 64 * MIB, "fstype": "ext4"}
+CONTAINER_VM = {"env": {"A": "1"}, "secret_env": secret_digests({"PASSWORD": "old", "SAME": "x"}, "salt")}
 PLAIN = Caps(hotplug_disks=False, live_disk_resize=False)
 
 # (what, record changes, definition, how on a running VM, steps besides the power)
@@ -358,6 +362,13 @@ ROWS = [
     ("disk_queue_size", {}, {"disk_queue_size": 128}, "restart", ["configure"]),
     ("no_direct_io", {}, {"no_direct_io": True}, "restart", ["configure"]),
     ("kernel_args", {}, {"kernel_args": "quiet"}, "restart", ["configure"]),
+    ("entrypoint", CONTAINER_VM, {"entrypoint": ["/bin/app"]}, "restart", ["configure"]),
+    ("command", CONTAINER_VM, {"command": "serve --port 80"}, "restart", ["configure"]),
+    ("env", CONTAINER_VM, {"env": {"A": "2"}}, "restart", ["configure"]),
+    ("env gone", CONTAINER_VM, {"env": {}}, "restart", ["configure"]),
+    ("secret_env", CONTAINER_VM, {"secret_env": {"PASSWORD": "new"}}, "restart", ["set_secret_env"]),
+    ("secret_env gone", CONTAINER_VM, {"secret_env": {}}, "restart", ["set_secret_env"]),
+    ("working_dir", CONTAINER_VM, {"working_dir": "/srv"}, "restart", ["configure"]),
     ("watchdog", {}, {"watchdog": False}, "restart", ["configure"]),
     ("memory_backing", {}, {"memory_backing": "disk"}, "restart", ["configure"]),
     ("snapshot", {}, {"snapshot": "warm"}, "refused", []),
@@ -508,6 +519,8 @@ def test_pairs_of_rows_do_not_disturb_each_other():
             continue
         if DISK_VM in (first[1], second[1]) and {"kernel_args", "image"} & set(options):
             continue  # for images of another kind
+        if CONTAINER_VM in (first[1], second[1]) and "rebuild" in (first[3], second[3]):
+            continue  # from an image that boots a system of its own
         options.update(recreate=True, allow_restart=True, state="started")
         record = made(**first[1], **{key: value for key, value in second[1].items() if key not in first[1]})
         plan = ABLE.plan(record, options, UP)
@@ -799,6 +812,7 @@ def test_create_applies_the_defaults():
         "image_digest": "sha256:aa", "cpu": 2, "memory": GIB, "storage": 10 * GIB, "queue_size": 512,
         "disk_queue_size": 512, "network": None, "nics": [], "ports": [], "data_disks": [], "user": None,
         "password": None, "ssh_keys": None, "kernel_args": "", "labels": {}, "owner": "store-1",
+        "entrypoint": [], "command": [], "env": {}, "secret_env": {}, "working_dir": "",
         "no_direct_io": False, "windows": False, "balloon": None, "watchdog": True,
         "user_data": None, "firmware": None, "memory_backing": "ram",
     }  # fmt: skip
@@ -899,6 +913,8 @@ def test_no_watchdog_by_default_where_the_driver_has_none():
         ({"image": "plain", "ssh_keys": [KEY]}, HOST, UnsupportedError, "ssh_keys", "plain"),
         ({"image": "no-kernel"}, HOST, UnsupportedError, "image", "kernel"),
         ({"image": "cloud", "kernel_args": "quiet"}, HOST, UnsupportedError, "kernel_args", "disk image"),
+        ({"image": "cloud", "command": "x"}, HOST, UnsupportedError, "command", "boots a system of its own"),
+        ({"image": "tiny", "secret_env": {"A": "x"}}, HOST, UnsupportedError, "secret_env", "without a kernel"),
         ({"image": "cloud", "storage": "2G"}, HOST, InputError, "storage", "at least 3G"),
         ({"image": "cloud", "hypervisor": "firecracker"}, HOST, UnsupportedError, "image", "firecracker"),
         ({"image": "tiny", "user": "x", "hypervisor": "firecracker"}, HOST, UnsupportedError, "user", "firecracker"),
@@ -941,6 +957,7 @@ def test_choice_of_driver(definition, host, expected):
         (made("stopped"), {"balloon": "64M"}, Host(caps={"qemu": Caps(balloon=False)}), "balloon"),
         (made("stopped", watchdog=False), {"watchdog": True}, Host(caps={"qemu": Caps(watchdog=False)}), "watchdog"),
         (made("stopped", image_type="cloudimg"), {"kernel_args": "quiet"}, HOST, "kernel_args"),
+        (made("stopped", own_kernel=True), {"env": {"A": "x"}}, HOST, "env"),
         (made("stopped", balloon=512 * MIB), {"memory": "512M"}, HOST, "balloon"),
         (made("stopped"), {"network": "flat"}, HOST, "ports"),
         (made("stopped"), {"network": "nope"}, HOST, "network"),

@@ -71,6 +71,10 @@ def taken(name: str = "warm", age: float = 0, **changes: t.Any) -> Record:
         "no_direct_io": False,
         "windows": False,
         "kernel_args": "quiet",
+        "entrypoint": [],
+        "command": [],
+        "env": {},
+        "working_dir": "",
         "watchdog": True,
         "firmware": None,
         "balloon": None,
@@ -292,6 +296,10 @@ MACHINE = {
     "windows": (False, True),
     "kernel_args": ("quiet", "quiet debug"),
     "watchdog": (True, False),
+    "entrypoint": ([], ["/bin/app"]),
+    "command": ("", "serve --all"),
+    "env": ({}, {"A": "2"}),
+    "working_dir": ("", "/srv"),
 }
 
 

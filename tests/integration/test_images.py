@@ -499,7 +499,7 @@ def fixture_newer(scratch: Path) -> str:
     fetched, place = WORK / "tools", scratch / "newer"
     found = shutil.which("mkfs.erofs")
     if (fetched / "mkfs.erofs").exists():
-        shutil.copytree(fetched / "erofs", place / "erofs", symlinks=True)
+        shutil.copytree(fetched / "erofs" / "usr", place / "erofs" / "usr", symlinks=True)
         found = str(shutil.copy(fetched / "mkfs.erofs", place))
     if not found or not erofs.takes_tar(found):
         pytest.skip(NEEDS_TAR)

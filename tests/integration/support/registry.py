@@ -65,14 +65,19 @@ class Authority:
         self._openssl("req", "-new", "-key", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         (self.folder / "names").write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n")
         words = ["x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"]
-        self._openssl(*words, "-days", str(days), "-extfile", "names", "-out", f"{name}.crt")
+        validity = ["-days", str(days)]
+        if days < 0 and b"-not_after" in self._openssl("x509", "-help"):  # where it is there, days are never negative
+            validity = ["-not_before", "20200101000000Z", "-not_after", "20200102000000Z"]
+        self._openssl(*words, *validity, "-extfile", "names", "-out", f"{name}.crt")
         return self.folder / f"{name}.crt", self.folder / f"{name}.key"
 
     def _key(self, name: str) -> None:
         self._openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", f"{name}.key")
 
-    def _openssl(self, *words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
+    def _openssl(self, *words: str) -> bytes:
+        """What it says."""
+        done = subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
+        return done.stdout + done.stderr
 
 
 class Registry:

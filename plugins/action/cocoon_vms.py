@@ -26,9 +26,5 @@ class ActionModule(DeferringAction):
     def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The module's result."""
         if boolean(arguments.get("prune", False), strict=False) and task_vars.get("ansible_limit"):
-            return {
-                "failed": True,
-                "changed": False,
-                "msg": f"prune: {LIMITED}",
-            }
+            return {"failed": True, "changed": False, "msg": f"prune: {LIMITED}"}
         return super().act(arguments, task_vars)

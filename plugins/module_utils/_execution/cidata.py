@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
@@ -71,7 +70,7 @@ def expect_boot(paths: Paths, record: Record, resumes: bool) -> None:
 def _expect(paths: Paths, record: Record, login: Record) -> None:
     record["cidata_given"] = False
     # The log of the console outlives rebuilds: only the boot that has this very word in its volume ends the matter.
-    seed = {**login, "word": secrets.token_hex(8)}
+    seed = {**login, "word": os.urandom(8).hex()}
     write_json(seed_path(paths, record["id"]), seed, mode=0o400)
 
 

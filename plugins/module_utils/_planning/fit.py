@@ -150,8 +150,9 @@ def no_kernel(name: str) -> UnsupportedError:
 def check_image(wanted: Definition, image: Record, context: Context) -> None:
     """:raises UnsupportedError: the image cannot do what the options ask. :raises InputError: a disk too small."""
     name, disk = wanted["image"], image.get("disk")
-    check_container(wanted, name, bool(disk or (image.get("boot") or {}).get("kernel_path")))
-    if not disk and not (image.get("boot") or {}).get("kernel_path") and not context.default_kernel:
+    boots = bool(disk or (image.get("boot") or {}).get("kernel_path"))
+    check_container(wanted, name, boots)
+    if not boots and not context.default_kernel:
         raise no_kernel(name)
     if not disk:
         if wanted.get("windows"):

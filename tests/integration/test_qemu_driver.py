@@ -343,6 +343,9 @@ def test_disk_comes_and_goes_while_the_guest_runs(guest: Guest) -> None:
     driver.resize_disk(guest.run_dir, "hot", 32 * MIB)
     guest.until(f'[ "$(cat /sys/block/{device("hot")}/size)" = {32 * MIB // 512} ]')
     assert os.stat(path).st_size == 32 * MIB
+    with pytest.raises(HypervisorError, match="never shrinks"):
+        driver.resize_disk(guest.run_dir, "hot", 24 * MIB)
+    assert os.stat(path).st_size == 32 * MIB
     guest.run(f"echo inside > /dev/{device('hot')} && sync")
 
     driver.detach_disk(guest.run_dir, "hot", STEP)

@@ -247,7 +247,11 @@ def test_overrides_grow_or_are_refused_by_name(host: Host, source: dict[str, Any
     grown = {"storage": "96M", "data_disks": [{"name": "data", "size": "32M"}, {"name": "late", "size": "16M"}]}
     said = host.vm("over", check=True, state="started", snapshot="warm", wait_for="port", **grown)
     done = host.vm("over", state="started", snapshot="warm", wait_for="port", **grown)
-    assert said["actions"] == done["actions"] == ["create", "start", "grow_disk cow", "grow_disk data", "add_disk late"]
+    assert (
+        said["actions"]
+        == done["actions"]
+        == ["create", "start", "grow_system_disk", "grow_data_disk data", "add_disk late"]
+    )
     assert not host.vm("over", state="started", snapshot="warm", wait_for="port", **grown).changed
     sizes = host.ssh(done["vm"], "cat /sys/block/vd*/size").split()
     assert {str(size << 11) for size in (16, 32, 96)} < set(sizes)

@@ -194,6 +194,18 @@ def test_a_dropped_disk_is_kept_and_comes_back(vm: Callable[..., Result], host: 
     assert not path.exists()
 
 
+@pytest.mark.parametrize("state", ["started", "stopped"])
+def test_a_data_disk_grows_alone_whatever_its_name(vm: Callable[..., Result], host: Modules, state: str) -> None:
+    names = ("cow", "overlay", "system", "cidata", "layer0")
+    vm(state=state, **SMALL, data_disks=[{"name": name, "size": "16M", "fstype": "none"} for name in names])
+    grown = [{"name": name, "size": "24M", "fstype": "none"} for name in names]
+    record = vm(state=state, data_disks=grown)["vm"]
+    folder = Path(host.defaults["root_dir"]) / "vms" / record["id"]
+    assert {name: (folder / f"data-{name}.raw").stat().st_size >> 20 for name in names} == dict.fromkeys(names, 24)
+    assert (folder / "cow.raw").stat().st_size == record["config"]["storage"] == 64 << 20
+    assert [disk["size"] >> 20 for disk in record["data_disks"]] == [24] * len(names)
+
+
 def test_a_stable_address_comes_back_with_the_name(vm: Callable[..., Result]) -> None:
     first = vm(**SMALL)["vm"]["network_configs"][0]["network"]["ip"]
     vm(state="absent")

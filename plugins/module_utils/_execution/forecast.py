@@ -81,10 +81,12 @@ def _check_disk(run: Run, record: Record | None, plan: Plan) -> None:
         elif step.name == "rebuild" and record:
             more += step.args["wanted"]["storage"] - record["config"].get("storage", 0)
             option = "storage"
-        elif step.name == "grow_disk" and record:
+        elif step.name == "grow_system_disk" and record:
+            more += step.args["size"] - record["config"].get("storage", 0)
+            option = "storage"
+        elif step.name == "grow_data_disk" and record:
             disks = {disk["name"]: disk["size"] for disk in record.get("data_disks") or []}
-            more += step.args["size"] - disks.get(step.args["disk"], record["config"].get("storage", 0))
-            option = "storage" if step.args["disk"] == "cow" else option
+            more += step.args["size"] - disks[step.args["name"]]
     if more > 0 and os.path.isdir(run.store.paths.root):
         admission.check_disk(run, admission.promised_disk(run) + run.disk_planned, more, option)
         run.disk_planned += more

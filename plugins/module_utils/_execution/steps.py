@@ -317,8 +317,12 @@ def set_secret_env(job: Job, values: t.Mapping[str, str]) -> None:
     run.mark("secret_env.done")
 
 
-def grow_disk(job: Job, disk: str, size: int) -> None:
-    storage.grow_disk(job.run, job.known, disk, size)
+def grow_system_disk(job: Job, size: int) -> None:
+    storage.grow_system_disk(job.run, job.known, size)
+
+
+def grow_data_disk(job: Job, name: str, size: int) -> None:
+    storage.grow_data_disk(job.run, job.known, name, size)
 
 
 def add_disk(job: Job, disk: Record) -> None:
@@ -508,7 +512,8 @@ STEPS: dict[str, t.Callable[..., None]] = {
         remove,
         configure,
         set_secret_env,
-        grow_disk,
+        grow_system_disk,
+        grow_data_disk,
         add_disk,
         drop_disk,
         set_balloon,

@@ -117,22 +117,46 @@ def promise_system_disk(run: Run, record: Record, size: int) -> None:
     _promise(run, record, wanted_bytes(record) + size - record["config"]["storage"], "storage")
 
 
-def grow_disk(run: Run, record: Record, disk: str, size: int) -> None:
-    """Grow the system disk (``cow``) or a data disk, live if the VM runs.
+def grow_system_disk(run: Run, record: Record, size: int) -> None:
+    """Grow the system disk, live if the VM runs.
 
     The record learns the new size last: growing a disk again that a killed run has grown is harmless.
+
+    :raises StateError: it is larger than *size*.
     """
-    entry = next((item for item in record["data_disks"] if item["name"] == disk), None)
-    if disk == "cow":
-        path, serial, fstype = boot.system_disk(record, run.store.paths), boot.COW_SERIAL, "ext4"
-        more = size - record["config"]["storage"]
-    elif entry is not None:
-        path, serial, fstype = boot.data_disk(record["id"], disk, run.store.paths), disk, entry["fstype"]
-        more = size - entry["size"]
-    else:
-        raise StateError(f"the VM has no data disk '{disk}'")
-    _promise(run, record, wanted_bytes(record) + more, "storage" if disk == "cow" else "data_disks")
+    config = record["config"]
+    _promise_growth(run, record, "the system disk", config["storage"], size, "storage")
+    _grow(run, record, boot.system_disk(record, run.store.paths), boot.COW_SERIAL, size, "ext4")
+    config["storage"] = size
+    run.store.write_vm(record)
+    run.mark("grow_disk.record")
+
+
+def grow_data_disk(run: Run, record: Record, name: str, size: int) -> None:
+    """Grow an attached data disk as :func:`grow_system_disk` does the system disk.
+
+    :raises StateError: it is not there, or larger than *size*.
+    """
+    entry = next((item for item in record["data_disks"] if item["name"] == name), None)
+    if entry is None:
+        raise StateError(f"the VM has no data disk '{name}'")
+    _promise_growth(run, record, f"data disk '{name}'", entry["size"], size, "data_disks")
+    path = boot.data_disk(record["id"], name, run.store.paths)
+    _grow(run, record, path, name, size, entry["fstype"])
+    entry["size"] = size
+    run.store.write_vm(record)
+    run.mark("grow_disk.record")
+
+
+def _promise_growth(run: Run, record: Record, what: str, before: int, size: int, option: str) -> None:
+    """:raises StateError: it would shrink."""
+    if size < before:
+        raise StateError(f"{what} has {before} bytes and never shrinks to {size}", option, "Give at least its size.")
+    _promise(run, record, wanted_bytes(record) + size - before, option)
     run.mark("grow_disk.promised")
+
+
+def _grow(run: Run, record: Record, path: str, serial: str, size: int, fstype: str) -> None:
     process = power.find_process(record)
     if process is not None:
         with process:
@@ -141,12 +165,6 @@ def grow_disk(run: Run, record: Record, disk: str, size: int) -> None:
     else:
         grow_file(run, record, path, size, fstype)
     run.mark("grow_disk.file")
-    if entry is not None:
-        entry["size"] = size
-    else:
-        record["config"]["storage"] = size
-    run.store.write_vm(record)
-    run.mark("grow_disk.record")
 
 
 def grow_file(run: Run, record: Record, path: str, size: int, fstype: str) -> None:

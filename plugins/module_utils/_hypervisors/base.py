@@ -223,7 +223,10 @@ class Driver(t.Protocol):
         """
 
     def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
-        """Grow a disk to *size* bytes, file and device; the guest sees it at once."""
+        """Grow a disk to *size* bytes, file and device; the guest sees it at once.
+
+        :raises HypervisorError: it is larger than that, as no disk ever shrinks.
+        """
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         """Ask the guest's balloon to take *taken* bytes of its memory."""

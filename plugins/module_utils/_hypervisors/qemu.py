@@ -367,8 +367,12 @@ class QemuDriver:
             _remove_node(qmp, serial)
 
     def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
+        node = qemu_command.node_name(serial)
         with self.connect(run_dir) as qmp:
-            qmp.execute("block_resize", {"node-name": qemu_command.node_name(serial), "size": size}, timeout=60.0)
+            present = _node_size(qmp, node)
+            if size < present:
+                raise HypervisorError(f"disk '{serial}' has {present} bytes, it never shrinks to {size}")
+            qmp.execute("block_resize", {"node-name": node, "size": size}, timeout=60.0)
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         with self.connect(run_dir) as qmp:
@@ -377,6 +381,21 @@ class QemuDriver:
             if not isinstance(memory, int) or not 0 <= taken < memory:
                 raise HypervisorError(f"a balloon cannot take {taken} bytes of this VM")
             qmp.execute("balloon", {"value": memory - taken})
+
+
+def _node_size(qmp: Qmp, node: str) -> int:
+    """Bytes of a disk as its guest sees it.
+
+    :raises HypervisorError: there is no such disk, or its size is not told.
+    """
+    nodes = qmp.execute("query-named-block-nodes", {"flat": True})
+    found = [entry for entry in nodes if isinstance(entry, dict)] if isinstance(nodes, list) else []
+    entry = next((entry for entry in found if entry.get("node-name") == node), {})
+    image = entry.get("image")
+    size = image.get("virtual-size") if isinstance(image, dict) else None
+    if not isinstance(size, int):
+        raise HypervisorError(f"the hypervisor does not tell the size of its disk '{node}'")
+    return size
 
 
 def _status(qmp: Qmp) -> str:

@@ -246,7 +246,7 @@ def _storage(record: Record, definition: Definition) -> t.Iterator[Difference]:
         shown("storage", before),
         shown("storage", after),
         STORAGE_GROWS if after > before else STORAGE_SHRINKS,
-        steps=(Step("grow_disk", {"disk": "cow", "size": after}),),
+        steps=(Step("grow_system_disk", {"size": after}),),
         reason=("a system disk never shrinks", "remove the VM and create it again with the smaller disk"),
     )
 
@@ -370,7 +370,7 @@ def _changed_disk(old: Definition, disk: Definition) -> t.Iterator[Difference]:
             format_size(size),
             RESTART,
             "live_disk_resize",
-            steps=(Step("grow_disk", {"disk": disk["name"], "size": size}),),
+            steps=(Step("grow_data_disk", {"name": disk["name"], "size": size}),),
         )
 
 

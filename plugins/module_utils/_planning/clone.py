@@ -95,7 +95,7 @@ def _storage(
     if asked < have:
         problems.append(InputError(f"storage is {shown('storage', have)} and does not shrink", "storage"))
     elif asked > have:
-        yield Step("grow_disk", {"disk": "cow", "size": asked})
+        yield Step("grow_system_disk", {"size": asked})
 
 
 def _data_disks(
@@ -119,7 +119,7 @@ def _data_disks(
             where = f"data_disks[{disk['name']}]"
             problems.append(InputError(f"{where} is {shown('storage', old['size'])} of {old['fstype']}", where))
         elif size > old["size"]:
-            yield Step("grow_disk", {"disk": disk["name"], "size": size})
+            yield Step("grow_data_disk", {"name": disk["name"], "size": size})
 
 
 def _balloon(

@@ -160,7 +160,7 @@ class Step:
     args: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        """``grow_disk data1``: fit for a result, no secret in it."""
+        """``grow_data_disk data1``: fit for a result, no secret in it."""
         disk = self.args.get("disk", self.args.get("name"))
         if isinstance(disk, dict):
             disk = disk["name"]

@@ -61,7 +61,8 @@ ORDER = (
     "create",
     "drop_disk",
     "set_nics",
-    "grow_disk",
+    "grow_system_disk",
+    "grow_data_disk",
     "add_disk",
     "configure",
     "set_secret_env",
@@ -78,9 +79,9 @@ ORDER = (
 ORDER_RESUMED = (
     *("restore", "stop", "remove", "create", "configure", "set_secret_env"),
     *("set_ports", "start", "resume", "identify"),
-    *("drop_disk", "grow_disk", "add_disk", "set_balloon", "pause", "hibernate"),
+    *("drop_disk", "grow_system_disk", "grow_data_disk", "add_disk", "set_balloon", "pause", "hibernate"),
 )
-AFTER_RESUME = frozenset(("drop_disk", "grow_disk", "add_disk", "set_balloon"))
+AFTER_RESUME = frozenset(("drop_disk", "grow_system_disk", "grow_data_disk", "add_disk", "set_balloon"))
 # States that a VM is started for.
 STARTS = ("started", "restarted", "paused")
 

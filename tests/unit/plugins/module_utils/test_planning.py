@@ -252,13 +252,13 @@ def _apply_step(record, running, step):
         record = merge_fields(record, args["fields"])
     elif step.name == "set_secret_env":
         record["secret_env"] = secret_digests(args["values"], "pepper")
-    elif step.name == "grow_disk":
-        if args["disk"] == "cow":
-            assert not running, "the system disk grows offline"
-            record["config"]["storage"] = args["size"]
-        else:
-            assert args["size"] > attached[args["disk"]]["size"]
-            attached[args["disk"]]["size"] = args["size"]
+    elif step.name == "grow_system_disk":
+        assert not running, "the system disk grows offline"
+        assert args["size"] > record["config"]["storage"]
+        record["config"]["storage"] = args["size"]
+    elif step.name == "grow_data_disk":
+        assert args["size"] > attached[args["name"]]["size"]
+        attached[args["name"]]["size"] = args["size"]
     elif step.name == "add_disk":
         assert args["disk"]["name"] not in attached
         assert args["disk"]["reattach"] == (args["disk"]["name"] in detached)
@@ -378,7 +378,7 @@ ROWS = [
     ("balloon on", {}, {"balloon": "256M"}, "restart", ["configure"]),
     ("balloon off", {"balloon": 256 * MIB}, {"balloon": "off"}, "restart", ["configure"]),
     ("balloon size", {"balloon": 256 * MIB}, {"balloon": "128M"}, "live", ["set_balloon"]),
-    ("storage grows", {}, {"storage": "12G"}, "restart", ["grow_disk"]),
+    ("storage grows", {}, {"storage": "12G"}, "restart", ["grow_system_disk"]),
     ("storage shrinks", {}, {"storage": "5G"}, "refused", []),
     ("labels", {}, {"labels": {"tier": "db"}}, "live", ["configure"]),
     ("labels gone", {}, {"labels": {}}, "live", ["configure"]),
@@ -395,7 +395,7 @@ ROWS = [
     ("disk added", {}, {"data_disks": [DISK, NEW_DISK]}, "live", ["add_disk"]),
     ("disk dropped", {}, {"data_disks": []}, "live", ["drop_disk"]),
     ("disk deleted", {}, {"data_disks": [], "force": True}, "live", ["drop_disk"]),
-    ("disk grows", {}, {"data_disks": [{**DISK, "size": "2G"}]}, "live", ["grow_disk"]),
+    ("disk grows", {}, {"data_disks": [{**DISK, "size": "2G"}]}, "live", ["grow_data_disk"]),
     ("disk shrinks", {}, {"data_disks": [{**DISK, "size": "512M"}]}, "refused", []),
     ("disk fstype", {}, {"data_disks": [{**DISK, "fstype": "none"}]}, "refused", []),
     ("disk back", {"detached_disks": [OLD_DISK]}, {"data_disks": [DISK, {"name": "old"}]}, "live", ["add_disk"]),
@@ -626,6 +626,18 @@ def test_a_dropped_disk_is_kept_without_force(force, before, after):
     assert plan.steps[0].args == {"name": "data1", "delete": force}
     record, _observed = apply(record, UP, plan)
     assert [disk["name"] for disk in record["detached_disks"]] == after
+
+
+@pytest.mark.parametrize("name", ["cow", "overlay", "system", "storage", "cidata", "layer0", "data", "ram", "resume"])
+@pytest.mark.parametrize("observed", [UP, DOWN], ids=["up", "down"])
+def test_a_data_disk_may_bear_any_word_as_its_name(name, observed):
+    state = "running" if observed.running else "stopped"
+    record = made(state, data_disks=[{"name": name, "size": GIB, "fstype": "ext4"}])
+    plan = HOST.plan(record, {"data_disks": [{"name": name, "size": "2G"}]}, observed)
+    assert [(step.name, step.args) for step in plan.steps] == [("grow_data_disk", {"name": name, "size": 2 * GIB})]
+    after, _observed = apply(record, observed, plan)
+    assert after["config"] == record["config"]
+    assert after["data_disks"] == [{"name": name, "size": 2 * GIB, "fstype": "ext4"}]
 
 
 def test_a_disk_comes_back_grown():

@@ -389,10 +389,10 @@ NEW = {"name": "new", "size": 64 * MIB, "fstype": "ext4", "reattach": False}
     ("options", "later"),
     [
         ({"storage": "10G"}, []),
-        ({"storage": "12G"}, [("grow_disk", {"disk": "cow", "size": 12 * GIB})]),
+        ({"storage": "12G"}, [("grow_system_disk", {"size": 12 * GIB})]),
         ({"data_disks": [{"name": "data1"}]}, []),
         ({"data_disks": [{"name": "data1", "size": "1G", "fstype": "ext4"}]}, []),
-        ({"data_disks": [{"name": "data1", "size": "2G"}]}, [("grow_disk", {"disk": "data1", "size": 2 * GIB})]),
+        ({"data_disks": [{"name": "data1", "size": "2G"}]}, [("grow_data_disk", {"name": "data1", "size": 2 * GIB})]),
         ({"data_disks": [{"name": "data1"}, {"name": "new", "size": "64M"}]}, [("add_disk", {"disk": NEW})]),
     ],
 )
@@ -527,7 +527,7 @@ CLONES = [
     ({"snapshot": "warm", "state": "started"}, ["create", "start"]),
     ({"snapshot": "warm", "state": "restarted"}, ["create", "start"]),
     ({"snapshot": "warm", "state": "paused"}, ["create", "start", "pause"]),
-    ({"snapshot": "warm", "state": "started", "storage": "12G"}, ["create", "start", "grow_disk"]),
+    ({"snapshot": "warm", "state": "started", "storage": "12G"}, ["create", "start", "grow_system_disk"]),
     (
         {"snapshot": "warm", "state": "started", "data_disks": [{"name": "data1"}, {"name": "new", "size": "64M"}]},
         ["create", "start", "add_disk"],
@@ -755,10 +755,15 @@ CHANGES: list[tuple[str, Definition, t.Any, t.Any]] = [
     ("memory", {"memory": "2G"}, "allow_restart", "allow_restart"),
     ("kernel_args", {"kernel_args": "debug"}, "allow_restart", "allow_restart"),
     ("storage", {"storage": "12G"}, "allow_restart", "allow_restart"),
-    ("storage", {"storage": "12G", "allow_restart": True}, ["stop", "grow_disk"], ["stop", "grow_disk", "start"]),
+    (
+        "storage",
+        {"storage": "12G", "allow_restart": True},
+        ["stop", "grow_system_disk"],
+        ["stop", "grow_system_disk", "start"],
+    ),
     ("nics", {"nics": [{"network": "dmz"}]}, "allow_restart", "allow_restart"),
     ("balloon", {"balloon": "256M"}, "allow_restart", "allow_restart"),
-    ("disk grows", BIGGER, "only when it runs", ["start", "grow_disk"]),
+    ("disk grows", BIGGER, "only when it runs", ["start", "grow_data_disk"]),
     ("disk added", MORE, "only when it runs", ["start", "add_disk"]),
     ("disk dropped", FEWER, "only when it runs", ["start", "drop_disk"]),
     ("image", {"image": "other"}, "recreate", "recreate"),
@@ -783,11 +788,11 @@ def test_changes_of_a_saved_vm(change: tuple[str, Definition, t.Any, t.Any], sta
 @pytest.mark.parametrize(
     ("record", "state", "expected"),
     [
-        (made("stopped"), "present", ["grow_disk"]),
-        (made("stopped"), "started", ["grow_disk", "start"]),  # offline, the file system with it
-        (ASLEEP, "started", ["start", "grow_disk"]),  # its memory knows the disk as it was
-        (CLONED, "started", ["start", "grow_disk"]),
-        (ASLEEP, "paused", ["start", "grow_disk", "pause"]),
+        (made("stopped"), "present", ["grow_data_disk"]),
+        (made("stopped"), "started", ["grow_data_disk", "start"]),  # offline, the file system with it
+        (ASLEEP, "started", ["start", "grow_data_disk"]),  # its memory knows the disk as it was
+        (CLONED, "started", ["start", "grow_data_disk"]),
+        (ASLEEP, "paused", ["start", "grow_data_disk", "pause"]),
     ],
 )
 def test_disks_grow_before_a_boot_and_after_a_resume(record: Record, state: str, expected: list[str]) -> None:

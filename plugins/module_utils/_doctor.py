@@ -42,7 +42,7 @@ def check(name: str, status: str, detail: str, remedy: str | None = None) -> Che
 
 def numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, to compare by."""
-    return tuple(int(part) for part in re.findall(r"\d+", version.split("-")[0])[:3])
+    return tuple(int(part) for part in re.findall(r"[0-9]+", version.split("-")[0])[:3])
 
 
 def check_architecture(facts: Facts) -> Check:

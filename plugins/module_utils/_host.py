@@ -129,7 +129,7 @@ def _output(argv: t.Sequence[str]) -> str:
 
 def first_version(text: str) -> str | None:
     """The first thing in *text* that looks like a version."""
-    found = re.search(r"\d+\.\d+(?:\.\d+)*", text)
+    found = re.search(r"[0-9]+\.[0-9]+(?:\.[0-9]+)*", text)
     return found.group(0) if found else None
 
 
@@ -324,7 +324,7 @@ def overlaps(text: str, start: int, count: int) -> list[str]:
     """Lines of a subordinate id file whose range meets the given one."""
     found = []
     for line in text.splitlines():
-        match = re.match(r"[^:#]+:(\d+):(\d+)\s*$", line)
+        match = re.match(r"[^:#]+:([0-9]+):([0-9]+)\s*\Z", line)
         if match and int(match.group(1)) < start + count and start < int(match.group(1)) + int(match.group(2)):
             found.append(line)
     return found

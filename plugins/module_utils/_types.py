@@ -36,8 +36,9 @@ HIBERNATED = "hibernated"
 NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}\Z")
 DISK_NAME_RE = re.compile(r"^(?!cocoon-)[a-z][a-z0-9_-]{0,19}\Z")
 USER_RE = re.compile(r"^[a-z_][a-z0-9_-]{0,31}\Z")
-MAC_RE = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
-SIZE_RE = re.compile(r"^\s*(\d+)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
+MAC_RE = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
+NO_MAC = "00:00:00:00:00:00"
+SIZE_RE = re.compile(r"^\s*([0-9]+)\s*([KMGT]?)(?:i?B)?\s*\Z", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 MIN_DATA_DISK = 16 * MIB
@@ -129,6 +130,8 @@ def check_mac(mac: str, option: str) -> str:
         raise InputError(f"'{mac}' is not a MAC address", option, "Write it as 02:00:00:12:34:56.")
     if int(text[:2], 16) & 1:
         raise InputError(f"'{mac}' is a multicast MAC address", option, "The first octet must be even.")
+    if text == NO_MAC:
+        raise InputError(f"'{mac}' is no machine's MAC address", option, "Leave it out, and one is made up.")
     return text
 
 

@@ -30,7 +30,7 @@ RUN_ITEM = "opt/cocoon/run"
 SECRETS_FILE = "secret_env.json"
 STATUS_FILE = "status.log"
 KILLED = 128 + 9
-EXIT_RE = re.compile(rb"\s*exit (\d{1,3})\s")
+EXIT_RE = re.compile(rb"\s*exit ([0-9]{1,3})\s")
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -31,7 +31,7 @@ RETRY = 0.05
 CONNECT_TIMEOUT = 1.0
 CONSOLE_KEEP = 64 << 10
 LAST_WORDS = 160
-OURS_RE = re.compile(r"\[ *\d+\.\d+\] |cocoon: ")
+OURS_RE = re.compile(r"\[ *[0-9]+\.[0-9]+\] |cocoon: ")
 
 
 @dataclasses.dataclass

@@ -193,7 +193,7 @@ def pick_machine(machines: list[Answer]) -> str:
             return str(machine["name"])
     named = sorted(
         (str(machine["name"]) for machine in machines if "q35-" in str(machine["name"])),
-        key=lambda name: [int(number) for number in re.findall(r"\d+", name)],
+        key=lambda name: [int(number) for number in re.findall(r"[0-9]+", name)],
     )
     if not named:
         raise UnsupportedError("this QEMU has no q35 machine", "hypervisor", "Install the full x86 system emulator.")

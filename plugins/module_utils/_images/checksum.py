@@ -13,8 +13,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 LENGTHS = {"sha256": 64, "sha512": 128}
 MAX_LIST = 4 << 20
 FORMS = "Write it as sha256: or sha512: and the hex digits, or as the URL of a SHA256SUMS or SHA512SUMS file."
-_GNU_RE = re.compile(r"^\\?([0-9a-fA-F]{64}|[0-9a-fA-F]{128})[ \t]+\*?(\S.*?)\s*$")
-_BSD_RE = re.compile(r"^SHA(?:256|512) ?\((.+)\) ?= ?([0-9a-fA-F]{64}|[0-9a-fA-F]{128})\s*$")
+_GNU_RE = re.compile(r"^\\?([0-9a-fA-F]{64}|[0-9a-fA-F]{128})[ \t]+\*?(\S.*?)\s*\Z")
+_BSD_RE = re.compile(r"^SHA(?:256|512) ?\((.+)\) ?= ?([0-9a-fA-F]{64}|[0-9a-fA-F]{128})\s*\Z")
 
 
 class Digest(t.NamedTuple):

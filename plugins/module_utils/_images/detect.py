@@ -32,7 +32,7 @@ OTHER_DISKS = {
 }
 QCOW2_MAGIC = b"QFI\xfb"
 OCI_TOP = ("oci-layout", "index.json", "blobs", "manifest.json", "repositories")
-DOCKER_RE = re.compile(r"^[0-9a-f]{64}(/|\.json$|\.tar$|$)")
+DOCKER_RE = re.compile(r"^[0-9a-f]{64}(/|\.json\Z|\.tar\Z|\Z)")
 # Incompatible features of qcow2: what they are, and the one that names another file.
 QCOW2_CORRUPT, QCOW2_DATA_FILE = 1 << 1, 1 << 2
 QCOW2_KNOWN_FEATURES = 0b11111

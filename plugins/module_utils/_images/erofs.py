@@ -48,7 +48,7 @@ def takes_tar(mkfs: str) -> bool:
         raise ToolError(f"{mkfs} is not installed", remedy=f"Install {PACKAGE}, or run the role cocoon.microvm.host.")
     # Old ones know no --version, complain, and name their version all the same.
     text = run_tool([mkfs, "--version"], package=PACKAGE, ok=range(256)).decode(errors="replace")
-    match = re.search(r"(\d+)\.(\d+)", text)
+    match = re.search(r"([0-9]+)\.([0-9]+)", text)
     if not match:
         raise ToolError(f"{mkfs} tells no version: {text[:80]!r}", remedy=f"Install {PACKAGE} 1.5 or newer.")
     return (int(match.group(1)), int(match.group(2))) >= TAR_VERSION

@@ -23,11 +23,11 @@ FEATURES = ("user", "password", "ssh_keys")
 REBUILD = "Build the image again, with the role cocoon.microvm.image or without that file."
 MAX_MARKER = 64 << 10
 MAX_BOOT_FILE = 1 << 30
-KERNEL_RE = re.compile(r"^(?:boot/)?vmlinuz[^/]*$")
-INITRD_RE = re.compile(r"^(?:boot/)?initrd\.img[^/]*$")
+KERNEL_RE = re.compile(r"^(?:boot/)?vmlinuz[^/]*\Z")
+INITRD_RE = re.compile(r"^(?:boot/)?initrd\.img[^/]*\Z")
 # Kernels that a link in /boot may lead to.
-MODULES_RE = re.compile(r"^(?:usr/)?lib/modules/[^/]+/(?:vmlinuz|initrd)[^/]*$")
-MODULES_FOLDER_RE = re.compile(r"^(?:usr/)?lib/modules/[^/]+$")
+MODULES_RE = re.compile(r"^(?:usr/)?lib/modules/[^/]+/(?:vmlinuz|initrd)[^/]*\Z")
+MODULES_FOLDER_RE = re.compile(r"^(?:usr/)?lib/modules/[^/]+\Z")
 FOLDERS = ("", "boot", "lib", "lib/modules", "usr", "usr/lib", "usr/lib/modules", "usr/lib/cocoon-microvm")
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
@@ -206,4 +206,5 @@ def _only_pair(entries: Entries) -> tuple[str, str] | None:
 
 
 def _natural(version: str) -> list[tuple[int, int, str]]:
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", version)]
+    parts = re.split(r"([0-9]+)", version)  # numbers at the odd places
+    return [(1, int(part), "") if place % 2 else (0, 0, part) for place, part in enumerate(parts)]

@@ -65,7 +65,7 @@ _DESCRIPTOR: dict[str, t.Any] = {
     "required": ["digest", "size"],
     "properties": {
         "mediaType": {"type": "string", "maxLength": 255},
-        "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+        "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}\\Z"},
         "size": {"type": "integer", "minimum": 0, "maximum": 1 << 50},
         "annotations": {"type": "object", "additionalProperties": {"type": "string"}},
         "platform": {
@@ -80,7 +80,11 @@ _DESCRIPTOR: dict[str, t.Any] = {
     },
 }
 # A guest gets these strings with a NUL behind each.
-_TEXT: dict[str, t.Any] = {"type": ["string", "null"], "pattern": "^[^\\u0000\\ud800-\\udfff]*$", "maxLength": 1 << 17}
+_TEXT: dict[str, t.Any] = {
+    "type": ["string", "null"],
+    "pattern": "^[^\\u0000\\ud800-\\udfff]*\\Z",
+    "maxLength": 1 << 17,
+}
 _WORDS: dict[str, t.Any] = {"type": ["array", "null"], "items": {**_TEXT, "type": "string"}, "maxItems": 10_000}
 SCHEMAS: dict[str, dict[str, t.Any]] = {
     "docker": {
@@ -145,7 +149,7 @@ SCHEMAS: dict[str, dict[str, t.Any]] = {
                     "type": {"const": "layers"},
                     "diff_ids": {
                         "type": "array",
-                        "items": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+                        "items": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}\\Z"},
                         "maxItems": MAX_LAYERS,
                     },
                 },

@@ -22,12 +22,12 @@ MACHINES = {
 }
 DOCKER_HUB = "docker.io"
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-HOST_RE = re.compile(rf"^(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?$")
+HOST_RE = re.compile(rf"^(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?\Z")
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
-REPOSITORY_RE = re.compile(rf"^{_COMPONENT}(?:/{_COMPONENT})*$")
-TAG_RE = re.compile(r"^[\w][\w.-]{0,127}$", re.ASCII)
-REFERENCE_DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}$")
-PLATFORM_RE = re.compile(r"^[a-z0-9]{1,32}/[a-z0-9_]{1,32}(?:/[a-z0-9.]{1,32})?$")
+REPOSITORY_RE = re.compile(rf"^{_COMPONENT}(?:/{_COMPONENT})*\Z")
+TAG_RE = re.compile(r"^[\w][\w.-]{0,127}\Z", re.ASCII)
+REFERENCE_DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}\Z")
+PLATFORM_RE = re.compile(r"^[a-z0-9]{1,32}/[a-z0-9_]{1,32}(?:/[a-z0-9.]{1,32})?\Z")
 HOW = "Write it as docker.io/library/nginx:1.27, or with @sha256: and 64 hex digits."
 
 

@@ -159,7 +159,7 @@ class Skopeo:
             words = ("list-tags", *self._tls(""), f"docker://{self._repository}")
             tags = [str(tag) for tag in json.loads(self._ask(*words, timeout=TAGS_TIMEOUT))["Tags"]]
         except NotFoundError:
-            repository = re.split(r"[:@][^/]*$", self._name)[0]
+            repository = re.split(r"[:@][^/]*\Z", self._name)[0]
             return NotFoundError(f"registry {self._host} has no repository {repository}", "source", "Correct the name.")
         except (CocoonError, ValueError, KeyError, TypeError):
             return gone

@@ -38,10 +38,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
-DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}$")
+DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 # Registry references fit as well; ':' and '/' are why an image name is not a VM name.
-IMAGE_NAME_RE = re.compile(r"^(?!sha256:)[a-zA-Z0-9][a-zA-Z0-9._/:@-]{0,254}$")
-USER_ID_RE = re.compile(r"^[a-z0-9]{1,64}$")
+IMAGE_NAME_RE = re.compile(r"^(?!sha256:)[a-zA-Z0-9][a-zA-Z0-9._/:@-]{0,254}\Z")
+USER_ID_RE = re.compile(r"^[a-z0-9]{1,64}\Z")
 
 PUBLIC = ("blobs", "boot", "pulls", "staging", "templates")
 PRIVATE = ("records", "blobrefs", "users", "pending", "sources", "downloads")

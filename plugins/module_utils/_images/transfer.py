@@ -39,7 +39,7 @@ AGENT = "cocoon.microvm"
 RESERVE = 64 << 20
 
 Progress = t.Callable[[int, "int | None"], None]
-_RANGE_RE = re.compile(r"^bytes (\d+)-\d+/(\d+|\*)$")
+_RANGE_RE = re.compile(r"^bytes ([0-9]+)-[0-9]+/([0-9]+|\*)\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ def head(url: str, access: Access) -> Version:
     def ask() -> Version:
         with request(url, access, {}, "HEAD") as response:
             length = response.headers.get("Content-Length", "")
-            return Version.of(response.headers, int(length) if length.isdecimal() else None)
+            return Version.of(response.headers, int(length) if length.isascii() and length.isdecimal() else None)
 
     return _patient(url, ask)
 
@@ -381,7 +381,7 @@ def _place(response: t.Any, part: Part, offset: int) -> int | None:
             raise StaleError("the server sent another part than was asked for")
         return None if match[2] == "*" else int(match[2])
     part.reset()
-    return int(length) if length.isdecimal() else None
+    return int(length) if length.isascii() and length.isdecimal() else None
 
 
 def _check_space(part: Part, total: int | None) -> None:

@@ -127,6 +127,9 @@ def _check_host(store: Store | None, made: Record, facts: plan.Facts) -> None:
     record = facts.record
     if record is None:
         _check_bridge(store, made)
+    if made["subnet"] and made["adopted"]:
+        link = links.look(made["bridge"])
+        plan.check_room(made, link.address.partition("/")[0] if link and link.address else None)
     if made["subnet"] and (record is None or made["subnet"] != record["subnet"]):
         plan.check_overlap(made["name"], made["subnet"], _used(store, made))
 

@@ -17,6 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ResourceError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     create_json,
@@ -93,17 +94,6 @@ def vm_name(store: Store, vm_id: str) -> str:
 # -- addresses ------------------------------------------------------------------------------------------------------
 
 
-def _bounds(network: Record) -> tuple[int, int]:
-    """First and last address that may be given out without being asked for."""
-    subnet = ipaddress.IPv4Network(network["subnet"])
-    first, last = int(subnet.network_address) + 1, int(subnet.broadcast_address) - 1
-    if network.get("range_start"):
-        first = max(first, int(ipaddress.IPv4Address(network["range_start"])))
-    if network.get("range_end"):
-        last = min(last, int(ipaddress.IPv4Address(network["range_end"])))
-    return first, last
-
-
 def _reserved(network: Record) -> set[str]:
     """Addresses of the host and the gateway."""
     found = {network["gateway"]} if network.get("gateway") else set()
@@ -169,7 +159,7 @@ def choose_ip(
         return ip
     if not network.get("subnet"):
         raise InputError(f"network '{network['name']}' has no subnet", "network", "Give it one with cocoon_network.")
-    first, last = _bounds(network)
+    first, last = subnets.bounds(network)
     reserved, size = _reserved(network), last - first + 1
     start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
     for attempt in range(size):

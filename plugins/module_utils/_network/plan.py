@@ -15,6 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     InputError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_name
 
 # What a user can set, in the order of the documentation; names as in the record.
@@ -31,7 +32,7 @@ FIELDS = (
     "owner",
     "labels",
 )
-BRIDGE_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}$")
+BRIDGE_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}\Z")
 # /proc/sys/net/*/conf has these beside the interfaces.
 RESERVED_BRIDGES = ("all", "default", "lo")
 DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
@@ -227,6 +228,25 @@ def _check_target(made: Record) -> None:
     if made["range_start"] and made["range_end"]:
         if ipaddress.IPv4Address(made["range_start"]) > ipaddress.IPv4Address(made["range_end"]):
             raise InputError(f"{made['range_end']} comes before range_start", "range_end", "Swap the two.")
+    check_room(made)
+
+
+def check_room(made: Record, host: str | None = None) -> None:
+    """That there is an address for at least one guest.
+
+    :param host: the host's own address on an adopted bridge.
+    :raises InputError: all that could be given out is the gateway's and the host's.
+    """
+    first, last = subnets.bounds(made)
+    taken = {int(ipaddress.IPv4Address(ip)) for ip in (made["gateway"], host) if ip}
+    if last - first + 1 <= sum(first <= number <= last for number in taken):
+        narrowed = made["range_start"] or made["range_end"]
+        raise InputError(
+            f"no address is left for a guest between {ipaddress.IPv4Address(first)} and {ipaddress.IPv4Address(last)}"
+            " but the gateway's and the host's",
+            "range_end" if narrowed else "subnet",
+            "Widen range_start and range_end." if narrowed else "Use a larger subnet.",
+        )
 
 
 # -- decisions ------------------------------------------------------------------------------------------------------

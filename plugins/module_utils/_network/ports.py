@@ -29,7 +29,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
-PORT_RE = re.compile(r"^(?:(?P<ip>\d+(?:\.\d+){3}):)?(?P<host>\d{1,5}):(?P<guest>\d{1,5})(?:/(?P<protocol>tcp|udp))?$")
+PORT_RE = re.compile(
+    r"^(?:(?P<ip>[0-9]+(?:\.[0-9]+){3}):)?(?P<host>[0-9]{1,5}):(?P<guest>[0-9]{1,5})(?:/(?P<protocol>tcp|udp))?\Z"
+)
 SOCKET_TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -62,7 +64,7 @@ def parse_port(text: str) -> Port:
     match = PORT_RE.match(str(text).strip().lower())
     if not match:
         remedy = "Write it as 8080:80, 5353:53/udp or 192.0.2.1:443:443."
-        if re.match(r"^\d+$", str(text)):
+        if re.match(r"^[0-9]+\Z", str(text)):
             remedy = "Put it in quotes: YAML reads 2222:22 as a number (of base 60)."
         raise InputError(f"'{text}' is not a published port", "ports", remedy)
     host, guest = int(match.group("host")), int(match.group("guest"))

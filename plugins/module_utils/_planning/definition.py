@@ -47,7 +47,7 @@ USER_DATA_KINDS = (
 MAX_COUNT = 1000
 MAX_WORD = 64 << 10
 
-_PORT_RE = re.compile(r"^(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?\Z")
+_PORT_RE = re.compile(r"^(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?\Z")
 _IMAGE_RE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}\Z")
 _SNAPSHOT_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,62}\Z")
 _VARIABLE_RE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]{0,255}\Z")
@@ -187,7 +187,7 @@ def _choice(*choices: str) -> Check:
 
 
 def _whole(value: t.Any, option: str) -> int:
-    if isinstance(value, bool) or not re.match(r"^\d{1,18}\Z", str(value)):
+    if isinstance(value, bool) or not re.match(r"^[0-9]{1,18}\Z", str(value)):
         raise InputError(f"'{value}' is not a whole number", option, "Write digits only.")
     return int(value)
 

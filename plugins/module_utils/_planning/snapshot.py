@@ -19,7 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 COMPLETE = "complete"
-_AGE_RE = re.compile(r"^(\d{1,9})([smhdw])\Z")
+_AGE_RE = re.compile(r"^([0-9]{1,9})([smhdw])\Z")
 _AGE_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 

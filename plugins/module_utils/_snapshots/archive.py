@@ -248,7 +248,7 @@ def _create_beside(path: str) -> tuple[int, str]:
 
 def _sweep(path: str) -> None:
     directory, name = os.path.split(path)
-    ours = re.compile(re.escape(name) + r"\.\d+\.[a-z2-7]{8}\.tmp")
+    ours = re.compile(re.escape(name) + r"\.[0-9]+\.[a-z2-7]{8}\.tmp")
     for found in filter(ours.fullmatch, os.listdir(directory)):
         with contextlib.suppress(OSError):
             fd = os.open(os.path.join(directory, found), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

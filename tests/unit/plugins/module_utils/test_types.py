@@ -63,7 +63,9 @@ def test_mac_is_canonical() -> None:
     assert types.check_mac("02-AB-00-12-34-56", "mac") == "02:ab:00:12:34:56"
 
 
-@pytest.mark.parametrize("mac", ["", "02:00", "zz:00:00:00:00:00", "01:00:5e:00:00:01", "02:00:00:00:00:00:00"])
+@pytest.mark.parametrize(
+    "mac", ["", "02:00", "zz:00:00:00:00:00", "01:00:5e:00:00:01", "02:00:00:00:00:00:00", "00-00-00-00-00-00"]
+)
 def test_bad_macs(mac: str) -> None:
     with pytest.raises(InputError):
         types.check_mac(mac, "nics[0].mac")

@@ -37,8 +37,33 @@ NEEDS_ROOT = "needs root: it makes network namespaces, TAPs and processes of oth
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Mark this session's processes, so that what they leave can be told apart."""
+    """Mark this session's processes, so that what they leave can be told apart.
+
+    Where several workers share the tests, each looks after its own, and who leads them after the whole machine.
+    """
     os.environ[TOKEN[0]] = TOKEN[1]
+    if os.geteuid() == 0 and getattr(config.option, "numprocesses", None):
+        config.pluginmanager.register(WholeMachine(), "cocoon-leaks")
+
+
+class WholeMachine:
+    """Compares the machine before the first and after the last worker."""
+
+    def __init__(self) -> None:
+        self.before = leaks.snapshot()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """The workers have ended by now."""
+        found = leaks.left(self.before, strict=strict())
+        if found:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            print("\nERROR: the tests left behind:\n  " + "\n  ".join(found))
+
+
+def strict() -> bool:
+    """Whether nothing but these tests changes the machine, so that all that is new was left by them."""
+    return os.environ.get("COCOON_LEAKS") == "strict"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,14 +76,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_left() -> Iterator[None]:
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compare the machine before the first and after the last test. Made first, so it is the last to end."""
     if os.geteuid():
         yield
         return
     before = leaks.snapshot()
     yield
-    found = leaks.left(before, strict=os.environ.get("COCOON_LEAKS") == "strict")
+    alone = not hasattr(request.config, "workerinput")
+    found = leaks.left(before, strict=strict() and alone)
     leaks.clean()
     assert not found, "the tests left behind:\n  " + "\n  ".join(found)
 

@@ -151,7 +151,7 @@ def pytest(name: str, python: Path, options: Sequence[str], env: dict[str, str],
     result.unlink(missing_ok=True)
     heading(name)
     began = time.monotonic()
-    command = [python, "-m", "pytest", "-rs", "--tb=short", f"--junit-xml={result}", *options]
+    command = [python, "-m", "pytest", "-rs", "--tb=short", "--durations=10", f"--junit-xml={result}", *options]
     status = follow(command, env, STAGE, limit)
     report.spent = time.monotonic() - began
     from_junit(report, result)
@@ -197,7 +197,9 @@ def integration() -> list[Report]:
     """Real guests, bridges and processes: everything with the newest core, the smoke tests again with the oldest."""
     extra = wanted()
     cells = matrix()["cores"]
-    reports = [run_integration(cells[0], "", ["-v", *extra], 4200)]
+    # One worker a processor: most of a test's time its guest boots, on one processor. A module's tests share guests.
+    workers = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile"]
+    reports = [run_integration(cells[0], "", ["-v", *workers, *extra], 4200)]
     for cell in cells[1:]:
         system = target_python()
         reports.append(run_integration(cell, system, ["-v", "-m", "smoke", *extra], 1800))

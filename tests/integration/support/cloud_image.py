@@ -19,7 +19,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import COLLECTION, WORK, command
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import (
+    COLLECTION,
+    WORK,
+    command,
+    one_at_a_time,
+)
 
 CACHE = WORK / "image-packages"
 FILES = COLLECTION / "roles" / "image" / "files"
@@ -57,13 +62,12 @@ def built(scratch: Path) -> Path:
     name, packages = manifest()
     recipe = hashlib.sha256(Path(__file__).read_bytes() + name.encode() + json.dumps(packages).encode())
     target = WORK / "images" / f"cloud-{recipe.hexdigest()[:16]}.qcow2"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="cloud-", dir=scratch) as folder:
-        result = build(Path(folder), packages)
-        shutil.move(result, target.with_suffix(".new"))
-    target.with_suffix(".new").replace(target)
+    with one_at_a_time(target) as missing:
+        if missing:
+            with tempfile.TemporaryDirectory(prefix="cloud-", dir=scratch) as folder:
+                result = build(Path(folder), packages)
+                shutil.move(result, target.with_suffix(".new"))
+            target.with_suffix(".new").replace(target)
     for old in target.parent.glob("cloud-*.qcow2"):
         if old != target:
             old.unlink()

@@ -15,6 +15,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.machine import
     WORK,
     command,
     make_netns,
+    one_at_a_time,
 )
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
 
@@ -39,9 +40,17 @@ def built(name: str, scratch: Path) -> Path:
     :param scratch: a folder for temporary files.
     """
     target = WORK / "images" / f"{name}-{role_digest()}.tar"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(target) as missing:
+        if missing:
+            build(name, target, scratch)
+    for old in target.parent.glob(f"{name}-*.tar"):
+        if old != target:
+            old.unlink()
+    return target
+
+
+def build(name: str, target: Path, scratch: Path) -> None:
+    """Build an image under a name of this process's own, and rename it."""
     building = target.with_name(f"building-{os.getpid()}-{name}.tar")
     # Nothing to download from: the build has to do with what is there.
     netns = make_netns(f"{PREFIX}-image")
@@ -54,7 +63,3 @@ def built(name: str, scratch: Path) -> Path:
         for leftover in target.parent.glob(f"{building.name}*"):
             leftover.unlink()
         command("ip", "netns", "del", netns.name, check=False)
-    for old in target.parent.glob(f"{name}-*.tar"):
-        if old != target:
-            old.unlink()
-    return target

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,15 @@ def make_netns(name: str) -> Netns:
     command("ip", "netns", "add", name)
     command("ip", "-n", name, "link", "set", "lo", "up")
     return Netns(name)
+
+
+@contextlib.contextmanager
+def one_at_a_time(target: Path) -> Iterator[bool]:
+    """While it lasts no other worker builds *target*; whether it has yet to be built."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield not target.exists()
 
 
 def target_python() -> str:

@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test lint sanity unit integration bench clean
+.PHONY: help setup demo demo-down test check lint sanity unit integration bench clean
 
 # The tools' own interpreter, by its full name: nothing is looked up through version managers' shims.
 python := $(CURDIR)/.venv/bin/python
-check := $(python) -I tests/tools/check.py
+run := $(python) -I tests/tools/check.py
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,19 +22,22 @@ demo-down: setup ## remove everything that the demo made
 	@$(python) -I tests/tools/demo.py down
 
 test: setup ## lint, sanity, unit and integration tests
-	@$(check) lint sanity unit integration
+	@$(run) lint sanity unit integration
+
+check: setup ## the quick part of it, for between commits: lint, unit, and the few guests that prove the main job
+	@ARGS="$(ARGS)" $(run) lint quick
 
 lint: setup ## ruff, mypy, yamllint, shellcheck, ansible-lint, docs, changelog, build and install
-	@$(check) lint
+	@$(run) lint
 
 sanity: setup ## ansible-test sanity, without an ignore file
-	@$(check) sanity
+	@$(run) sanity
 
 unit: setup ## unit tests (ARGS='-k name' for some)
-	@ARGS="$(ARGS)" $(check) unit
+	@ARGS="$(ARGS)" $(run) unit
 
 integration: setup ## integration tests with real guests, as root (ARGS='-k name' for some)
-	@ARGS="$(ARGS)" $(check) integration
+	@ARGS="$(ARGS)" $(run) integration
 
 bench: setup ## measure, against libvirt too; writes .work/bench.json
 	@$(python) -I tests/bench/bench.py $(ARGS)

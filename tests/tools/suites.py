@@ -163,11 +163,7 @@ def pytest(name: str, python: Path, options: Sequence[str], env: dict[str, str],
 def unit() -> list[Report]:
     """The unit tests with each core, and with the oldest Python of a target."""
     extra = wanted()
-    reports = []
-    for cell in matrix()["cores"]:
-        title = f"unit (ansible-core {cell['core']}, Python {cell['python']})"
-        env = environment({"PYTHONPATH": str(WORK)})
-        reports.append(pytest(title, Path(cell["venv"]) / "bin" / "python", ["tests/unit", "-q", *extra], env, 900))
+    reports = [unit_with(cell, extra) for cell in matrix()["cores"]]
     for cell in matrix()["targets"]:
         env = environment({"PYTHONPATH": f"{WORK}{os.pathsep}{module_side()}"})
         python = Path(cell["venv"]) / "bin" / "python"
@@ -177,6 +173,19 @@ def unit() -> list[Report]:
         reports.append(pytest(title, python, [*folders, "-q", *extra], env, 900))
     reports[0].missing += matrix()["skipped"]
     return reports
+
+
+def unit_with(cell: dict[str, Any], options: Sequence[str]) -> Report:
+    """The unit tests with one core."""
+    title = f"unit (ansible-core {cell['core']}, Python {cell['python']})"
+    env = environment({"PYTHONPATH": str(WORK)})
+    return pytest(title, Path(cell["venv"]) / "bin" / "python", ["tests/unit", "-q", *options], env, 900)
+
+
+def quick() -> list[Report]:
+    """For between commits: the unit tests with the newest core, and the few guests that prove the main job."""
+    cell = matrix()["cores"][0]
+    return [unit_with(cell, wanted()), run_integration(cell, "", ["-v", "-m", "smoke", *wanted()], 600)]
 
 
 def module_side() -> Path:

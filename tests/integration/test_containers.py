@@ -543,6 +543,7 @@ def test_the_role_host_installs_the_kernel_once(
     variables = {
         "cocoon_kernel": True,
         "cocoon_owner": "tests",
+        "host_show_table": True,
         "host_kernel_file": str(scratch / "kernel" / "kernel.tar"),
         "image_cache_dir": str(images.CACHE),
     }

@@ -109,7 +109,7 @@ def _result(item: Item, check: bool, paths: Paths) -> Record:
         "changed": bool(actions),
         "actions": actions,
         "diff": plan.diff if plan else {"before": {}, "after": {}},
-        "warnings": list(plan.warnings) if plan else [],
+        "warnings": [*item.warnings, *(plan.warnings if plan else [])],
         "vm": view(item.record, paths),
     }
     if item.seconds is not None:

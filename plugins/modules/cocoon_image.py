@@ -387,6 +387,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
         "image": outcome.image,
         "actions": outcome.actions,
         "diff": outcome.diff,
+        "warnings": outcome.warnings,
     }
 
 

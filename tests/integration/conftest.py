@@ -7,6 +7,7 @@ netns         a network namespace of the session; make_netns makes more.
 store_dirs    root_dir, run_dir and log_dir of a store that the session shares; make_store makes fresh ones.
 module        runs one module in the session's namespace and store; modules makes runners for others.
 playbook      runs ansible-playbook in the session's namespace.
+newer         an mkfs.erofs that takes tars.
 tiny_image    the tar of the small guest image, built once by the role image without a network; also debian_image.
 """
 
@@ -20,10 +21,12 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import erofs
 from ansible_collections.cocoon.microvm.tests.integration.support import images, leaks
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import (
     PREFIX,
     TOKEN,
+    WORK,
     Netns,
     command,
 )
@@ -33,6 +36,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.machine import
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks
 
 HERE = Path(__file__).resolve().parent
+NEEDS_TAR = "needs erofs-utils 1.8 or newer, as older ones take no tar: run `make setup`"
 NEEDS_ROOT = "needs root: it makes network namespaces, TAPs and processes of other users"
 
 
@@ -178,3 +182,16 @@ def tiny_image(scratch: Path) -> Path:
 def debian_image(scratch: Path) -> Path:
     """The tar of the Debian guest image: systemd, sshd, Python."""
     return images.built("debian", scratch)
+
+
+@pytest.fixture(scope="session", name="newer")
+def fixture_newer(scratch: Path) -> str:
+    """An mkfs.erofs that takes tars, where the user without rights may go that runs it."""
+    fetched, place = WORK / "tools", scratch / "newer"
+    found = shutil.which("mkfs.erofs")
+    if (fetched / "mkfs.erofs").exists():
+        shutil.copytree(fetched / "erofs" / "usr", place / "erofs" / "usr", symlinks=True)
+        found = str(shutil.copy(fetched / "mkfs.erofs", place))
+    if not found or not erofs.takes_tar(found):
+        pytest.skip(NEEDS_TAR)
+    return found

@@ -9,7 +9,6 @@ What a source is made of is made here. Both ways to an EROFS blob are compared, 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -35,7 +34,21 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import erof
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import MARKER
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import WORK, Netns
+from ansible_collections.cocoon.microvm.tests.integration.support.layers import (
+    DIR,
+    LNK,
+    REG,
+    SYM,
+    layer,
+    layer_blobs,
+    make_layout,
+    mounted,
+    overlay_portrait,
+    portrait,
+    umoci_portrait,
+    without_links,
+)
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
 from ansible_collections.cocoon.microvm.tests.integration.support.stores import files_of, untouched
 
@@ -123,48 +136,6 @@ def pack(root: Path, target: Path, *options: str) -> Path:
     command = ["tar", "-C", root, "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sort=name", *options]
     subprocess.run([*command, "-cf", target, "."], check=True)
     return target
-
-
-def portrait(root: Path) -> dict[str, Any]:
-    """All that a guest sees of a tree, times apart."""
-    seen: dict[str, Any] = {}
-    first: dict[int, str] = {}
-    for place, folders, names in os.walk(root):
-        folders.sort()
-        for name in [".", *sorted(folders), *sorted(names)]:
-            path = os.path.join(place, name) if name != "." else place
-            relative = os.path.relpath(path, root)
-            status = os.lstat(path)
-            what: list[Any] = [stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid]
-            if stat.S_ISREG(status.st_mode):
-                what += [status.st_nlink, first.setdefault(status.st_ino, relative)]
-                what.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
-            elif stat.S_ISLNK(status.st_mode):
-                what.append(os.readlink(path))
-            elif not stat.S_ISDIR(status.st_mode):
-                what.append(status.st_rdev)
-            what.append({key: os.getxattr(path, key, follow_symlinks=False) for key in xattrs(path)})
-            seen[relative] = what
-    return seen
-
-
-def xattrs(path: str) -> list[str]:
-    return sorted(key for key in os.listxattr(path, follow_symlinks=False) if key != "security.selinux")
-
-
-@contextlib.contextmanager
-def mounted(blob: str, work: Path) -> Iterator[Path]:
-    place = work / f"mount-{time.monotonic_ns()}"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", blob, place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
-def layer_blobs(paths: Paths, image: dict[str, Any]) -> list[str]:
-    return [images.blob_path(the_store(paths), layer) for layer in image["layers"]]
 
 
 @pytest.fixture(name="rootfs")
@@ -267,42 +238,6 @@ def oci_layout(work: Path, rootfs: Path) -> Path:
     return layout
 
 
-def overlay_portrait(paths: Paths, image: dict[str, Any], work: Path) -> dict[str, Any]:
-    """What a guest sees of all layers of an image."""
-    with contextlib.ExitStack() as stack:
-        lower = [str(stack.enter_context(mounted(blob, work))) for blob in layer_blobs(paths, image)]
-        place = work / "merged"
-        place.mkdir(exist_ok=True)
-        if len(lower) == 1:
-            return portrait(Path(lower[0]))
-        option = "lowerdir=" + ":".join(reversed(lower))
-        subprocess.run(["mount", "-t", "overlay", "-o", option, "overlay", place], check=True)
-        try:
-            return portrait(place)
-        finally:
-            subprocess.run(["umount", place], check=True)
-
-
-def without_links(seen: dict[str, Any]) -> dict[str, Any]:
-    """Hard links between layers are copies: leave counts and partners out. umoci marks what it unpacks."""
-    plain = {}
-    for path, what in seen.items():
-        attributes = {key: value for key, value in what[-1].items() if not key.startswith("user.rootlesscontainers")}
-        kept = what[:4] + what[6:] if stat.S_ISREG(what[0]) else what
-        plain[path] = [*kept[:-1], attributes]
-    return plain
-
-
-def umoci_portrait(layout: Path, work: Path, tag: str = "v1", links: bool = False) -> dict[str, Any]:
-    bundle = work / "reference"
-    subprocess.run(["umoci", "unpack", "--image", f"{layout}:{tag}", bundle], check=True, capture_output=True)
-    try:
-        found = portrait(bundle / "rootfs")
-        return found if links else without_links(found)
-    finally:
-        shutil.rmtree(bundle)
-
-
 @pytest.mark.parametrize(("interval", "least"), [(0.5, 1), (0, 0)])
 def test_an_import_says_how_far_it_is(
     make_netns: Callable[[], Netns], paths: Paths, work: Path, interval: float, least: int
@@ -355,24 +290,6 @@ def test_an_oci_archive(paths: Paths, work: Path, rootfs: Path, compression: str
     assert outcome.image["id"] == converge(paths, "layout", source=layout).image["id"]  # type: ignore[index]
 
 
-def layer(*entries: tuple[str, bytes, bytes | str]) -> bytes:
-    """A layer out of (name, type, data or link)."""
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as target:
-        for name, kind, what in entries:
-            info = tarfile.TarInfo(name)
-            info.type = kind
-            info.mode = 0o755
-            if isinstance(what, str):
-                info.linkname, data = what, b""
-            else:
-                data = what
-            info.size = len(data)
-            target.addfile(info, io.BytesIO(data))
-    return sink.getvalue()
-
-
-DIR, REG, CHR, SYM, LNK = tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.CHRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 BOTTOM = layer(
     ("boot/", DIR, b""),
     ("boot/vmlinuz", REG, KERNEL),
@@ -442,42 +359,6 @@ MERGED = {
 }
 
 
-def make_layout(target: Path, *layers: bytes, tag: str = "v1", plain: tuple[bytes, ...] = (), **changes: Any) -> Path:
-    """An OCI layout of these layers, which are *plain* without compression, or so the config says."""
-    blobs = target / "blobs/sha256"
-    blobs.mkdir(parents=True, exist_ok=True)
-
-    def put(data: bytes, media: str) -> dict[str, Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"mediaType": media, "digest": f"sha256:{digest}", "size": len(data)}
-
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
-    config = {
-        "architecture": machine,
-        "os": "linux",
-        "rootfs": {
-            "type": "layers",
-            "diff_ids": ["sha256:" + hashlib.sha256(data).hexdigest() for data in plain or layers],
-        },
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "config": put(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
-        "layers": [put(data, "application/vnd.oci.image.layer.v1.tar") for data in layers],
-        **changes,
-    }
-    descriptor = put(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
-    descriptor["annotations"] = {"org.opencontainers.image.ref.name": tag}
-    index = {"schemaVersion": 2, "manifests": []}
-    if (target / "index.json").exists():
-        index = json.loads((target / "index.json").read_text())
-    index["manifests"].append(descriptor)
-    (target / "index.json").write_text(json.dumps(index))
-    (target / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    return target
-
-
 def test_whiteouts_and_opaque_folders(paths: Paths, work: Path) -> None:
     layout = make_layout(work / "layout", BOTTOM, TOP)
     image = converge(paths, source=layout).image
@@ -490,22 +371,6 @@ def test_whiteouts_and_opaque_folders(paths: Paths, work: Path) -> None:
         for folder in ("opaque", "again", "implied", "unsaid", "late"):
             assert os.getxattr(place / folder, "trusted.overlay.opaque") == b"y"
         assert not any(name.startswith(".wh.") for name in os.listdir(place))
-
-
-NEEDS_TAR = "needs erofs-utils 1.8 or newer, as older ones take no tar: run `make setup`"
-
-
-@pytest.fixture(scope="module", name="newer")
-def fixture_newer(scratch: Path) -> str:
-    """An mkfs.erofs that takes tars, where the user without rights may go that runs it."""
-    fetched, place = WORK / "tools", scratch / "newer"
-    found = shutil.which("mkfs.erofs")
-    if (fetched / "mkfs.erofs").exists():
-        shutil.copytree(fetched / "erofs" / "usr", place / "erofs" / "usr", symlinks=True)
-        found = str(shutil.copy(fetched / "mkfs.erofs", place))
-    if not found or not erofs.takes_tar(found):
-        pytest.skip(NEEDS_TAR)
-    return found
 
 
 @pytest.mark.parametrize("what", ["rootfs", "whiteouts"])
@@ -765,7 +630,7 @@ HOSTILE = {
     "through a link": (layer(("a", SYM, "/etc"), ("a/passwd", REG, b"x")), "goes through the symbolic link 'a' of"),
     "through a file": (layer(("a", REG, b""), ("a/b", REG, b"x")), "which is no directory"),
     "a folder replaced": (layer(("a/", DIR, b""), ("a", SYM, "/etc")), "replaces a directory"),
-    "hard link to nothing": (layer(("a", LNK, "b")), "hard link to 'b', which is not there"),
+    "hard link to nothing": (layer(("a", LNK, "b")), "hard link to 'b', which is not in the same layer"),
     "hard link through a link": (layer(("l", SYM, "/etc"), ("a", LNK, "l/passwd")), "through the symbolic link"),
     "above": (layer(("../../a", REG, b"x")), "leaves the archive"),
     "whiteout of nothing": (layer(("a/.wh.", REG, b"")), "whiteout of nothing"),

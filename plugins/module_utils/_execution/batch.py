@@ -44,6 +44,7 @@ class Item:
     error: CocoonError | None = None
     seconds: float | None = None
     pulled: bool = False
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -111,7 +112,7 @@ def _obtain_images(run: Run, items: t.Sequence[Item], check: bool) -> bool:
 
         for (image, when), first in due.items():
             try:
-                first.pulled = obtain(run, image, when, check)
+                first.pulled, first.warnings = obtain(run, image, when, check)
             except Deferred:
                 raise
             except Exception as exc:

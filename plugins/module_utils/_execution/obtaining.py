@@ -15,14 +15,16 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 NAMES = (None, "name", "source")
 
 
-def obtain(run: Run, name: str, pull: str, check: bool) -> bool:
-    """Pull the image *name*, as ``docker run`` does with the same name; whether the store was, or would be, changed.
+def obtain(run: Run, name: str, pull: str, check: bool) -> tuple[bool, list[str]]:
+    """Pull the image *name*, as ``docker run`` does with the same name.
+
+    :returns: whether the store was, or would be, changed; and warnings.
 
     :param pull: ``missing`` or ``always``, see ``cocoon_image``.
     :raises CocoonError: it cannot be had. :raises Deferred: that is for a run that is watched.
     """
     if images.DIGEST_RE.match(name):
-        return False  # no registry is named
+        return False, []  # no registry is named
     remote = None if source.registry_reference(name, None) else f"{source.SCHEME}{name}"
     wanted = manager.Wanted(
         name, source=remote, pull=pull, lock_timeout=run.options.lock_timeout, progress=run.options.progress
@@ -38,7 +40,7 @@ def obtain(run: Run, name: str, pull: str, check: bool) -> bool:
         raise
     if check and outcome.changed:
         run.expect_image(name, _expected(outcome.diff["after"]))
-    return outcome.changed
+    return outcome.changed, outcome.warnings
 
 
 def _expected(after: Record) -> Record:

@@ -32,6 +32,8 @@ FOLDERS = ("", "boot", "lib", "lib/modules", "usr", "usr/lib", "usr/lib/modules"
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 OPAQUE_XATTR = "trusted.overlay.opaque"
+# How many kinds of left out attributes are worth naming.
+MAX_DROPPED = 8
 
 Entries = dict[str, dict[str, str]]
 
@@ -41,12 +43,14 @@ class Findings:
     """What a layer says about booting.
 
     ``entries``: path -> ``{"type": "file", "digest": hex}`` or ``{"type": "link", "target": …}``;
-    ``hidden``: paths of lower layers that it hides; ``marker``: features, or ``None`` where it has no marker.
+    ``hidden``: paths of lower layers that it hides; ``marker``: features, or ``None`` where it has no marker;
+    ``dropped``: extended attributes that were left out, each with a path that has it in the archive.
     """
 
     entries: Entries = dataclasses.field(default_factory=dict)
     hidden: list[str] = dataclasses.field(default_factory=list)
     marker: list[str] | None = None
+    dropped: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def document(self) -> dict[str, t.Any]:
         return dataclasses.asdict(self)
@@ -68,6 +72,8 @@ class Inspector:
 
     def look(self, member: Member) -> Member:
         """Note what matters about *member*; the member comes back with its data still to be read."""
+        for key in member.dropped[: MAX_DROPPED - len(self.findings.dropped)]:
+            self.findings.dropped.setdefault(key, member.path)
         name = posixpath.basename(member.path)
         if name.startswith(WHITEOUT):
             self._whiteout(posixpath.dirname(member.path), name)
@@ -141,6 +147,12 @@ def read_marker(data: bytes) -> list[str]:
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise BadArchive(f"{MARKER} is damaged: {exc}", REBUILD) from exc
     return [feature for feature in FEATURES if feature in document["features"]]
+
+
+def warnings(name: str, layer: t.Mapping[str, t.Any]) -> list[str]:
+    """What users should know of the layer called *name*: what of it is not in the guest."""
+    dropped = ", ".join(f"{key} (as of '{path}')" for key, path in (layer.get("dropped") or {}).items())
+    return [f"{name}: extended attributes that no file system of Linux takes were left out: {dropped}"] * bool(dropped)
 
 
 class Merged(t.NamedTuple):

@@ -78,6 +78,13 @@ class Layer(t.NamedTuple):
     plain: str | None = None
 
 
+class Imported(t.NamedTuple):
+    """The record of an image, not written yet, and what users should know of what is in it."""
+
+    record: Record
+    warnings: list[str]
+
+
 def weight(sources: Sources) -> int:
     """Bytes that an import has to read, at most."""
     main = sources.main
@@ -89,8 +96,8 @@ def weight(sources: Sources) -> int:
         return sum(layer.size for layer in layers)
 
 
-def import_image(store: Store, sources: Sources, timeout: float, told: Progress) -> Record:
-    """Make all files of an image; a record that is not written yet.
+def import_image(store: Store, sources: Sources, timeout: float, told: Progress) -> Imported:
+    """Make all files of an image.
 
     Under the image's lock, with a note of it pending: what is left after a failure goes with the note.
 
@@ -101,7 +108,7 @@ def import_image(store: Store, sources: Sources, timeout: float, told: Progress)
     try:
         with staging(store, timeout) as workspace, _full_disk_named(store, workspace):
             if sources.main.kind in DISKS:
-                return _import_disk(store, sources.main, workspace, timeout, told)
+                return Imported(_import_disk(store, sources.main, workspace, timeout, told), [])
             return _import_layers(store, sources, workspace, timeout, told)
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -132,7 +139,7 @@ def no_space(store: Store) -> CocoonError:
     )
 
 
-def _import_layers(store: Store, sources: Sources, workspace: str, timeout: float, told: Progress) -> Record:
+def _import_layers(store: Store, sources: Sources, workspace: str, timeout: float, told: Progress) -> Imported:
     image_id = sources.image_id
     keep = os.path.join(workspace, "boot")
     os.mkdir(keep, 0o700)
@@ -161,7 +168,12 @@ def _import_layers(store: Store, sources: Sources, workspace: str, timeout: floa
     if manifest:
         record["platform"], record["created"] = manifest.platform, manifest.created
         record["config"] = manifest.config
-    return _with_size(store, record)
+    return Imported(_with_size(store, record), _warnings(layers, known))
+
+
+def _warnings(layers: list[Layer], known: t.Mapping[str, Record]) -> list[str]:
+    names = {layer.digest: layer.name for layer in layers}
+    return [warning for digest in names for warning in findings.warnings(names[digest], known[digest])]
 
 
 def _fail_early(jobs: t.Iterable[concurrent.futures.Future[t.Any]]) -> None:
@@ -522,22 +534,26 @@ def _ask_qemu(copy: str, uid: int, name: str) -> None:
         )
 
 
-def rehearse(sources: Sources) -> None:
-    """All checks of an import without writing anything: check mode fails where the real run would.
+def rehearse(sources: Sources) -> list[str]:
+    """All checks of an import without writing anything: check mode fails, and warns, where the real run would.
 
     :raises CocoonError: as :func:`import_image`.
     """
     if sources.main.kind in DISKS or not sources.main.path:
-        return  # the header was checked when the source was looked at
+        return []  # the header was checked when the source was looked at
     erofs.takes_tar(erofs.MKFS)
     if sources.main.kind == REGISTRY:
-        return  # nothing is fetched to look into it; the documents were checked
+        return []  # nothing is fetched to look into it; the documents were checked
+    known: dict[str, Record] = {}
     with open_layers(sources.main, None) as (layers, _manifest):
         for layer in layers:
             if sources.main.kind in ARCHIVES and not _readable(layer):
-                return  # a compressed archive: its layers cannot be read without unpacking it somewhere
+                return []  # a compressed archive: its layers cannot be read without unpacking it somewhere
+            inspector = findings.Inspector()
             with tarball.named(layer.name):
-                read_layer(layer, findings.Inspector())
+                read_layer(layer, inspector)
+            known[layer.digest] = inspector.findings.document()
+    return _warnings(layers, known)
 
 
 def _readable(layer: Layer) -> bool:

@@ -65,6 +65,7 @@ class Plan:
     after: Record
     current: Record | None
     image_id: str | None
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Outcome:
     actions: list[str]
     image: Record | None
     diff: dict[str, Record]
+    warnings: list[str]
 
 
 def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
@@ -111,7 +113,7 @@ def _carry_out(store: Store | None, wanted: Wanted, sources: source.Sources | No
         if "import" in plan.steps and sources:
             from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
 
-            importer.rehearse(sources)
+            plan = dataclasses.replace(plan, warnings=importer.rehearse(sources))
         _refuse_removal(store, wanted, plan)
         image = plan.current if store and plan.current and plan.current["id"] == plan.image_id else None
         return _outcome(store, plan, image if wanted.state == "present" else None)
@@ -301,7 +303,8 @@ def _check_owner(wanted: Wanted, record: Record | None) -> None:
 
 def _outcome(store: Store | None, plan: Plan, image: Record | None) -> Outcome:
     shown = public(store, image) if store and image else None
-    return Outcome(bool(plan.steps), list(plan.steps), shown, {"before": plan.before, "after": plan.after})
+    diff = {"before": plan.before, "after": plan.after}
+    return Outcome(bool(plan.steps), list(plan.steps), shown, diff, plan.warnings)
 
 
 def public(store: Store, record: Record) -> Record:
@@ -337,14 +340,16 @@ def _execute(store: Store, wanted: Wanted, sources: source.Sources | None) -> Pl
         if plan.image_id and plan.steps:
             with locked_patiently(store, [images.lock_name(plan.image_id)], wanted.lock_timeout):
                 plan = make_plan(store, wanted, sources)
-                _make_present(store, wanted, sources, plan, old)
+                plan = dataclasses.replace(plan, warnings=_make_present(store, wanted, sources, plan, old))
         if old and old != plan.image_id:
             _supersede(store, wanted, old)
     return plan
 
 
-def _make_present(store: Store, wanted: Wanted, sources: source.Sources | None, plan: Plan, old: str | None) -> None:
-    """Carry out a plan for ``present``. Under the locks of the name and the image.
+def _make_present(
+    store: Store, wanted: Wanted, sources: source.Sources | None, plan: Plan, old: str | None
+) -> list[str]:
+    """Carry out a plan for ``present``; warnings. Under the locks of the name and the image.
 
     The record goes before the name, and the note of what is pending around both: killed anywhere, the next run finds
     either a whole image or a note.
@@ -352,11 +357,12 @@ def _make_present(store: Store, wanted: Wanted, sources: source.Sources | None, 
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer, references
 
     image_id = t.cast(str, plan.image_id)
+    warnings: list[str] = []
     try:
         record = plan.current
         references.note(store, image_id, [])
         if "import" in plan.steps and sources:
-            record = _imported(store, sources, record or {}, wanted)
+            record, warnings = _imported(store, sources, record or {}, wanted)
         if record is None:
             raise NotFoundError(f"image '{wanted.name}' was removed meanwhile", "name", "Run the task again.")
         record.update({key: plan.after[key] for key in ("owner", "labels") if key in plan.after}, updated_at=now())
@@ -373,16 +379,17 @@ def _make_present(store: Store, wanted: Wanted, sources: source.Sources | None, 
         raise
     finally:
         references.settle(store, image_id, wanted.lock_timeout)
+    return warnings
 
 
-def _imported(store: Store, sources: source.Sources, earlier: Record, wanted: Wanted) -> Record:
-    """A new record; of an image that is only repaired, with what users gave it."""
+def _imported(store: Store, sources: source.Sources, earlier: Record, wanted: Wanted) -> tuple[Record, list[str]]:
+    """A new record and warnings; of an image that is only repaired, with what users gave it."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
 
-    record = importer.import_image(store, sources, wanted.lock_timeout, wanted.progress)
+    record, warnings = importer.import_image(store, sources, wanted.lock_timeout, wanted.progress)
     kept = ("name", "names", "created_at", "owner", "labels")
     record.update({key: earlier[key] for key in kept if key in earlier})
-    return record
+    return record, warnings
 
 
 def _supersede(store: Store, wanted: Wanted, old: str) -> None:

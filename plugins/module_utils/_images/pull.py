@@ -172,6 +172,7 @@ class _Folder:
         for path in (self.layout, self._files):
             os.chown(path, self.uid, self.uid)
             os.chmod(path, 0o700)
+        self.pretend(digest for digest, size in self._sizes.items() if not size)  # there is nothing to fetch
         self._adopt()
 
     def tidy(self) -> None:
@@ -214,7 +215,7 @@ class _Folder:
             status = os.lstat(path)
         except FileNotFoundError:
             return False
-        return stat.S_ISREG(status.st_mode) and status.st_size == size > 0
+        return stat.S_ISREG(status.st_mode) and status.st_size == size
 
     def _adopt(self) -> None:
         parent = images.directory(self._store.paths, "pulls")

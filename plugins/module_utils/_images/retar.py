@@ -98,8 +98,9 @@ class Retar:
             if self._kinds.get(folder) == tarball.SYMLINK:
                 raise BadArchive(f"'{member.link}' goes through the symbolic link '{folder}' of the same archive")
             folder = posixpath.dirname(folder)
-        if self._kinds.get(member.link, tarball.DIRECTORY) == tarball.DIRECTORY:
-            raise BadArchive(f"'{member.path}' is a hard link to '{member.link}', which is not there")
+        kind = self._kinds.get(member.link)
+        if kind in (None, tarball.DIRECTORY):
+            raise tarball.bad_link(member, directory=kind is not None)
 
     def _opaque(self, folder: str) -> None:
         path = posixpath.join(folder, OPAQUE)

@@ -26,6 +26,8 @@ XZ_MEMORY = 256 << 20
 NOBODY = 65534
 F_SETPIPE_SZ = 1031  # in fcntl since Python 3.10
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
+# What zstd lets stand between frames, and passes over: pzstd begins with one. The first byte may be any of 16.
+SKIPPABLE = b"\x2a\x4d\x18"
 
 
 class Reader(t.Protocol):
@@ -96,10 +98,9 @@ class HashingReader:
 
 def compression(head: bytes) -> str | None:
     """``gzip``, ``zstd``, ``xz`` or ``bzip2`` by the first bytes, else ``None``."""
-    for magic, name in MAGIC.items():
-        if head.startswith(magic):
-            return name
-    return None
+    if head[1:4] == SKIPPABLE and head[0] >> 4 == 5:
+        return "zstd"
+    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
 
 
 class Pushback:

@@ -22,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import forma
 BLOCK = 512
 MAX_ID = 0xFFFFFFFE
 XATTR_PREFIXES = ("SCHILY.xattr.", "LIBARCHIVE.xattr.")
+MAX_XATTR = 64 << 10
 
 FILE, DIRECTORY, SYMLINK, HARDLINK, CHAR, BLOCKDEV, FIFO = "file", "dir", "symlink", "hardlink", "char", "block", "fifo"
 KINDS = {
@@ -55,6 +56,9 @@ CHANGED = "It is damaged or changed: get it again."
 SMALLER = "Build the image again, with less in it."
 
 
+BY_COPY = "A hard link works within one layer. Build the image again so that the layer has the file itself."
+
+
 class BadArchive(InputError):
     """The archive is damaged or hostile: an import of it leaves nothing behind."""
 
@@ -75,7 +79,10 @@ def named(name: str, *more: type[CocoonError]) -> t.Iterator[None]:
 
 @dataclasses.dataclass
 class Member:
-    """One checked member. ``path`` is relative, without ``.`` or ``..``; the empty string is the root itself."""
+    """One checked member. ``path`` is relative, without ``.`` or ``..``; the empty string is the root itself.
+
+    ``dropped``: names of extended attributes that it has in the archive, and that no file system of Linux takes.
+    """
 
     path: str
     kind: str
@@ -89,6 +96,13 @@ class Member:
     offset: int = 0
     data: t.Iterator[bytes] = dataclasses.field(default_factory=lambda: iter(()))
     """The contents, in pieces; once, before the next member is asked for."""
+    dropped: tuple[str, ...] = ()
+
+
+def bad_link(link: Member, directory: bool = False) -> BadArchive:
+    """The error about a hard link to a directory, or to what its archive does not have (yet)."""
+    what = "a directory" if directory else "not in the same layer before it"
+    return BadArchive(f"'{link.path}' is a hard link to '{link.link}', which is {what}", BY_COPY)
 
 
 class TarInput:
@@ -149,6 +163,8 @@ class TarInput:
 def members(source: TarInput, limits: Limits = DEFAULT_LIMITS) -> t.Iterator[Member]:
     """The members of an archive, checked. The body of each must be read before the next is asked for.
 
+    No bytes at all are an archive of nothing: some builders make such layers.
+
     :raises BadArchive: anything in it is not as it should be.
     """
     budget = _Budget(limits)
@@ -165,7 +181,8 @@ def members(source: TarInput, limits: Limits = DEFAULT_LIMITS) -> t.Iterator[Mem
         _check_end(source)
         source.drain()
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as exc:
-        raise BadArchive(f"the archive is damaged: {exc}", AGAIN) from exc
+        if source.tell():
+            raise BadArchive(f"the archive is damaged: {exc}", AGAIN) from exc
 
 
 def _check_end(source: TarInput) -> None:
@@ -185,6 +202,8 @@ def _member(source: TarInput, info: tarfile.TarInfo) -> Member:
         raise BadArchive(f"'{path}' has a negative size")
     if not path and kind != DIRECTORY:
         raise BadArchive("the archive replaces its own root")
+    found = _xattrs(info) if kind != HARDLINK else {}  # the file that it is another name of has them
+    xattrs = {key: value for key, value in found.items() if storable(key, value, kind)}
     return Member(
         path=path,
         kind=kind,
@@ -194,9 +213,10 @@ def _member(source: TarInput, info: tarfile.TarInfo) -> Member:
         size=info.size if kind == FILE else 0,
         link=_link(info, kind, path),
         device=(info.devmajor, info.devminor) if kind in (CHAR, BLOCKDEV) else (0, 0),
-        xattrs=_xattrs(info),
+        xattrs=xattrs,
         offset=info.offset_data,
         data=_data(source, info) if kind == FILE else iter(()),
+        dropped=tuple(key for key in found if key not in xattrs),
     )
 
 
@@ -256,8 +276,25 @@ def _xattrs(info: tarfile.TarInfo) -> dict[str, bytes]:
         for prefix in XATTR_PREFIXES:
             if key.startswith(prefix):
                 raw = value.encode("utf-8", "surrogateescape")
-                found[key[len(prefix) :]] = base64.b64decode(raw) if prefix.startswith("LIB") else raw
+                found[key[len(prefix) :]] = _unbase64(raw) if prefix.startswith("LIB") else raw
     return found
+
+
+def _unbase64(text: bytes) -> bytes:
+    """What libarchive writes, which leaves out the padding."""
+    return base64.b64decode(text.rstrip(b"=") + b"=" * (-len(text.rstrip(b"=")) % 4), validate=True)
+
+
+def storable(name: str, value: bytes, kind: str) -> bool:
+    """Whether Linux lets a file of that kind have this extended attribute, whatever the file system."""
+    namespace, _dot, rest = name.partition(".")
+    if not rest or "\0" in name or len(name.encode("utf-8", "surrogateescape")) > 255 or len(value) > MAX_XATTR:
+        return False
+    if name == "system.posix_acl_access":
+        return kind != SYMLINK
+    if name == "system.posix_acl_default":
+        return kind == DIRECTORY
+    return namespace in ("trusted", "security") or namespace == "user" and kind in (FILE, DIRECTORY)
 
 
 def _printable(name: str) -> str:

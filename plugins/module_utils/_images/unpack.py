@@ -134,11 +134,14 @@ class Tree:
 
     def _add_link(self, parent: int, name: str, member: Member) -> None:
         folder, target = posixpath.split(member.link)
-        source = self._walk(folder)
+        try:
+            source = self._walk(folder)
+        except FileNotFoundError:
+            raise tarball.bad_link(member) from None
         try:
             os.link(raw(target), raw(name), src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            raise BadArchive(f"'{member.path}' is a hard link to '{member.link}', which is not there") from None
+        except (FileNotFoundError, PermissionError) as exc:
+            raise tarball.bad_link(member, directory=isinstance(exc, PermissionError)) from None
         finally:
             os.close(source)
 
@@ -197,7 +200,7 @@ class Tree:
                 if create:
                     self._imply(fd, part, path)
                 step = os.open(raw(part), DIRECTORY_FLAGS, dir_fd=fd)
-            except (NotADirectoryError, FileNotFoundError):
+            except NotADirectoryError:
                 raise BadArchive(f"'{folder}' goes through {self._what(fd, part)} of the same archive") from None
             finally:
                 os.close(fd)
@@ -218,8 +221,5 @@ class Tree:
 
     @staticmethod
     def _what(parent: int, name: str) -> str:
-        try:
-            mode = os.lstat(raw(name), dir_fd=parent).st_mode
-        except FileNotFoundError:
-            return f"the missing folder '{name}'"
+        mode = os.lstat(raw(name), dir_fd=parent).st_mode
         return f"the symbolic link '{name}'" if stat.S_ISLNK(mode) else f"'{name}', which is no directory"

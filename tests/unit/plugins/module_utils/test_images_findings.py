@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -161,6 +162,17 @@ BASE = {
 def test_upper_layers_hide_lower_ones(hidden: list[str], entries: list[str], features: list[str]) -> None:
     merged = findings.merge([BASE, {"entries": {}, "hidden": hidden, "marker": None}])
     assert (sorted(merged.entries), merged.features) == (entries, features)
+
+
+def test_left_out_attributes_are_told() -> None:
+    inspector = Inspector()
+    for number in range(20):
+        inspector.look(dataclasses.replace(member(f"a/{number}"), dropped=(f"com.{number // 2}", "com.all")))
+    dropped = inspector.findings.document()["dropped"]
+    assert len(dropped) == findings.MAX_DROPPED and dropped["com.all"] == "a/0" and dropped["com.1"] == "a/2"
+    (warning,) = findings.warnings("layer x", {"dropped": {"com.1": "a/2", "com.all": "a/0"}})
+    assert warning.startswith("layer x: ") and warning.endswith(": com.1 (as of 'a/2'), com.all (as of 'a/0')")
+    assert findings.warnings("layer x", {"dropped": {}}) == findings.warnings("layer x", {}) == []
 
 
 def test_a_layer_hides_only_what_is_below_it() -> None:

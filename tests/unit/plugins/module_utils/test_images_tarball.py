@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import io
@@ -124,7 +125,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "cut short": (archive((entry("a"), b"x" * 10_000))[:4096], "cut short|damaged"),
     "cut in header": (archive((entry("a"), b"x"), (entry("b"), b"y"))[: 512 * 2 + 100], "damaged"),
-    "empty": (b"", "damaged"),
+    "one byte": (b"\0", "damaged"),
+    "attribute": (archive(entry("a", pax_headers={"LIBARCHIVE.xattr.user.x": "a-b!"})), "damaged"),
 }
 
 
@@ -135,6 +137,58 @@ def test_hostile_archives_are_refused(name: str) -> None:
         read(data)
     assert caught.value.message.startswith("layer x of y: ")
     assert re.match(r"Nothing of it was kept\. [A-Z].*\.$", caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("data", [b"", bytes(1024), bytes(10240)])
+def test_an_archive_of_nothing(data: bytes) -> None:
+    assert read(data) == []
+
+
+@pytest.mark.parametrize("value", [b"", b"a", b"ab", b"abc", b"abcd", b"\xff\0\xfe\xfb"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_attributes_of_libarchive(value: bytes, padded: bool) -> None:
+    """bsdtar leaves the padding out."""
+    text = base64.b64encode(value).decode()
+    info = entry("a", pax_headers={"LIBARCHIVE.xattr.user.x": text if padded else text.rstrip("=")})
+    (member,) = tarball.members(TarInput(io.BytesIO(archive(info)), tarball.DEFAULT_LIMITS))
+    assert member.xattrs == {"user.x": value} and member.dropped == ()
+
+
+ACL = "system.posix_acl_"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "kept"),
+    [
+        (tarfile.REGTYPE, "user.x", True),
+        (tarfile.DIRTYPE, "user.x", True),
+        (tarfile.SYMTYPE, "user.x", False),
+        (tarfile.FIFOTYPE, "user.x", False),
+        (tarfile.CHRTYPE, "user.x", False),
+        (tarfile.SYMTYPE, "security.selinux", True),
+        (tarfile.SYMTYPE, "trusted.x", True),
+        (tarfile.REGTYPE, ACL + "access", True),
+        (tarfile.SYMTYPE, ACL + "access", False),
+        (tarfile.DIRTYPE, ACL + "default", True),
+        (tarfile.REGTYPE, ACL + "default", False),
+        (tarfile.REGTYPE, "com.apple.quarantine", False),
+        (tarfile.REGTYPE, "system.nfs4_acl", False),
+        (tarfile.REGTYPE, "user.", False),
+        (tarfile.REGTYPE, "user", False),
+        (tarfile.REGTYPE, "user." + "x" * 250, True),
+        (tarfile.REGTYPE, "user." + "x" * 251, False),
+    ],
+)
+def test_attributes_that_linux_takes(kind: bytes, name: str, kept: bool) -> None:
+    info = entry("a", kind, "b" if kind == tarfile.SYMTYPE else "", pax_headers={f"SCHILY.xattr.{name}": "v"})
+    (member,) = tarball.members(TarInput(io.BytesIO(archive(info)), tarball.DEFAULT_LIMITS))
+    assert (member.xattrs, member.dropped) == (({name: b"v"}, ()) if kept else ({}, (name,)))
+
+
+def test_attributes_of_a_hard_link_are_those_of_its_file() -> None:
+    data = archive((entry("a"), b"1"), entry("b", tarfile.LNKTYPE, "a", pax_headers={"SCHILY.xattr.user.x": "v"}))
+    found = list(tarball.members(TarInput(io.BytesIO(data), tarball.DEFAULT_LIMITS)))
+    assert [(member.xattrs, member.dropped) for member in found] == [({}, ()), ({}, ())]
 
 
 def test_a_damaged_header_is_not_taken_for_the_end() -> None:
@@ -220,6 +274,23 @@ def test_decompression(kind: str) -> None:
     with streams.inflate(io.BytesIO(packed), kind) as stream:
         found = b"".join(iter(lambda: stream.read(70_001), b""))
     assert found == data
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        ("28b52ffd", "zstd"),
+        ("502a4d18", "zstd"),  # a skippable frame, as pzstd begins with
+        ("5f2a4d18", "zstd"),
+        ("602a4d18", None),
+        ("4f2a4d18", None),
+        ("502a4d19", None),
+        ("502a4d", None),
+        ("", None),
+    ],
+)
+def test_compression_by_the_first_bytes(head: str, kind: str | None) -> None:
+    assert streams.compression(bytes.fromhex(head)) == kind
 
 
 @pytest.mark.parametrize("kind", ENGINES)

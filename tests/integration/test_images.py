@@ -567,10 +567,8 @@ def test_an_unchanged_source_is_not_read(paths: Paths, small: Path, monkeypatch:
     time.sleep(0.05)
     converge(paths, source=small)
     monkeypatch.setattr(source, "_inspect", None)
-    started = time.monotonic()
     assert not converge(paths, source=small).changed
     assert not converge(paths, source=small, check=True).changed
-    assert time.monotonic() - started < 0.2
 
 
 def test_a_name_moves_to_a_new_image(paths: Paths, work: Path, small: Path) -> None:
@@ -973,19 +971,16 @@ def test_the_module(paths: Paths, small: Path, work: Path, modules: Callable[...
     assert files_of(paths) == []
 
 
-def test_disks_of_vms(paths: Paths, work: Path) -> None:
+def test_disks_of_vms(paths: Paths, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(paths)
     uid = store.uid_start + 7
     folder = Path(paths.vm_dir("vm1"))
     folder.mkdir(mode=0o711)
     cow = folder / "cow.raw"
     _disks.create_cow(store, str(cow), 1 << 30, uid)  # makes the template
-    samples = []
-    for number in range(9):
-        started = time.perf_counter()
-        _disks.create_cow(store, str(folder / f"cow{number}.raw"), 1 << 30, uid)
-        samples.append(time.perf_counter() - started)
-    assert sorted(samples)[4] < 0.005 * 4  # the aim is 5 ms; this machine may be busy
+    with monkeypatch.context() as without:
+        without.setattr(subprocess, "Popen", None)  # the next ones are copies of it: no program is run
+        _disks.create_cow(store, str(folder / "cow1.raw"), 1 << 30, uid)
     status = cow.stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (uid, uid, 0o600)
     assert status.st_blocks * 512 < 8 << 20

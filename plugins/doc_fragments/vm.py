@@ -250,6 +250,11 @@ pull:
     - An image that needs credentials or other options is for M(cocoon.microvm.cocoon_image).
   type: str
   choices: [missing, always, never]
+disks_only:
+  description:
+    - With O(snapshot), clone its disks and leave the memory that it has, so that the clone boots.
+    - For snapshots whose memory does not suit this host, see M(cocoon.microvm.cocoon_snapshot).
+  type: bool
 allow_restart:
   description:
     - Allow changes that need the running VM to restart.

@@ -98,6 +98,7 @@ def vm_controls() -> Spec:
         "timeout": {"type": "int"},
         "stop_timeout": {"type": "int"},
         "pull": {"type": "str", "choices": ["missing", "always", "never"]},
+        "disks_only": {"type": "bool"},
         "allow_restart": {"type": "bool"},
         "recreate": {"type": "bool"},
         "force": {"type": "bool"},

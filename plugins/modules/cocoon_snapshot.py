@@ -86,6 +86,13 @@ options:
     description:
       - C(sha256:) and 64 hex digits that the archive of O(state=imported) must have.
     type: str
+  disks_only:
+    description:
+      - With O(state=restored) and O(state=imported), take the disks of a snapshot and leave the memory that it has.
+        The VM, or a clone, boots from them.
+      - A memory can only be taken up where the EROFS files of the image are the very same, which another version of
+        erofs-utils makes otherwise, and where hypervisor and CPU suit it. The disks can be had anywhere.
+    type: bool
   force:
     description:
       - Change or remove a snapshot of another owner.
@@ -251,6 +258,7 @@ OPTIONS = {
     "progress_file": {"type": "path"},
     "compression": {"type": "str", "choices": ["gzip", "none", "zstd"], "default": "gzip"},
     "checksum": {"type": "str"},
+    "disks_only": {"type": "bool"},
     "force": {"type": "bool"},
 }
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -428,6 +431,64 @@ def test_without_the_image_nothing_is_taken_in(
     assert "which is not here" in words
     root = Path(other.run.defaults["root_dir"])
     assert list((root / "snapshots").iterdir()) == [] and list((root / "index" / "snapshot").iterdir()) == []
+
+
+def other_erofs(host: Host, tar: Path, scratch: Path) -> None:
+    """Put another EROFS file of the same layer into a host's store, as another version of erofs-utils makes one."""
+    (image,) = host.run("cocoon_image_info", name="tiny")["images"]
+    blob = Path(host.run.defaults["root_dir"]) / "images" / "blobs" / f"{image['layers'][0]}.erofs"
+    before, made = blob.read_bytes(), scratch / "other.erofs"
+    with tempfile.TemporaryDirectory(dir=scratch) as tree:
+        command("tar", "-xpf", tar, "-C", tree)
+        command("mkfs.erofs", "-zlz4hc", "-T0", f"-U{uuid.uuid4()}", made, tree)
+    shutil.chown(made, 0, blob.stat().st_gid)
+    made.chmod(0o440)
+    made.rename(blob)
+    assert blob.read_bytes() != before
+
+
+def test_a_memory_goes_with_the_very_bytes_of_its_image(
+    host: Host,
+    source: dict[str, Any],
+    make_host: Callable[[], Host],
+    tiny_image: Path,
+    scratch: Path,
+    tmp_path: Path,
+) -> None:
+    """Where they are others nothing is taken up and nothing is lost, and the disks can be had."""
+    other, path, waiting = make_host(), tmp_path / "warm.tar", {"wait_for": "port", "timeout": 300}
+    host.snapshot("warm", state="exported", path=str(path), compression="none")
+    other.golden("near")
+    other.snapshot("near", vm="near")
+    other.vm("near", state="hibernated")
+    other_erofs(other, tiny_image, scratch)
+    refused = [
+        other.snapshot("far", ok=False, state="imported", path=str(path)),
+        other.vm("clone", ok=False, state="started", snapshot="near", check=True),
+        other.vm("clone", ok=False, state="started", snapshot="near"),
+        other.vm("near", ok=False, state="started"),
+        other.snapshot("near", ok=False, vm="near", state="restored"),
+    ]
+    for result in refused:
+        assert "goes with other EROFS files than this host has of 1 of its image's 1 layers" in result["msg"]
+    assert "disks_only: true" in refused[0]["msg"] and "force: true drops the memory" in refused[3]["msg"]
+    assert [snapshot["name"] for snapshot in other.run("cocoon_snapshot_info")["snapshots"]] == ["near"]
+    assert [vm["config"]["name"] for vm in other.run("cocoon_vm_info")["vms"]] == ["near"]
+    assert other.record("near")["state"] == "hibernated"
+    taken = other.snapshot("far", state="imported", path=str(path), disks_only=True)["snapshot"]
+    assert taken["kind"] == "disks" and not {"vmstate", "mem"} & set(taken["files"])
+    copy = tmp_path / "copy.tar"
+    other.snapshot("far", state="exported", path=str(copy), compression="none")
+    assert other.snapshot("again", state="imported", path=str(copy)).changed
+    restored = other.snapshot("near", vm="near", state="restored", disks_only=True)["vm"]
+    assert restored["state"] == "stopped"
+    for name, options in (
+        ("near", {}),
+        ("clone", {"snapshot": "near", "disks_only": True}),
+        ("far", {"snapshot": "again"}),
+    ):
+        vm = other.vm(name, state="started", **options, **waiting)["vm"]
+        assert other.ssh(vm, "hostname; cat /root/note /mnt/data/note") == f"{name}\ngolden\ngolden"
 
 
 def test_a_newer_qemu_takes_it_up_and_an_older_one_does_not(

@@ -42,14 +42,16 @@ def check(run: Run, record: Record | None, plan: Plan) -> None:
 
 def _check_state(run: Run, record: Record | None, plan: Plan) -> None:
     """Whether the hypervisor of this host can take up the saved state that a VM goes on from."""
-    create, saved, machine = plan.step("create"), (record or {}).get("resume"), (record or {}).get("machine")
-    if create and create.args["wanted"].get("snapshot"):
-        snapshot = run.snapshot(create.args["wanted"]["snapshot"]) or {}
-        saved = snapshot if snapshot.get("layout") else None
-        machine = snapshot.get("machine")
-    if saved and plan.step("start") and not plan.step("stop"):
-        hypervisor = create.args["wanted"]["hypervisor"] if create else (record or {})["hypervisor"]
-        run.driver(hypervisor).check_resume(str(machine), saved["layout"])
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import resuming
+
+    wanted = plan.wanted or {}
+    if plan.step("create") and wanted.get("snapshot"):
+        snapshot = run.snapshot(wanted["snapshot"], wanted.get("disks_only", False))
+        if snapshot is not None:
+            resuming.check_snapshot(run, snapshot, str(snapshot["machine"]), "snapshot")
+    elif record and record.get("resume") and plan.step("start") and not plan.step("stop"):
+        resuming.check(run, record)
+        run.driver(record["hypervisor"]).check_resume(str(record["machine"]), record["resume"]["layout"])
 
 
 def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:

@@ -77,7 +77,8 @@ def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
     observed = observe(record)
     required = needs(record, definition, observed)
-    snapshots = {name: run.snapshot(name) for name in required.snapshots}
+    disks_only = definition.get("disks_only", False)
+    snapshots = {name: run.snapshot(name, disks_only) for name in required.snapshots}
     if snapshots:
         required = needs(record, definition, observed, snapshots)
     plan = plan_vm(record, observed, definition, context(run, required, snapshots))
@@ -107,6 +108,7 @@ PRIVATE = frozenset(
         "memory_mode",
         "restore",
         "cidata_given",
+        "blob_digests",
         "own_kernel",
         "secret_env",
     )

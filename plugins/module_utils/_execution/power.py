@@ -94,6 +94,7 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
             resuming.check(run, record)
             run.driver(record["hypervisor"]).check_resume(record["machine"], record["resume"]["layout"])
         image = _bootable(run, record)
+        record["blob_digests"] = run.blob_digests(record["image_id"])
         _refresh_nics(run, record)
         record["boot_config"] = {**boot.boot_config(record, image), **_firmware(run, record)}
         if not resumes:

@@ -98,7 +98,8 @@ def _source(run: Run, wanted: Record) -> Record:
     if not wanted.get("snapshot_id"):
         return {}
     snapshot = snapshots.load_by_id(run.store, wanted["snapshot_id"]) or {}
-    pins = {key: snapshot[key] for key in ("machine", "cpu_model") if snapshot.get("kind") == snapshots.FULL}
+    full = snapshot.get("kind") == snapshots.FULL and not wanted.get("disks_only")
+    pins = {key: snapshot[key] for key in ("machine", "cpu_model") if full}
     return {"snapshot": wanted["snapshot"], "snapshot_id": wanted["snapshot_id"], **pins}
 
 

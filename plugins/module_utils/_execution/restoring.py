@@ -55,8 +55,7 @@ def restore(run: Run, record: Record, snapshot: Record) -> None:
     """
     snapshots.verify(run.store, snapshot)
     full = snapshot["kind"] == snapshots.FULL
-    if full:
-        run.driver(snapshot["hypervisor"]).check_resume(snapshot["machine"], snapshot["layout"])
+    resuming.check_snapshot(run, snapshot, snapshot["machine"], "name")
     process = power.find_process(record)
     if process is not None:
         process.close()
@@ -73,7 +72,7 @@ def restore(run: Run, record: Record, snapshot: Record) -> None:
             run.store.write_vm(record)
             images.pin(run.store, snapshot["image_id"], record["id"])
             run.mark("restore.image")
-        record["restore"] = {"snapshot_id": snapshot["id"], "runs": runs}
+        record["restore"] = {"snapshot_id": snapshot["id"], "runs": runs, "full": full}
         power.set_state(run, record, record["state"], record.get("reason", ""), phase=PHASE_RESTORE)
     except BaseException:
         _drop_copies(run, record, snapshot)
@@ -128,14 +127,21 @@ def tidy(run: Run, record: Record) -> None:
             remove_file(os.path.join(directory, name))
 
 
-def finish(run: Run, record: Record, snapshot: Record | None) -> None:
-    """From the moment that nothing can fail any more but for want of a process that ends: swap, and start again."""
+def go_on(run: Run, record: Record) -> None:
+    """Finish the restore of a run that was killed."""
+    begun = record["restore"]
+    snapshot = snapshots.load_by_id(run.store, begun["snapshot_id"])
     if snapshot is None:
         raise StateError(
             f"the snapshot that VM '{record['config']['name']}' is being restored from has gone",
             "name",
             "Restore another one, or remove the VM.",
         )
+    finish(run, record, snapshot if begun.get("full", True) else snapshots.disks_of(snapshot))
+
+
+def finish(run: Run, record: Record, snapshot: Record) -> None:
+    """From the moment that nothing can fail any more but for want of a process that ends: swap, and start again."""
     process = power.find_process(record)
     if process is not None:
         with process:

@@ -6,7 +6,8 @@
 Until such a VM is started its directory has a folder ``resume`` with links to the state and the RAM of
 its own, so that a snapshot can go while its clones stay, and its record says under ``resume`` what they are::
 
-    {"memory": "map" | "copy" | "stream", "layout": {…}, "disks": {name: mtime in ns}, "hold": bool, "seconds": …}
+    {"memory": "map" | "copy" | "stream", "layout": {…}, "disks": {name: mtime in ns}, "hold": bool, "macs": […],
+     "blob_digests": {layer: digest of its file}}
 
 ``map`` keeps what the guest changes to itself and shares the rest, ``copy`` fills a RAM file of its own,
 with ``stream`` the state has the RAM in it.
@@ -63,8 +64,7 @@ def clone_disks(run: Run, record: Record, snapshot: Record) -> None:
 
 def disk_files(snapshot: Record) -> list[str]:
     """Names of a snapshot's files that are disks."""
-    others = (STATE_FILE, MEMORY_FILE, snapshots.LAYOUT_FILE)
-    return [name for name in snapshot["files"] if name not in others]
+    return [name for name in snapshot["files"] if name not in snapshots.MACHINE_FILES]
 
 
 def link_memory(run: Run, record: Record, snapshot: Record, memory: str) -> None:
@@ -83,6 +83,7 @@ def link_memory(run: Run, record: Record, snapshot: Record, memory: str) -> None
         "layout": snapshot["layout"],
         "disks": disk_times(run, record),
         "snapshot_id": snapshot["id"],
+        "blob_digests": snapshot["blob_digests"],
         "hold": False,
     }
 
@@ -96,6 +97,7 @@ def settle_hibernation(run: Run, record: Record, saved: t.Any) -> None:
         "memory": memory,
         "layout": saved.layout,
         "disks": disk_times(run, record),
+        "blob_digests": record.get("blob_digests"),
         "hold": bool(pending),
         "macs": pending,
     }
@@ -131,10 +133,12 @@ def groups(run: Run, record: Record) -> list[int]:
 
 
 def check(run: Run, record: Record) -> None:
-    """Whether the disks are as they were when the memory was saved.
+    """Whether the disks are as they were when the memory was saved, and the image's files, too.
 
     :raises StateError: they have moved on, and the memory would ruin what is on them.
     """
+    name = record["config"]["name"]
+    check_blobs(run, record["image_id"], record["resume"].get("blob_digests"), f"the memory of VM '{name}'", "state")
     changed = [
         name
         for name, before in record["resume"]["disks"].items()
@@ -142,10 +146,53 @@ def check(run: Run, record: Record) -> None:
     ]
     if changed:
         raise StateError(
-            f"{', '.join(changed)} of VM '{record['config']['name']}' changed after its memory was saved",
-            "state",
-            "state: stopped with force: true drops the memory; then it can be started afresh.",
+            f"{', '.join(changed)} of VM '{name}' changed after its memory was saved", "state", REMEDIES["state"]
         )
+
+
+REMEDIES: t.Final = {
+    "state": "state: stopped with force: true drops the memory; then it can be started afresh.",
+    "snapshot": "disks_only: true clones its disks alone, and the clone boots.",
+    "name": "disks_only: true restores its disks alone, and the VM boots.",
+    "path": "disks_only: true imports its disks alone.",
+}
+
+
+def check_blobs(run: Run, image_id: str, saved: t.Mapping[str, str] | None, what: str, option: str) -> None:
+    """Whether the image's EROFS files are the very ones that a saved memory has parts of.
+
+    :param saved: their digests; ``None`` = saved here by a version that did not know them.
+    :param option: the one to blame, of those in ``REMEDIES``.
+    :raises StateError: they are not, and the guest would read nonsense.
+    """
+    if saved is None:
+        return
+    here = run.blob_digests(image_id)
+    others = [layer for layer in here if saved.get(layer) != here[layer]]
+    if here and not saved:
+        raise StateError(
+            f"{what} does not say which EROFS files it goes with: an earlier version of this collection wrote it",
+            option,
+            REMEDIES[option],
+        )
+    if others:
+        raise StateError(
+            f"{what} goes with other EROFS files than this host has of {len(others)} of its image's {len(here)} layers"
+            f" (sha256:{others[0][:12]}…), which another version of erofs-utils makes otherwise",
+            option,
+            REMEDIES[option],
+        )
+
+
+def check_snapshot(run: Run, snapshot: Record, machine: str, option: str) -> None:
+    """Whether the memory of a snapshot, if it has any, can be taken up on this host.
+
+    :param machine: the machine type of the VM that takes it up.
+    :raises CocoonError: it cannot.
+    """
+    if snapshot["kind"] == snapshots.FULL:
+        check_blobs(run, snapshot["image_id"], snapshot["blob_digests"], f"snapshot '{snapshot['name']}'", option)
+        run.driver(snapshot["hypervisor"]).check_resume(machine, snapshot["layout"])
 
 
 def forget(run: Run, record: Record) -> None:

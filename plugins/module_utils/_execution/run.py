@@ -58,6 +58,7 @@ class Run:
         self._drivers: dict[str, t.Any] = {}
         self._ensured: set[str] = set()
         self._verified: set[str] = set()
+        self._blob_digests: dict[str, dict[str, str]] = {}
         self._processes: dict[int, list[int]] | None = None
 
     def forget(self) -> None:
@@ -65,6 +66,7 @@ class Run:
         self._networks.clear()
         self._images.clear()
         self._snapshots.clear()
+        self._blob_digests.clear()
         self._processes = None
         self.memory_planned = self.disk_planned = 0
 
@@ -105,12 +107,24 @@ class Run:
             raise NotFoundError(f"there is no image '{name}'", "image", "Import it with cocoon_image first.")
         return record
 
-    def snapshot(self, name: str) -> Record | None:
+    def blob_digests(self, image_id: str) -> dict[str, str]:
+        """The digests of the EROFS files of an image, by layer; looked up once a pass."""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images import fingerprints
+
+        image = self.known_image(image_id)
+        with self.lock:
+            if image_id not in self._blob_digests:
+                self._blob_digests[image_id] = fingerprints.digests(self.store, image, self.options.lock_timeout)
+            return self._blob_digests[image_id]
+
+    def snapshot(self, name: str, disks_only: bool = False) -> Record | None:
+        """A complete snapshot; with *disks_only* as if it had nothing but its disks."""
         from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 
         if name not in self._snapshots:
             self._snapshots[name] = snapshots.usable(self.store, name)
-        return self._snapshots[name]
+        record = self._snapshots[name]
+        return snapshots.disks_of(record) if record and disks_only else record
 
     def verify(self, snapshot: Record) -> None:
         """Look whether the files of a snapshot are as they were, once per run."""

@@ -75,7 +75,7 @@ def recover(job: Job, leaves: bool = False) -> None:
     if record.get("phase") != PHASE_RESTORE:
         restoring.tidy(job.run, record)
     elif not leaves:
-        restoring.finish(job.run, record, snapshots.load_by_id(job.run.store, record["restore"]["snapshot_id"]))
+        restoring.go_on(job.run, record)
     if record.get("held_images") and record.get("phase") != PHASE_REBUILD:
         reserve.unpin_images(job.run, record)
     if not record.get("resume"):  # a start was killed when it had been taken up
@@ -143,7 +143,7 @@ def create(job: Job, wanted: Record) -> None:
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
     try:
         if wanted.get("snapshot_id"):
-            _clone(run, record)
+            _clone(run, record, wanted.get("disks_only", False))
         else:
             storage.create_disks(run, record, login or None)
         if wanted.get("secret_env"):
@@ -160,14 +160,13 @@ def create(job: Job, wanted: Record) -> None:
     run.mark("create.done")
 
 
-def _clone(run: Run, record: Record) -> None:
+def _clone(run: Run, record: Record, disks_only: bool) -> None:
     """The disks of a VM that is made from a snapshot, whose lock is held, and the memory that it goes on from."""
-    snapshot = run.snapshot(record["snapshot"])
+    snapshot = run.snapshot(record["snapshot"], disks_only)
     if snapshot is None or snapshot["id"] != record["snapshot_id"]:
         raise StateError(f"snapshot '{record['snapshot']}' has gone", "snapshot", "Take it again with cocoon_snapshot.")
     run.verify(snapshot)
-    if snapshot["kind"] == snapshots.FULL:
-        run.driver(record["hypervisor"]).check_resume(record["machine"], snapshot["layout"])
+    resuming.check_snapshot(run, snapshot, record["machine"], "snapshot")
     resuming.clone_disks(run, record, snapshot)
     for disk in record["data_disks"]:  # beside those of a snapshot of disks alone there may be new and larger ones
         before = next((item["size"] for item in snapshot["data_disks"] if item["name"] == disk["name"]), 0)

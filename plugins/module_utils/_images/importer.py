@@ -24,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     detect,
     erofs,
     findings,
+    fingerprints,
     oci,
     partitions,
     references,
@@ -381,7 +382,7 @@ def _convert(store: Store, layer: Layer, workspace: str, keep: str, target: str,
             plain = read_layer(layer, inspector, add=unpacked.add, progress=stage.advance)
         with stage.noted("compressing"):
             erofs.convert_tree(tree, output, layer.digest)
-    known = {**inspector.findings.document(), "plain": plain}
+    known = {**inspector.findings.document(), "plain": plain, "file": fingerprints.file_facts(output)}
     write_json(about, known)
     publish(output, target, gid)
     remove_tree(place)

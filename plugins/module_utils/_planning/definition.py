@@ -75,6 +75,8 @@ def normalise(item: t.Mapping[str, t.Any], prefix: str = "") -> Definition:
         definition[option] = check(value, prefix + option)
     if "name" not in definition:
         raise InputError("is missing", prefix + "name", "Every VM needs a name.")
+    if definition.get("disks_only") and "snapshot" not in definition:
+        raise InputError("is for clones", prefix + "disks_only", "Name a snapshot to clone, or leave it out.")
     return definition
 
 
@@ -491,6 +493,7 @@ _CHECKS: dict[str, Check] = {
     "stop_timeout": _seconds,
     "pull": _choice("missing", "always", "never"),
     "allow_restart": _flag,
+    "disks_only": _flag,
     "recreate": _flag,
     "force": _flag,
 }

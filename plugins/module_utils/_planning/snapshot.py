@@ -35,6 +35,7 @@ class Wanted:
     owner: str | None = None
     keep: int | None = None
     max_age: str | None = None
+    disks_only: bool = False
     force: bool = False
 
 
@@ -168,11 +169,11 @@ def plan_restored(record: Record | None, vm: Record | None, wanted: Wanted, runn
             "A snapshot is restored into the VM that it was taken of; clone it for another (cocoon_vm, snapshot).",
         )
     networks = [nic["network_name"] for nic in vm["network_configs"]]
-    if record["kind"] == "full" and len(networks) != record["nics"]:
+    if record["kind"] == "full" and not wanted.disks_only and len(networks) != record["nics"]:
         raise ChangeRefusedError(
             f"VM '{record['vm']}' had {record['nics']} NICs when the snapshot was taken, and has {len(networks)}",
             "name",
-            "Give it as many NICs as it had, or clone the snapshot.",
+            "Give it as many NICs as it had, restore its disks alone with disks_only: true, or clone the snapshot.",
         )
     after = f"snapshot '{wanted.name}' of {record['created_at']}"
     return SnapshotPlan(("restore",), {"state": "running" if running else vm["state"]}, {"state": after})

@@ -223,6 +223,8 @@ def _plan_new(record: Record | None, observed: Observed, definition: Definition,
     wanted = fit.new_vm(record, definition, context)
     if definition.get("snapshot"):
         wanted = clone.marked(wanted, context.snapshots[definition["snapshot"]], context)
+        if definition.get("disks_only"):
+            wanted["disks_only"] = True
     steps: list[Step] = []
     if record and record.get("phase") == PHASE_REMOVE:
         if observed.running:

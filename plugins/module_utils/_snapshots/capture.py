@@ -80,6 +80,7 @@ def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, 
         "nic_networks": [nic["network_name"] for nic in vm["network_configs"]],
         "nic_configs": [{"mac": nic["mac"], "mtu": nic.get("mtu") or 0} for nic in vm["network_configs"]],
         "layout": {},
+        "blob_digests": {},
         "files": {},
     }
 
@@ -105,6 +106,8 @@ def _fill(run: Run, vm: Record, record: Record, running: bool) -> None:
     if not running:
         saving.copy_disks(run, vm, folder)
         return
+    # A VM that an earlier version started does not know them.
+    record["blob_digests"] = vm.get("blob_digests") or run.blob_digests(record["image_id"])
     saved = saving.save_running(run, vm, folder, disks=True)
     saving.finish(run, vm)
     record["layout"] = saved.layout
@@ -166,7 +169,10 @@ def layout_document(run: Run, vm: Record, record: Record) -> Record:
 
 
 # What an archive carries besides the Go engine's fields, so that a clone on another host is the same.
-OURS: t.Final = (*("kind", "accel", "kernel_args", "watchdog", "image_type", "image_digest", "layout"), *CONTAINER)
+OURS: t.Final = (
+    *("kind", "accel", "kernel_args", "watchdog", "image_type", "image_digest", "layout", "blob_digests"),
+    *CONTAINER,
+)
 
 
 def _always(record: Record) -> Record:

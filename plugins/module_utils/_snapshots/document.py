@@ -49,6 +49,7 @@ LAYOUT = _object(
     additionalProperties=False,
 )
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_.-]{0,255}\Z"
+DIGEST = {"type": "string", "pattern": r"^sha256:[0-9a-f]{64}\Z"}
 WORD = {"type": "string", "maxLength": 64 << 10, "pattern": r"^[^\x00]*\Z"}
 WORDS = {"type": "array", "maxItems": 1024, "items": WORD}
 OURS = _object(
@@ -65,11 +66,18 @@ OURS = _object(
         "balloon": SIZE,
         "watchdog": {"type": "boolean"},
         "image_type": {"enum": ["oci", "cloudimg"]},
-        "image_digest": {"type": "string", "pattern": r"^sha256:[0-9a-f]{64}\Z"},
+        "image_digest": DIGEST,
         "data_disks": {"type": "array", "maxItems": 16, "items": DISK},
         "nic_networks": {"type": "array", "maxItems": 8, "items": {"type": "string", "pattern": NAME}},
         "nic_configs": {"type": "array", "maxItems": 8, "items": NIC},
         "layout": LAYOUT,
+        # Absent where an earlier version wrote it.
+        "blob_digests": {
+            "type": "object",
+            "maxProperties": 256,
+            "propertyNames": {"pattern": r"^[0-9a-f]{64}\Z"},
+            "additionalProperties": DIGEST,
+        },
     },
     additionalProperties=False,
 )

@@ -79,10 +79,13 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
     for option in ("keep", "max_age"):
         if params.get(option) is not None and params["state"] != "present":
             raise InputError(f"{option} is for state: present", option, "Leave it out.")
+    disks_only = bool(params.get("disks_only"))
+    if disks_only and params["state"] not in ("restored", "imported"):
+        raise InputError("is for state: restored and imported", "disks_only", "Leave it out.")
     labels = params.get("labels")
     fields: dict[str, t.Any] = {field: params.get(field) for field in FIELDS if field != "labels"}
     texts = None if labels is None else {str(key): str(value) for key, value in labels.items()}
-    return Wanted(**fields, labels=texts, force=bool(params.get("force")))
+    return Wanted(**fields, labels=texts, disks_only=disks_only, force=bool(params.get("force")))
 
 
 def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record | None]:
@@ -130,7 +133,7 @@ def _execute(
     if "restore" in plan.actions and record is not None and vm is not None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
 
-        restoring.restore(run, vm, record)
+        restoring.restore(run, vm, snapshots.disks_of(record) if wanted.disks_only else record)
     for name in plan.pruned:
         outdated = snapshots.load(run.store, name)
         if outdated is not None:

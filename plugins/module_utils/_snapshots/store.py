@@ -52,6 +52,10 @@ NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,62}\Z")
 CHUNK = 1 << 20
 
 
+# What a snapshot has of a running machine besides its disks.
+MACHINE_FILES = (STATE_FILE, MEMORY_FILE, LAYOUT_FILE)
+
+
 def check_name(name: str, option: str = "name") -> str:
     """*name* if a snapshot may be called that: a VM's rule, and ``:`` and ``/`` as well."""
     if not NAME_RE.match(name):
@@ -68,7 +72,10 @@ def directory(store: Store, snapshot_id: str) -> str:
 
 
 def load_by_id(store: Store, snapshot_id: str) -> Record | None:
-    return read_json(os.path.join(directory(store, snapshot_id), RECORD_FILE))
+    record = read_json(os.path.join(directory(store, snapshot_id), RECORD_FILE))
+    if record is not None:  # what was taken here goes with the files that it keeps from being removed
+        record.setdefault("blob_digests", {} if record.get("imported_at") else None)
+    return record
 
 
 def load(store: Store, name: str) -> Record | None:
@@ -83,6 +90,12 @@ def usable(store: Store, name: str) -> Record | None:
     """The record of a snapshot that is complete."""
     record = load(store, name)
     return record if record and record["state"] == COMPLETE else None
+
+
+def disks_of(record: Record) -> Record:
+    """A snapshot as if it had been taken of a VM that did not run: what else it has is not looked at."""
+    disks = {name: facts for name, facts in record["files"].items() if name not in MACHINE_FILES}
+    return {**record, "kind": DISKS, "layout": {}, "blob_digests": {}, "files": disks}
 
 
 def all_records(store: Store, states: t.Container[str] = (COMPLETE,)) -> list[Record]:

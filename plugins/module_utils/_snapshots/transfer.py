@@ -17,6 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     UnsupportedError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS
@@ -25,7 +26,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot 
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, capture, document
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
+    locked,
+    read_json,
+    remove_file,
+    remove_tree,
+    write_json,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 CONFIG = (
@@ -203,6 +210,8 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
     described = document.check(read_json(layout))
     ours, config = described["cocoon_microvm"], envelope.config
     _check_files(config, described, envelope, staging)
+    if wanted.disks_only:
+        _drop_machine(described, staging)
     stamp = types.now()
     record.update(
         {key: config.get(key) or default for key, default in EMPTY.items()},
@@ -223,12 +232,24 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
         kernel_args="",
         **{key: DEFAULTS[key] for key in CONTAINER},
         layout={},
+        blob_digests={},
         firmware=described.get("firmware") or None,
         paused_seconds=None,
     )
     record.update(ours)
     record["accel"] = ours.get("accel", "tcg")
     _check_host(run, record)
+
+
+def _drop_machine(described: Record, staging: str) -> None:
+    """Have what was unpacked be a snapshot of disks alone."""
+    ours = described["cocoon_microvm"]
+    ours["kind"] = snapshots.DISKS
+    for key in ("layout", "blob_digests"):
+        ours.pop(key, None)
+    for name in snapshots.MACHINE_FILES:
+        remove_file(os.path.join(staging, name))
+    write_json(os.path.join(staging, snapshots.LAYOUT_FILE), described)
 
 
 EMPTY: dict[str, t.Any] = {
@@ -301,15 +322,15 @@ def _check_host(run: Run, record: Record) -> None:
             "Import that image first, the very same one (cocoon_image; the playbook move_snapshot brings it along).",
         )
     record["image_id"] = image["id"]
+    vendor = record.pop("cpu_vendor", "")
     if record["kind"] != snapshots.FULL:
         return
-    run.driver(record["hypervisor"]).check_resume(record["machine"], record["layout"])
-    vendor = record.pop("cpu_vendor", "")
+    resuming.check_snapshot(run, record, record["machine"], "path")
     if record["accel"] == "kvm" and vendor != capture.cpu_vendor():
         raise UnsupportedError(
             f"it was saved on a CPU by {vendor or 'an unknown vendor'}, and this one is by {capture.cpu_vendor()}",
             "path",
-            "Clone it on a host with a CPU of the same vendor.",
+            f"Clone it on a host with a CPU of the same vendor; {resuming.REMEDIES['path']}",
         )
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -13,10 +14,10 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError, NotFoundError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import fingerprints, manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Identity, Sources
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, write_json
 
 A, B = "a" * 64, "b" * 64
 
@@ -55,6 +56,26 @@ def test_names(name: str) -> None:
 def test_bad_names(name: str) -> None:
     with pytest.raises(InputError, match="not a valid image name"):
         images.check_image_name(name)
+
+
+def test_the_bytes_of_layers_are_known_by_their_files(store: Store) -> None:
+    """Read once, and again when another file has taken the place of one."""
+    record = put(store, layers=[A, B, A])
+    files = {layer: pathlib.Path(images.blob_path(store, layer)) for layer in (A, B)}
+    for layer, file in files.items():
+        file.write_bytes(layer.encode())
+    write_json(images.blob_path(store, A, "json"), {"entries": {}, "plain": A})  # of an earlier version
+    expected = {layer: f"sha256:{hashlib.sha256(layer.encode()).hexdigest()}" for layer in (A, B)}
+    assert fingerprints.digests(store, record) == expected
+    known = read_json(images.blob_path(store, A, "json"))
+    assert known and (known["plain"], known["file"]["digest"]) == (A, expected[A])
+    times = files[A].stat()
+    files[A].write_bytes(B.encode())
+    os.utime(files[A], ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprints.digests(store, record) == expected, "it was read again"
+    os.utime(files[A], ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    assert fingerprints.digests(store, record) == {A: expected[B], B: expected[B]}
+    assert fingerprints.digests(store, {**record, "layers": [], "type": "cloudimg"}) == {}
 
 
 def test_groups_lie_beside_the_uids_of_vms(store: Store) -> None:

@@ -238,6 +238,7 @@ def test_absent_of_another_owners() -> None:
         (taken(), VM, {}),
         (taken(), VM, {"vm": "web1"}),
         (taken(kind="disks"), {**VM, "network_configs": []}, {}),  # what is booted finds out by itself
+        (taken(), {**VM, "network_configs": []}, {"disks_only": True}),
     ],
 )
 @pytest.mark.parametrize("running", [False, True])
@@ -515,6 +516,14 @@ def plan(
     found = plan_vm(record, observed, wanted, context)
     assert record == before, "the planner changed its input"
     return found
+
+
+def test_disks_only_is_for_clones_and_is_passed_on() -> None:
+    with pytest.raises(InputError) as caught:
+        normalise({"name": "web1", "image": "tiny", "disks_only": True})
+    assert caught.value.option == "disks_only" and caught.value.remedy
+    assert plan(None, snapshot="cold", disks_only=True).diff["after"]["disks_only"] is True
+    assert "disks_only" not in (plan(None, snapshot="cold", disks_only=False).wanted or {})
 
 
 def names(found: Plan) -> list[str]:

@@ -46,6 +46,7 @@ def make(store: Store, name: str = "warm", vm_id: str = "vm1", **changes: t.Any)
         "vm_id": vm_id,
         "image_id": IMAGE,
         "created_at": "2026-01-01T00:00:00.000000Z",
+        "blob_digests": {},
         "files": {},
         **changes,
     }

@@ -121,6 +121,9 @@ data_disks:
   description:
     - Disks beside the system disk. The list is complete. A disk that is dropped from it is detached and its file kept,
       so that naming it again brings it back; it is deleted only with O(force).
+    - A running guest may be using a disk that is dropped, so this needs O(allow_restart), or O(force), which pulls the
+      disk out at once and deletes it. To keep a disk that you have unmounted in the guest, list it with
+      O(data_disks[].attached=false).
     - The guest finds a disk at C(/dev/disk/by-id/virtio-NAME).
   type: list
   elements: dict
@@ -137,6 +140,12 @@ data_disks:
       description: The file system to make when the disk is created; V(ext4) where omitted.
       type: str
       choices: [ext4, none]
+    attached:
+      description:
+        - Whether the VM has the disk; V(true) where omitted. With V(false) the disk is unplugged, also while the VM
+          runs, and kept. Unmount it in the guest first, as what the guest has not yet written is lost.
+        - A disk that is not there is not made for V(false).
+      type: bool
 balloon:
   description:
     - Adds a memory balloon that takes this much memory from the guest and gives it back to the host.

@@ -49,6 +49,7 @@ def data_disk_options() -> Spec:
         "name": {"type": "str", "required": True},
         "size": {"type": "str", "required": True},
         "fstype": {"type": "str", "choices": ["ext4", "none"]},
+        "attached": {"type": "bool"},
     }
 
 

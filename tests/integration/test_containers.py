@@ -458,7 +458,8 @@ def test_a_data_disk_that_comes_later(lab: Containers) -> None:
     lab.vm("disks", wait_pattern="late is <2[0-9]M>", **waits)
     lab.vm("disks", data_disks=[{"name": "late", "size": "64M"}])
     lab.vm("disks", wait_pattern="late is <[4-6][0-9]M>", **waits)
-    lab.vm("disks", data_disks=[])
+    assert "allow_restart" in lab.vm("disks", ok=False, data_disks=[])["msg"]
+    lab.vm("disks", data_disks=[{"name": "late", "size": "64M", "attached": False}])
     lab.vm("disks", wait_pattern="late is <>", **waits)
     assert lab.find("disks")["pid"] == vm["pid"]
     lab.vm("disks", state="absent", force=True)

@@ -333,7 +333,9 @@ def test_drop_disk_live(engine: Engine, modules: Callable[..., Modules], tiny_im
     """One running guest, whose disk is dropped over and over, killed a place later each time."""
     modules(engine.netns, engine.dirs)("cocoon_image", name=TINY, source=str(tiny_image))
     guest = {**GUEST, "name": "alive", "image": TINY, "memory": "96M", "storage": "64M", "state": "started"}
-    both, one = {**guest, "data_disks": TWO}, {**guest, "data_disks": ONE, "force": force}
+    both = {**guest, "data_disks": TWO}
+    unplugged = [{**disk, "attached": disk["name"] != "raw"} for disk in TWO]
+    one = {**guest, "data_disks": ONE, "force": True} if force else {**guest, "data_disks": unplugged}
     with cleaned(engine):
         engine.vm(**both, wait_for="console", timeout=120)
         pid = engine.record("alive")["pid"]

@@ -73,7 +73,8 @@ class Difference:
     :param fields: record fields to set (a ``configure`` step).
     :param steps: what to do besides.
     :param online: done instead of *fields* if the VM runs throughout.
-    :param reason: why it is refused, and the remedy.
+    :param reason: why it is refused, and the remedy; of a change that is not, another way than a restart.
+    :param pulls: the data disk that goes, which a guest may be using: without leave only over a restart.
     """
 
     option: str
@@ -85,6 +86,7 @@ class Difference:
     steps: tuple[Step, ...] = ()
     online: Step | None = None
     reason: tuple[str, str] = ("", "")
+    pulls: str | None = None
 
     def change(self, how: str) -> Change:
         return Change(self.option, self.before, self.after, how)
@@ -315,27 +317,45 @@ def _data_disks(record: Record, definition: Definition) -> t.Iterator[Difference
     listed = {disk["name"] for disk in definition["data_disks"]}
     for name, disk in attached.items():
         if name not in listed:
-            yield _drop(disk, "attached", force, "hotplug_disks")
+            yield _detach(disk, force, None if force else name)
     for name, disk in detached.items():
         if name not in listed and force:  # dropped by a run without force, or by one that was killed
-            yield _drop(disk, "detached", force, None)
+            yield _drop(disk, "detached", force)
     for index, disk in enumerate(definition["data_disks"]):
         name = disk["name"]
-        if name in attached:
+        if disk.get("attached") is False:
+            yield from _unchangeable(attached.get(name) or detached.get(name) or disk, disk)
+            if name in attached:
+                yield _detach(attached[name], False, None)
+        elif name in attached:
             yield from _changed_disk(attached[name], disk)
         else:
             yield added_disk(detached.get(name), disk, f"data_disks[{index}].size")
 
 
-def _drop(disk: Definition, before: str, force: bool, capability: str | None) -> Difference:
+def _detach(disk: Definition, delete: bool, pulls: str | None) -> Difference:
+    """An attached disk goes. *pulls* is its name, unless the user said that a running guest may lose it."""
+    name = disk["name"]
+    remedy = f"or unmount it in the guest and say so: list '{name}' with attached: false (force: true deletes it)"
+    return dataclasses.replace(
+        _drop(disk, "attached", delete), how=RESTART, capability="hotplug_disks", pulls=pulls, reason=("", remedy)
+    )
+
+
+def _drop(disk: Definition, before: str, delete: bool) -> Difference:
     return Difference(
         f"data_disks[{disk['name']}]",
         f"{before}, {format_size(disk['size'])}",
-        "deleted" if force else "detached",
-        RESTART if capability else LIVE,
-        capability,
-        steps=(Step("drop_disk", {"name": disk["name"], "delete": force}),),
+        "deleted" if delete else "detached",
+        LIVE,
+        steps=(Step("drop_disk", {"name": disk["name"], "delete": delete}),),
     )
+
+
+def attached_disks(definition: Definition) -> list[tuple[str, Definition]]:
+    """Those of the given data disks that are to be attached, each with how an error names its size."""
+    disks = enumerate(definition.get("data_disks") or ())
+    return [(f"data_disks[{index}].size", disk) for index, disk in disks if disk.get("attached") is not False]
 
 
 def _unchangeable(old: Definition, disk: Definition) -> t.Iterator[Difference]:

@@ -13,7 +13,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     InputError,
     NotFoundError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import added_disk, shown, wanted_disk
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import added_disk, attached_disks, shown
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     CONTAINER,
@@ -104,15 +104,14 @@ def _data_disks(
     """All disks of the snapshot come along, as large or larger; others are added."""
     have = {disk["name"]: disk for disk in snapshot["data_disks"]}
     base["data_disks"] = [dict(disk) for disk in have.values()]
-    listed: list[Definition] = definition.get("data_disks") or base["data_disks"]
-    missing = sorted(set(have) - {disk["name"] for disk in listed})
+    listed = attached_disks(definition) if definition.get("data_disks") else [("", disk) for disk in have.values()]
+    missing = sorted(set(have) - {disk["name"] for _where, disk in listed})
     if missing:
-        problems.append(InputError(f"data_disks has to list {', '.join(missing)} of the snapshot", "data_disks"))
-    for index, disk in enumerate(listed):
+        problems.append(InputError(f"data_disks has to attach {', '.join(missing)} of the snapshot", "data_disks"))
+    for where, disk in listed:
         old = have.get(disk["name"])
         if old is None:
-            wanted = wanted_disk(None, disk, f"data_disks[{index}].size")
-            yield added_disk(None, wanted, f"data_disks[{index}].size").steps[0]
+            yield added_disk(None, disk, where).steps[0]
             continue
         size = disk.get("size") or old["size"]
         if size < old["size"] or disk.get("fstype", old.get("fstype", DEFAULT_FSTYPE)) != old["fstype"]:

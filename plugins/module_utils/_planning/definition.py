@@ -451,6 +451,7 @@ _DISK_CHECKS: dict[str, Check] = {
     "name": _disk_name,
     "size": _size(MIN_DATA_DISK, DISK_UNIT),
     "fstype": _choice("ext4", "none"),
+    "attached": _flag,
 }
 _CHECKS: dict[str, Check] = {
     "name": _name,

@@ -17,6 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import (
     added_disk,
+    attached_disks,
     current,
     wanted_disk,
     wanted_nics,
@@ -317,9 +318,8 @@ def rebuilt_vm(record: Record, definition: Definition, context: Context) -> Defi
     wanted["nics"] = wanted_nics(record, definition)
     disks = {disk["name"]: disk for key in ("detached_disks", "data_disks") for disk in record.get(key) or ()}
     if "data_disks" in definition:
-        given = enumerate(definition["data_disks"])
         wanted["data_disks"] = [
-            wanted_disk(disks.get(disk["name"]), disk, f"data_disks[{index}].size") for index, disk in given
+            wanted_disk(disks.get(disk["name"]), disk, where) for where, disk in attached_disks(definition)
         ]
     else:
         wanted["data_disks"] = [dict(disk, reattach=True) for disk in record.get("data_disks") or ()]
@@ -373,8 +373,7 @@ def _new_disks(record: Record | None, definition: Definition) -> list[Definition
     if "data_disks" not in definition:
         return [dict(disk, reattach=disk["name"] in kept) for disk in begun.values()]
     disks = []
-    for index, disk in enumerate(definition["data_disks"]):
-        where = f"data_disks[{index}].size"
+    for where, disk in attached_disks(definition):
         difference = added_disk(kept.get(disk["name"]), {**begun.get(disk["name"], {}), **disk}, where)
         if difference.how == REFUSED:
             what, remedy = difference.reason

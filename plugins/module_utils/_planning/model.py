@@ -102,10 +102,14 @@ class CapabilitiesLike(t.Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """What the host says about a VM's process, whatever its record says."""
+    """What the host says about a VM's process, whatever its record says.
+
+    :param mounted: the data disks that the guest uses, by its agent's word; ``None`` = nobody says.
+    """
 
     running: bool = False
     paused: bool = False
+    mounted: frozenset[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

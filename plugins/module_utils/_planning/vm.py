@@ -353,11 +353,16 @@ class _Existing:
             return how
         if not (self.running or self.suspended) or (self.state == "stopped" and self.running):
             return OFFLINE
-        if difference.capability:
+        if difference.capability and self._lets_go(difference.pulls):
             capabilities = self.context.capabilities[self.record["hypervisor"]]
             if getattr(capabilities, difference.capability):
                 return LIVE
         return RESTART
+
+    def _lets_go(self, disk: str | None) -> bool:
+        """Whether *disk* can be pulled out of the running guest without loss."""
+        mounted = self.observed.mounted
+        return disk is None or (mounted is not None and disk not in mounted)
 
     def _permit(self, changes: t.Sequence[Change], rebuilding: bool) -> None:
         """Whether all changes may be made; a rebuild that was begun has lost the old disk and needs no more leave.
@@ -382,6 +387,7 @@ class _Existing:
                 verb = "needs" if len(lacking) == 1 else "need"
                 problems.append(f"{', '.join(map(_words, lacking))} {verb} {text}")
                 remedies.append(remedy)
+                remedies += self._other_ways(lacking)
                 options += [change.option for change in lacking]
         if problems:
             remedy = "; ".join(remedies)
@@ -390,6 +396,11 @@ class _Existing:
                 ", ".join(options),
                 f"{remedy[0].upper()}{remedy[1:]}.",
             )
+
+    def _other_ways(self, lacking: t.Sequence[Change]) -> list[str]:
+        """What else would do for data disks that only need a restart because the guest may be using them."""
+        options = {change.option for change in lacking}
+        return [item.reason[1] for item in self.differences if item.pulls and item.option in options]
 
     def _power_steps(self, stop: bool, runs: bool) -> list[Step]:
         recorded = self.record.get("state")

@@ -393,7 +393,8 @@ ROWS = [
     ("nic added", {}, {"nics": [{}, {"network": "flat"}]}, "restart", ["set_nics"]),
     ("nics gone", {}, {"nics": [], "ports": []}, "restart", ["set_nics", "set_ports"]),
     ("disk added", {}, {"data_disks": [DISK, NEW_DISK]}, "live", ["add_disk"]),
-    ("disk dropped", {}, {"data_disks": []}, "live", ["drop_disk"]),
+    ("disk dropped", {}, {"data_disks": []}, "restart", ["drop_disk"]),
+    ("disk unplugged", {}, {"data_disks": [{**DISK, "attached": False}]}, "live", ["drop_disk"]),
     ("disk deleted", {}, {"data_disks": [], "force": True}, "live", ["drop_disk"]),
     ("disk grows", {}, {"data_disks": [{**DISK, "size": "2G"}]}, "live", ["grow_data_disk"]),
     ("disk shrinks", {}, {"data_disks": [{**DISK, "size": "512M"}]}, "refused", []),
@@ -481,7 +482,7 @@ def test_row_within_a_stop_that_is_asked_for_needs_no_permission(row, state):
     assert plan.state_after == ("running" if state == "restarted" else "stopped")
 
 
-@pytest.mark.parametrize("name", ["disk added", "disk dropped", "disk grows", "disk back"])
+@pytest.mark.parametrize("name", ["disk added", "disk dropped", "disk unplugged", "disk grows", "disk back"])
 def test_disks_restart_where_the_driver_cannot_hotplug(name):
     row = ROWS[IDS.index(name)]
     host = Host(caps={"qemu": PLAIN})
@@ -621,11 +622,50 @@ def test_a_default_network_that_no_nic_uses_is_only_recorded():
     [(False, ["data1"], ["data1"]), (True, ["data1"], [])],
 )
 def test_a_dropped_disk_is_kept_without_force(force, before, after):
-    record = made()
-    plan = HOST.plan(record, {"data_disks": [], "force": force}, UP)
+    record = made("stopped")
+    plan = HOST.plan(record, {"data_disks": [], "force": force})
     assert plan.steps[0].args == {"name": "data1", "delete": force}
-    record, _observed = apply(record, UP, plan)
+    record, _observed = apply(record, DOWN, plan)
     assert [disk["name"] for disk in record["detached_disks"]] == after
+
+
+@pytest.mark.parametrize("record", [made(), made("paused"), made("hibernated", resume={"memory": "copy"})])
+def test_a_disk_that_a_guest_may_be_using_stays_unless_somebody_lets_it_go(record):
+    observed = Observed(running=record["state"] != "hibernated", paused=record["state"] == "paused")
+    options = {"state": "present" if observed.running else "started"}
+    with pytest.raises(ChangeRefusedError, match="needs a restart") as caught:
+        HOST.plan(record, {**options, "data_disks": []}, observed)
+    for way in ("allow_restart: true", "attached: false", "force: true deletes it"):
+        assert way in caught.value.remedy
+    over = HOST.plan(record, {**options, "data_disks": [], "allow_restart": True}, observed)
+    assert steps(over) == ["stop", "drop_disk", "start"] and not over.step("drop_disk").args["delete"]
+    for words, deleted in (
+        ({"data_disks": [{**DISK, "attached": False}]}, False),
+        ({"data_disks": [], "force": True}, True),
+    ):
+        plan = HOST.plan(record, {**options, **words}, observed)
+        assert "stop" not in steps(plan) and plan.step("drop_disk").args["delete"] is deleted
+
+
+@pytest.mark.parametrize("mounted, how", [(frozenset(), "live"), ({"other"}, "live"), ({"data1"}, None), (None, None)])
+def test_an_agent_can_say_that_a_disk_is_free(mounted, how):
+    observed = Observed(running=True, mounted=mounted)
+    if how is None:
+        with pytest.raises(ChangeRefusedError, match="allow_restart"):
+            HOST.plan(made(), {"data_disks": []}, observed)
+    else:
+        assert [change.how for change in HOST.plan(made(), {"data_disks": []}, observed).changes] == [how]
+
+
+def test_a_disk_that_is_listed_as_not_attached_is_kept_and_not_made():
+    off = {"data_disks": [{**DISK, "attached": False}, {**NEW_DISK, "attached": False}], "force": True}
+    record, observed = apply(made(), UP, HOST.plan(made(), off, UP))
+    assert [disk["name"] for disk in record["detached_disks"]] == ["data1"]
+    assert not HOST.plan(record, off, observed).changed
+    assert steps(HOST.plan(record, {"data_disks": [DISK]}, observed)) == ["add_disk"]
+    assert HOST.plan(None, {"image": "tiny", **off}).wanted["data_disks"] == []
+    with pytest.raises(ChangeRefusedError, match="never shrinks"):
+        HOST.plan(record, {"data_disks": [{**DISK, "size": "16M", "attached": False}]}, observed)
 
 
 @pytest.mark.parametrize("name", ["cow", "overlay", "system", "storage", "cidata", "layer0", "data", "ram", "resume"])

@@ -755,6 +755,7 @@ def test_what_needs_no_driver_asks_for_none() -> None:
 BIGGER = {"data_disks": [{"name": "data1", "size": "2G"}]}
 MORE = {"data_disks": [{"name": "data1"}, {"name": "new", "size": "64M"}]}
 FEWER: Definition = {"data_disks": []}
+UNPLUGGED = {"data_disks": [{"name": "data1", "attached": False}]}
 CHANGES: list[tuple[str, Definition, t.Any, t.Any]] = [
     # what, change, steps of present, steps of started; or words of the refusal
     ("labels", {"labels": {"a": "b"}}, ["configure"], ["configure", "start"]),
@@ -774,7 +775,8 @@ CHANGES: list[tuple[str, Definition, t.Any, t.Any]] = [
     ("balloon", {"balloon": "256M"}, "allow_restart", "allow_restart"),
     ("disk grows", BIGGER, "only when it runs", ["start", "grow_data_disk"]),
     ("disk added", MORE, "only when it runs", ["start", "add_disk"]),
-    ("disk dropped", FEWER, "only when it runs", ["start", "drop_disk"]),
+    ("disk dropped", FEWER, "allow_restart", "allow_restart"),
+    ("disk unplugged", UNPLUGGED, "only when it runs", ["start", "drop_disk"]),
     ("image", {"image": "other"}, "recreate", "recreate"),
     ("image", {"image": "other", "recreate": True}, ["stop", "rebuild"], ["stop", "rebuild", "start"]),
 ]

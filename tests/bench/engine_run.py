@@ -48,7 +48,7 @@ class Waits:
 
 def hold_still() -> None:
     """Stop each hypervisor after its start, and let it go when it is to end."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import QemuDriver
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
     from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
     start, end = QemuDriver.start, Process.end
@@ -74,7 +74,7 @@ class Starts:
 
     def watch(self) -> None:
         """Note the time after each start."""
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import QemuDriver
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 
         start = QemuDriver.start
 
@@ -141,7 +141,7 @@ def main() -> None:
     if not job.get("sync", True):
         os.fsync = lambda fd: None
     from ansible_collections.cocoon.microvm.plugins.module_utils import _process
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qmp
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import qmp
 
     if job.get("still"):
         hold_still()

@@ -30,10 +30,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     GuestTimeoutError,
     HypervisorError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import probe, qemu, qemu_command, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import QemuDriver
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline, probe
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import driver as qemu
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, identify, start_time
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, BootConfig, new_id
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import PREFIX, WORK, command
@@ -274,7 +276,7 @@ def test_boots_and_sees_its_devices(guest: Guest) -> None:
     assert guest.run("cat /sys/class/virtio-ports/vport*/name") == "org.qemu.guest_agent.0"
     vm_id = guest.launch.vm_id
     assert guest.run("cat /sys/class/dmi/id/product_serial") == vm_id
-    assert guest.run("cat /sys/class/dmi/id/product_uuid").lower() == qemu_command.guest_uuid(vm_id)
+    assert guest.run("cat /sys/class/dmi/id/product_uuid").lower() == commandline.guest_uuid(vm_id)
 
 
 def test_guest_has_the_features_of_x86_64_v2(guest: Guest) -> None:
@@ -368,7 +370,7 @@ def test_attach_after_one_that_was_cut_short(guest: Guest) -> None:
     driver = guest.lab.driver
     disk = Disk("half", guest.lab.disk(guest.launch, "half"), removable=True)
     with driver.connect(guest.run_dir) as qmp:
-        qmp.execute("blockdev-add", qemu_command.disk_node(disk))
+        qmp.execute("blockdev-add", commandline.disk_node(disk))
     driver.attach_disk(guest.run_dir, disk)
     guest.until("grep -q '^half$' /sys/block/vd*/serial")
     driver.detach_disk(guest.run_dir, "half", STEP)
@@ -557,7 +559,7 @@ def test_launcher_killed_between_spawn_and_handshake(bootable: Lab) -> None:
         """
         import os, pickle, signal, sys
         from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import driver as qemu
         qemu.QemuDriver._run = lambda *_all: os.kill(os.getpid(), signal.SIGKILL)
         paths, launch = pickle.loads(sys.stdin.buffer.read())
         qemu.QemuDriver(paths, sys.argv[1]).start(launch)
@@ -623,7 +625,7 @@ def test_pins_are_what_qemu_calls_them(lab: Lab) -> None:
 
 
 def test_kvm_where_it_works(bootable: Lab) -> None:
-    problem = probe.kvm_problem(bootable.paths)
+    problem = kvm.kvm_problem(bootable.paths)
     if problem:
         pytest.skip(f"needs KVM: {problem}")
     pins = bootable.driver.pin("kvm")

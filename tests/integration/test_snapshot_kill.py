@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import saving
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu_backup, qemu_state
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp import Qmp
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import backup, migration
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import manager
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
@@ -361,7 +361,7 @@ def start_streaming(engine: Engine, name: str) -> Forked:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def job(mark: Mark) -> Any:
-        qemu_state._Pump.run = die  # type: ignore[method-assign]
+        migration._Pump.run = die  # type: ignore[method-assign]
         return manager.converge(params, False, mark)
 
     return Forked(engine.netns, job)
@@ -390,7 +390,7 @@ def test_killed_while_the_state_is_written(engine: Engine, name: str) -> None:
 def test_killed_while_disks_are_copied(engine: Engine, monkeypatch: pytest.MonkeyPatch, then: Sequence[Task]) -> None:
     """What QEMU was given to copy to is not held for longer than the next task."""
     monkeypatch.setattr(saving, "LARGE", 0)
-    finish = qemu_backup.finish
+    finish = backup.finish
 
     def marked(*args: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -398,9 +398,9 @@ def test_killed_while_disks_are_copied(engine: Engine, monkeypatch: pytest.Monke
     with cleaned(engine):
         for tasks in ((TAKE,), then):
             SOURCE.run(engine)
-            monkeypatch.setattr(qemu_backup, "finish", marked)
+            monkeypatch.setattr(backup, "finish", marked)
             outcome = TAKE.begin(engine).wait()
-            monkeypatch.setattr(qemu_backup, "finish", finish)
+            monkeypatch.setattr(backup, "finish", finish)
             assert outcome.killed and outcome.marks[-1] == "save.copied"
             await_calm(engine, "src")
             for task in tasks:

@@ -21,7 +21,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _api
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import saving
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp import Qmp
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import manager
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (

@@ -24,7 +24,7 @@ def driver(name: str, paths: Paths) -> Driver:
     :raises InputError: not a hypervisor.
     """
     if name == "qemu":
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import QemuDriver
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 
         return QemuDriver(paths)
     if name in HYPERVISORS:
@@ -43,9 +43,9 @@ def kvm_usable(paths: Paths) -> bool:
 
 def kvm_problem(paths: Paths) -> str | None:
     """Why KVM cannot be used on this host, or ``None``."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import probe
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm
 
-    return probe.kvm_problem(paths)
+    return kvm.kvm_problem(paths)
 
 
 def resolve_accel(paths: Paths, name: str, accel: str) -> str:

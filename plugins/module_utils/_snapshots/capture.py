@@ -183,7 +183,7 @@ def _always(record: Record) -> Record:
 
 
 def cpu_vendor() -> str:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.probe import host_vendor
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.kvm import host_vendor
 
     return host_vendor()
 

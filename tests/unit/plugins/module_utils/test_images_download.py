@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import firmware
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import firmware
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     checksum,
     manager,

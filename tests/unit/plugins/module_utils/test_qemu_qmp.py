@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, HypervisorError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qmp
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp import Qmp, QmpClosedError, QmpError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import qmp
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp, QmpClosedError, QmpError
 
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\r\n'

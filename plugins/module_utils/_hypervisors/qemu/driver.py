@@ -21,13 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import (
-    firmware,
-    probe,
-    qemu_command,
-    qemu_state,
-    scope,
-)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Capabilities,
@@ -37,7 +31,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Resume,
     Saved,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp import Qmp, QmpClosedError, QmpError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import (
+    commandline,
+    firmware,
+    migration,
+    probe,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp, QmpClosedError, QmpError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
 TURN = 10.0
@@ -85,7 +86,7 @@ class QemuDriver:
 
     def _facts(self) -> dict[str, t.Any]:
         binary = self.binary()
-        return probe.cached(self.paths, f"facts {probe.binary_key(binary)}", lambda: probe.inspect(binary))
+        return cached(self.paths, f"facts {binary_key(binary)}", lambda: probe.inspect(binary))
 
     def probe(self) -> Probe:
         try:
@@ -94,8 +95,8 @@ class QemuDriver:
         except (CocoonError, OSError) as exc:
             return Probe(self.name, self._binary or probe.find_binary(), reason=str(exc))
         reason = probe.too_old(facts["version"])
-        kvm = reason is None and probe.kvm_problem(self.paths) is None and "cpu_model" in self._model(facts, "kvm")
-        accels = ("kvm", "tcg") if kvm else ("tcg",)
+        on_kvm = reason is None and kvm.kvm_problem(self.paths) is None and "cpu_model" in self._model(facts, "kvm")
+        accels = ("kvm", "tcg") if on_kvm else ("tcg",)
         firmwares = ("uefi", "bios") if firmware.available() else ("bios",)
         return Probe(self.name, binary, facts["version"], reason is None, reason, accels, firmwares)
 
@@ -105,14 +106,14 @@ class QemuDriver:
     def _model(self, facts: dict[str, t.Any], accel: str) -> dict[str, t.Any]:
         """``cpu_model``, or the ``problem`` that there is with *accel*."""
         binary = self.binary()
-        return probe.cached(
+        return cached(
             self.paths,
-            f"model {accel} {probe.binary_key(binary)}",
+            f"model {accel} {binary_key(binary)}",
             lambda: probe.choose_model(binary, facts["machine"], accel),
         )
 
     def pin(self, accel: str) -> dict[str, str]:
-        problem = probe.kvm_problem(self.paths) if accel == "kvm" else None
+        problem = kvm.kvm_problem(self.paths) if accel == "kvm" else None
         if problem:
             raise UnsupportedError(problem, "accel", "Use tcg or auto.")
         facts = self._facts()
@@ -127,7 +128,7 @@ class QemuDriver:
 
     def command(self, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
         rom = bool(launch.resume and launch.resume.shared and self._facts()["rom"])
-        return qemu_command.build(self.binary(), launch, fds, rom)
+        return commandline.build(self.binary(), launch, fds, rom)
 
     def reads_only(self) -> bool:
         """Whether clones can map a snapshot's RAM file without the right to write to it."""
@@ -191,7 +192,7 @@ class QemuDriver:
             os.close(launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE))
             log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
             stack.callback(os.close, log)
-            groups = launch.groups + (probe.kvm_group() if launch.accel == "kvm" else ())
+            groups = launch.groups + (kvm.kvm_group() if launch.accel == "kvm" else ())
             passed = [*fds.values(), *(fd for nic in launch.nics for fd in nic.fds)]
             limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
             return launcher.spawn(argv, launch.uid, launch.gid, groups, passed, log, limit)
@@ -235,11 +236,11 @@ class QemuDriver:
         self._simple(run_dir, "stop")
 
     def resume(self, run_dir: str) -> None:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu_backup
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import backup
 
         with self.connect(run_dir) as qmp:
             qmp.execute("cont")
-            qemu_backup.clean(qmp)  # or a run that was killed while it saved holds what it wrote to
+            backup.clean(qmp)  # or a run that was killed while it saved holds what it wrote to
 
     def save(
         self,
@@ -252,28 +253,28 @@ class QemuDriver:
         disks: t.Sequence[tuple[str, int]] = (),
         stay: bool = False,
     ) -> Saved:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu_backup
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import backup
 
         with self.connect(run_dir) as qmp:
             _unplug_identity(qmp)
-            qemu_backup.clean(qmp)
+            backup.clean(qmp)
             ports = _root_ports(qmp)
             status = _status(qmp)
             if status == "postmigrate":  # saved before while it stood still: QEMU saves no guest twice at one instant
                 qmp.execute("cont")
                 qmp.execute("stop")
             runs = status == "running"
-            qemu_state.prepare(qmp, ignore_shared=shared)
+            migration.prepare(qmp, ignore_shared=shared)
             # The guard begins while the guest still runs; it takes a while to be there.
-            with qemu_state.Guard(os.path.join(run_dir, launcher.QMP_SOCKET)) if runs else contextlib.nullcontext():
+            with migration.Guard(os.path.join(run_dir, launcher.QMP_SOCKET)) if runs else contextlib.nullcontext():
                 begun = time.monotonic()
                 if runs:
                     qmp.execute("stop")
                 try:
-                    qemu_state.write_out(qmp, state, limit)
+                    migration.write_out(qmp, state, limit)
                     inside()
                     if disks:
-                        qemu_backup.begin(qmp, disks)
+                        backup.begin(qmp, disks)
                 except BaseException:
                     if runs:
                         qmp.execute("cont")
@@ -282,7 +283,7 @@ class QemuDriver:
                     qmp.execute("cont")
                 paused = time.monotonic() - begun
             if disks:
-                qemu_backup.finish(qmp, disks)
+                backup.finish(qmp, disks)
             version = qmp.version()
         slots = {device[len("disk-") :]: _port_number(port) for port, device in ports.items() if device}
         layout = {"ports": len(ports), "slots": slots, "version": version}
@@ -297,7 +298,7 @@ class QemuDriver:
                 _unplug_identity(qmp)
                 line.connect(os.path.join(run_dir, launcher.IDENTITY_SOCKET))
                 line.sendall(message)
-                qmp.execute("device_add", qemu_command.identity_device())
+                qmp.execute("device_add", commandline.identity_device())
         except OSError as exc:
             line.close()
             raise HypervisorError(f"the hypervisor does not pass the new identity on: {exc.strerror}") from exc
@@ -312,15 +313,15 @@ class QemuDriver:
             filters = qmp.execute("query-rx-filter")
             seen = {entry.get("name"): entry.get("main-mac") for entry in filters if isinstance(entry, dict)}
             for number, mac in enumerate(macs):
-                if seen.get(qemu_command.nic_id(number)) != mac:
+                if seen.get(commandline.nic_id(number)) != mac:
                     raise HypervisorError(
-                        f"NIC {number} has the address {seen.get(qemu_command.nic_id(number))} and not {mac}"
+                        f"NIC {number} has the address {seen.get(commandline.nic_id(number))} and not {mac}"
                     )
 
     def admit(self, run_dir: str, nics: int) -> None:
         with self.connect(run_dir) as qmp:
             for number in range(nics):
-                qmp.execute("set_link", {"name": qemu_command.nic_id(number), "up": True})
+                qmp.execute("set_link", {"name": commandline.nic_id(number), "up": True})
             _unplug_identity(qmp)
 
     def _simple(self, run_dir: str, command: str) -> None:
@@ -328,10 +329,10 @@ class QemuDriver:
             qmp.execute(command)
 
     def attach_disk(self, run_dir: str, disk: Disk) -> None:
-        qemu_command.check_disk(disk)
+        commandline.check_disk(disk)
         with self.connect(run_dir) as qmp:
             ports = _root_ports(qmp)
-            if qemu_command.device_id(disk.serial) in ports.values():
+            if commandline.device_id(disk.serial) in ports.values():
                 return
             free = next((port for port in sorted(ports, key=_port_number) if ports[port] is None), None)
             if free is None:
@@ -340,9 +341,9 @@ class QemuDriver:
                 )
             # A node without a device is what an attach that was cut short leaves.
             _remove_node(qmp, disk.serial)
-            qmp.execute("blockdev-add", qemu_command.disk_node(disk))
+            qmp.execute("blockdev-add", commandline.disk_node(disk))
             try:
-                qmp.execute("device_add", qemu_command.disk_device(disk, {"bus": free}))
+                qmp.execute("device_add", commandline.disk_device(disk, {"bus": free}))
             except BaseException:
                 with contextlib.suppress(QmpClosedError):
                     _remove_node(qmp, disk.serial)
@@ -350,7 +351,7 @@ class QemuDriver:
 
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        device = qemu_command.device_id(serial)
+        device = commandline.device_id(serial)
         with self.connect(run_dir) as qmp:
             while device in _root_ports(qmp).values():
                 if time.monotonic() >= deadline:
@@ -367,7 +368,7 @@ class QemuDriver:
             _remove_node(qmp, serial)
 
     def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
-        node = qemu_command.node_name(serial)
+        node = commandline.node_name(serial)
         with self.connect(run_dir) as qmp:
             present = _node_size(qmp, node)
             if size < present:
@@ -409,21 +410,21 @@ def _status(qmp: Qmp) -> str:
 def _load(qmp: Qmp, launch: Launch, deadline: float) -> None:
     """Make a QEMU that waits for it the VM whose state was saved; its guest does not run yet."""
     resume = t.cast(Resume, launch.resume)
-    qemu_state.prepare(qmp, ignore_shared=resume.memory is not None)
-    qemu_state.read_in(qmp, resume.state, max(1.0, deadline - time.monotonic()))
+    migration.prepare(qmp, ignore_shared=resume.memory is not None)
+    migration.read_in(qmp, resume.state, max(1.0, deadline - time.monotonic()))
     if resume.hold:
         for number in range(len(launch.nics)):
-            qmp.execute("set_link", {"name": qemu_command.nic_id(number), "up": False})
+            qmp.execute("set_link", {"name": commandline.nic_id(number), "up": False})
 
 
 def _unplug_identity(qmp: Qmp) -> None:
     """Take the port away that an announcement plugged in; fine if there is none."""
     try:
-        qmp.execute("device_del", {"id": qemu_command.IDENTITY})
+        qmp.execute("device_del", {"id": commandline.IDENTITY})
     except QmpError:
         return
     # Until it is wholly gone its line is in use.
-    qmp.wait_event("DEVICE_DELETED", UNPLUG_REPEAT, device=qemu_command.IDENTITY)
+    qmp.wait_event("DEVICE_DELETED", UNPLUG_REPEAT, device=commandline.IDENTITY)
 
 
 def _start_error(launch: Launch, exc: HypervisorError, status: int | None) -> HypervisorError:
@@ -456,7 +457,7 @@ def _root_ports(qmp: Qmp) -> dict[str, str | None]:
     names = [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
     ports: dict[str, str | None] = {name: None for name in names if name.startswith("port") and name[4:].isdecimal()}
     for name in names:
-        if name.startswith(qemu_command.device_id("")):
+        if name.startswith(commandline.device_id("")):
             with contextlib.suppress(QmpError):  # unplugged in between
                 bus = qmp.execute("qom-get", {"path": f"{DEVICES}/{name}", "property": "parent_bus"})
                 port = str(bus).rpartition("/")[2]
@@ -468,7 +469,7 @@ def _root_ports(qmp: Qmp) -> dict[str, str | None]:
 def _remove_node(qmp: Qmp, serial: str) -> None:
     """Drop the block node of a disk that no device uses; fine if there is none."""
     try:
-        qmp.execute("blockdev-del", {"node-name": qemu_command.node_name(serial)})
+        qmp.execute("blockdev-del", {"node-name": commandline.node_name(serial)})
     except QmpError as exc:
         if "find node" not in exc.description:
             raise

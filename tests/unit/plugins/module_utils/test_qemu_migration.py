@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu_state
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp import Qmp
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import migration
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 
 MIB = 1 << 20
 GREETING = {"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}
@@ -139,7 +139,7 @@ def play() -> t.Iterator[t.Callable[..., tuple[Qmp, Qemu]]]:
         qemu.join(10)
         assert not qemu.is_alive()
     for thread in threading.enumerate():
-        if isinstance(thread, qemu_state._Pump):
+        if isinstance(thread, migration._Pump):
             thread.join(10)
             assert not thread.is_alive()
     assert set(os.listdir("/proc/self/fd")) == before
@@ -151,7 +151,7 @@ Play = t.Callable[..., tuple[Qmp, Qemu]]
 def save(qmp: Qmp, path: Path, limit: int = 64 * MIB, timeout: float = 20.0) -> bytes:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        qemu_state.write_out(qmp, fd, limit, timeout)
+        migration.write_out(qmp, fd, limit, timeout)
     finally:
         os.close(fd)
     return path.read_bytes()
@@ -160,7 +160,7 @@ def save(qmp: Qmp, path: Path, limit: int = 64 * MIB, timeout: float = 20.0) -> 
 @pytest.mark.parametrize("shared", [False, True])
 def test_prepare(play: Play, shared: bool) -> None:
     qmp, qemu = play()
-    qemu_state.prepare(qmp, ignore_shared=shared)
+    migration.prepare(qmp, ignore_shared=shared)
     capabilities, parameters = (request["arguments"] for request in qemu.asked)
     states = {entry["capability"]: entry["state"] for entry in capabilities["capabilities"]}
     assert states == {"x-ignore-shared": shared, "events": True}
@@ -212,7 +212,7 @@ def test_no_room_for_it(play: Play) -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
     try:
         with pytest.raises(OSError, match="No space left"):
-            qemu_state.write_out(qmp, fd, 64 * MIB)
+            migration.write_out(qmp, fd, 64 * MIB)
     finally:
         os.close(fd)
     assert qemu.channel is None
@@ -249,7 +249,7 @@ def test_it_takes_too_long(play: Play, tmp_path: Path) -> None:
 
 
 def load(qmp: Qmp, path: Path, timeout: float = 20.0) -> None:
-    qemu_state.read_in(qmp, str(path), timeout)
+    migration.read_in(qmp, str(path), timeout)
 
 
 @pytest.mark.parametrize("size", [0, 1, 600_000, 3 * MIB + 7])
@@ -342,7 +342,7 @@ def listener(tmp_path: Path) -> t.Iterator[Listener]:
     found.socket.close()
 
 
-def die(guard: qemu_state.Guard) -> None:
+def die(guard: migration.Guard) -> None:
     """As if this process had been killed."""
     process = guard._process
     assert process.stdin is not None
@@ -354,14 +354,14 @@ GONE: list[Message] = [{"return": {}}]
 
 
 def test_guard_lets_the_guest_go_on(listener: Listener, tmp_path: Path) -> None:
-    guard = qemu_state.Guard(str(tmp_path / "qmp.sock"))
+    guard = migration.Guard(str(tmp_path / "qmp.sock"))
     die(guard)
     assert listener.serve(GONE, GONE) == ["qmp_capabilities", "cont"]
     assert guard._process.wait(30) == 0
 
 
 def test_guard_overhears_events(listener: Listener, tmp_path: Path) -> None:
-    guard = qemu_state.Guard(str(tmp_path / "qmp.sock"))
+    guard = migration.Guard(str(tmp_path / "qmp.sock"))
     die(guard)
     events: list[Message] = [{"event": "MIGRATION", "data": {"status": "failed"}}, {"event": "RESUME"}, *GONE]
     assert listener.serve(events, events) == ["qmp_capabilities", "cont"]
@@ -371,7 +371,7 @@ def test_guard_overhears_events(listener: Listener, tmp_path: Path) -> None:
 def test_guard_does_not_give_up(listener: Listener, tmp_path: Path) -> None:
     """QEMU may be busy, or refuse for as long as a migration comes to its end."""
     refusal = [{"error": {"class": "GenericError", "desc": "Migration is not finalized yet"}}]
-    guard = qemu_state.Guard(str(tmp_path / "qmp.sock"))
+    guard = migration.Guard(str(tmp_path / "qmp.sock"))
     die(guard)
     assert listener.serve() == []
     assert listener.serve(GONE, refusal) == ["qmp_capabilities", "cont"]
@@ -380,7 +380,7 @@ def test_guard_does_not_give_up(listener: Listener, tmp_path: Path) -> None:
 
 
 def test_guard_that_is_not_needed(listener: Listener, tmp_path: Path) -> None:
-    with qemu_state.Guard(str(tmp_path / "qmp.sock")) as guard:
+    with migration.Guard(str(tmp_path / "qmp.sock")) as guard:
         pass
     assert guard._process.returncode == 0
     listener.socket.setblocking(False)
@@ -390,7 +390,7 @@ def test_guard_that_is_not_needed(listener: Listener, tmp_path: Path) -> None:
 
 def test_guard_is_let_go_by_an_error_too(listener: Listener, tmp_path: Path) -> None:
     """Whoever fails lets the guest go on himself."""
-    with pytest.raises(ZeroDivisionError), qemu_state.Guard(str(tmp_path / "qmp.sock")) as guard:
+    with pytest.raises(ZeroDivisionError), migration.Guard(str(tmp_path / "qmp.sock")) as guard:
         raise ZeroDivisionError
     assert guard._process.returncode == 0
 
@@ -400,7 +400,7 @@ def test_guard_has_nothing_of_ours(listener: Listener, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     try:
-        with qemu_state.Guard(str(tmp_path / "qmp.sock")) as guard:
+        with migration.Guard(str(tmp_path / "qmp.sock")) as guard:
             pid = guard._process.pid
             assert os.getsid(pid) == pid
             links = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}

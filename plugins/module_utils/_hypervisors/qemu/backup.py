@@ -13,8 +13,8 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu_command import node_name
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qmp import Qmp, QmpError, printable
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.commandline import node_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp, QmpError, printable
 
 PREFIX = "copy-"
 FIRST_SET = 1000

@@ -12,8 +12,8 @@ import typing as t
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import qemu_command
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, Resume
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 
 FDS = {"qmp": 5, "console": 6, "agent": 7}
@@ -37,7 +37,7 @@ LAUNCH = Launch(
 
 
 def build(**changes: t.Any) -> list[str]:
-    return qemu_command.build("/usr/bin/qemu", dataclasses.replace(LAUNCH, **changes), FDS)
+    return commandline.build("/usr/bin/qemu", dataclasses.replace(LAUNCH, **changes), FDS)
 
 
 def values(words: list[str], option: str) -> list[str]:
@@ -68,7 +68,7 @@ def data_disk(name: str) -> Disk:
     ],
 )
 def test_keyval(options: dict[str, t.Any], text: str) -> None:
-    assert qemu_command.keyval(options) == text
+    assert commandline.keyval(options) == text
 
 
 def test_the_words_that_never_change() -> None:
@@ -116,7 +116,7 @@ def test_sockets_are_the_launchers() -> None:
 
 
 def test_read_only_disk() -> None:
-    node = qemu_command.disk_node(Disk("cocoon-layer0", "/blob,1.erofs", read_only=True, direct=True))
+    node = commandline.disk_node(Disk("cocoon-layer0", "/blob,1.erofs", read_only=True, direct=True))
     assert node["read-only"] is True and node["file"]["read-only"] is True
     assert node["discard"] == node["file"]["discard"] == "ignore"
     assert node["cache"]["direct"] is False, "layers come from the page cache, which all VMs share"
@@ -126,7 +126,7 @@ def test_read_only_disk() -> None:
 
 @pytest.mark.parametrize(("direct", "aio"), [(True, "native"), (False, "threads")])
 def test_writable_disk(direct: bool, aio: str) -> None:
-    node = qemu_command.disk_node(Disk("cocoon-cow", "/cow.raw", direct=direct))
+    node = commandline.disk_node(Disk("cocoon-cow", "/cow.raw", direct=direct))
     assert node["driver"] == "raw"
     assert node["discard"] == node["file"]["discard"] == "unmap"
     assert node["cache"]["direct"] is node["file"]["cache"]["direct"] is direct
@@ -142,7 +142,7 @@ def test_writable_disk(direct: bool, aio: str) -> None:
     ],
 )
 def test_qcow2_header_is_not_asked_for_its_backing_file(disk: Disk, backing: tuple[str, str, bool] | None) -> None:
-    node = qemu_command.disk_node(disk)
+    node = commandline.disk_node(disk)
     assert "backing" in node
     if backing is None:
         assert node["backing"] is None
@@ -280,8 +280,8 @@ def test_what_qemu_cannot_take(changes: dict[str, t.Any], error: type[Exception]
 
 
 def test_uuid_is_the_vms_own() -> None:
-    assert qemu_command.guest_uuid(VM_ID) == qemu_command.guest_uuid(VM_ID)
-    assert qemu_command.guest_uuid(VM_ID) != qemu_command.guest_uuid(VM_ID[::-1])
+    assert commandline.guest_uuid(VM_ID) == commandline.guest_uuid(VM_ID)
+    assert commandline.guest_uuid(VM_ID) != commandline.guest_uuid(VM_ID[::-1])
 
 
 def test_a_port_for_the_guest_s_last_word() -> None:
@@ -303,7 +303,7 @@ def resumed(
 ) -> list[str]:
     fds = FDS if fds is None else fds
     launch = dataclasses.replace(LAUNCH, resume=resume, **changes)
-    return qemu_command.build("/usr/bin/qemu", launch, fds, rom)
+    return commandline.build("/usr/bin/qemu", launch, fds, rom)
 
 
 def ram(words: list[str]) -> dict[str, str]:
@@ -341,7 +341,7 @@ def test_memory_that_is_in_the_stream() -> None:
 
 def test_rom_is_for_mapped_memory_alone() -> None:
     """A VM that boots writes its RAM file, whatever the binary can do."""
-    assert qemu_command.build("/usr/bin/qemu", LAUNCH, FDS, True) == build()
+    assert commandline.build("/usr/bin/qemu", LAUNCH, FDS, True) == build()
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_a_line_for_the_new_identity() -> None:
     assert "socket,id=identity,fd=8,server=on,wait=off" in values(words, "-chardev")
     assert [port["name"] for port in by_driver(words, "virtserialport")] == ["org.qemu.guest_agent.0"]
     assert not any("identity" in value for value in values(build(), "-chardev"))
-    device = qemu_command.identity_device()
+    device = commandline.identity_device()
     assert (device["bus"], device["chardev"], device["name"]) == ("serial.0", "identity", "org.cocoon.identity")
     assert device["id"] == "identity"
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import typing as t
 from pathlib import Path
 
@@ -14,12 +13,10 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     HypervisorError,
-    InputError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import probe, registry
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Capabilities, Probe
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import QemuDriver
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import probe
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 
 
 @pytest.fixture
@@ -79,57 +76,6 @@ def test_too_old(version: str, old: bool) -> None:
     assert (probe.too_old(version) is not None) is old
 
 
-def test_kvm_node_alone_proves_nothing(paths: Paths, tmp_path: Path) -> None:
-    modules, node = tmp_path / "modules", tmp_path / "kvm"
-    (modules / "kvm").mkdir(parents=True)
-    (modules / "kvm_pvm").mkdir()
-
-    def problem() -> str | None:
-        return probe.kvm_problem(paths, str(modules), str(node))
-
-    assert problem() == "neither kvm_intel nor kvm_amd is loaded"
-    node.touch(0o666)
-    assert problem() == f"{node} is there, but neither kvm_intel nor kvm_amd is loaded"
-    (modules / "kvm_amd").mkdir()
-    node.chmod(0o600)
-    assert "not open to a group" in (problem() or "")
-    node.chmod(0o666)
-    assert "does not make a VM" in (problem() or "")
-    node.unlink()
-    assert problem() == f"kvm_amd is loaded, but there is no {node}"
-
-
-def test_kvm_answer_is_kept(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules, node = tmp_path / "modules", tmp_path / "kvm"
-    (modules / "kvm_intel").mkdir(parents=True)
-    node.touch()
-    node.chmod(0o666)
-    asked: list[str] = []
-    monkeypatch.setattr(probe, "_create_vm", asked.append)
-    for _time in range(2):
-        assert probe.kvm_problem(paths, str(modules), str(node)) is None
-    assert asked == [str(node)]
-
-
-def test_cache(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def ask() -> dict[str, t.Any]:
-        asked.append(1)
-        return {"n": len(asked)}
-
-    assert probe.cached(paths, "a", ask) == probe.cached(paths, "a", ask) == {"n": 1}
-    assert probe.cached(paths, "b", ask) == {"n": 2}
-    monkeypatch.setattr(probe, "boot_id", lambda: "another boot")
-    assert probe.cached(paths, "a", ask) == {"n": 3}
-
-
-def test_cache_makes_nothing_where_there_is_no_store(tmp_path: Path) -> None:
-    paths = Paths(str(tmp_path / "lib"), str(tmp_path / "run"), str(tmp_path / "log"))
-    assert probe.cached(paths, "a", lambda: {"n": 1}) == {"n": 1}
-    assert os.listdir(tmp_path) == []
-
-
 def test_binary_that_is_no_qemu(paths: Paths, tmp_path: Path) -> None:
     binary = tmp_path / "qemu"
     binary.write_text("#!/bin/sh\necho cannot load such and such >&2\nexit 1\n", encoding="ascii")
@@ -179,67 +125,3 @@ def test_no_qemu(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
         QemuDriver(paths).pin("tcg")
     found = QemuDriver(paths).probe()
     assert not found.available and "not installed" in (found.reason or "")
-
-
-def fake_driver(monkeypatch: pytest.MonkeyPatch, accels: tuple[str, ...], reason: str | None = None) -> None:
-    class Fake:
-        name = "qemu"
-        capabilities = Capabilities(balloon=True)
-
-        def probe(self) -> Probe:
-            return Probe("qemu", "/q", "7.2.0", reason is None, reason, accels)
-
-    monkeypatch.setattr(registry, "driver", lambda _name, _paths: Fake())
-    monkeypatch.setattr(registry, "kvm_problem", lambda _paths: "no vendor module")
-
-
-@pytest.mark.parametrize(
-    ("accels", "accel", "resolved"),
-    [
-        (("kvm", "tcg"), "auto", "kvm"),
-        (("tcg",), "auto", "tcg"),
-        (("kvm", "tcg"), "tcg", "tcg"),
-        (("kvm", "tcg"), "kvm", "kvm"),
-    ],
-)
-def test_resolve(
-    monkeypatch: pytest.MonkeyPatch, paths: Paths, accels: tuple[str, ...], accel: str, resolved: str
-) -> None:
-    fake_driver(monkeypatch, accels)
-    assert registry.resolve_auto(paths, accel, ["balloon"]) == ("qemu", resolved)
-    assert registry.resolve(paths, "qemu", accel) == ("qemu", resolved)
-
-
-@pytest.mark.parametrize(
-    ("accel", "needs", "reason", "option", "message"),
-    [
-        ("kvm", [], None, "accel", "no vendor module"),
-        ("auto", {"uefi": "image"}, None, "image", "has no uefi"),
-        ("auto", ["qcow2"], None, "hypervisor", "has no qcow2"),
-        ("auto", [], "not installed", "hypervisor", "not installed"),
-    ],
-)
-def test_resolve_refuses(
-    monkeypatch: pytest.MonkeyPatch,
-    paths: Paths,
-    accel: str,
-    needs: t.Iterable[str],
-    reason: str | None,
-    option: str,
-    message: str,
-) -> None:
-    fake_driver(monkeypatch, ("tcg",), reason)
-    with pytest.raises(UnsupportedError, match=message) as caught:
-        registry.resolve(paths, "auto", accel, needs)
-    assert caught.value.option == option
-
-
-def test_names_of_drivers(paths: Paths) -> None:
-    assert registry.driver("qemu", paths).name == "qemu"
-    for name in ("cloud-hypervisor", "firecracker"):
-        with pytest.raises(UnsupportedError, match=f"no driver for {name} yet.*Available: qemu, auto"):
-            registry.driver(name, paths)
-    with pytest.raises(InputError, match="'xen' is not a hypervisor"):
-        registry.driver("xen", paths)
-    with pytest.raises(InputError, match="not an accelerator"):
-        registry.resolve_accel(paths, "qemu", "hvf")

@@ -70,8 +70,10 @@ options:
     type: str
   tag:
     description:
-      - Which image of an OCI layout with several, by its C(org.opencontainers.image.ref.name); of an archive of
-        C(docker save), by its full name (V(nginx:1.27)).
+      - Which image of an OCI layout, or of an archive with several, by its full name (V(nginx:1.27), which is the same
+        as V(docker.io/library/nginx:1.27)), by its tag alone, or by its digest.
+      - Names are C(io.containerd.image.name), C(org.opencontainers.image.ref.name), and the C(RepoTags) of
+        C(docker save). What fits several images is refused.
     type: str
   pull:
     description:
@@ -88,6 +90,8 @@ options:
     description:
       - Which image of a multi-platform one to take, as V(linux/arm64) or V(linux/arm/v7); that for the host where
         omitted.
+      - Of the variants of V(linux/amd64), the best for a CPU with x86-64-v2 is taken, as every VM has that. With
+        V(linux/amd64/v3), what needs more is taken as well.
     type: str
   registry_user:
     description:

@@ -16,7 +16,7 @@ import zlib
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import source, streams, tarball
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.oci import ArchiveLayout, DockerArchive
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.layouts import ArchiveLayout, DockerArchive
 
 HEAD = 4096
 KNOWN = "Give a tar of a root file system, an OCI layout, an archive of one or of docker save, or a qcow2 or raw disk."
@@ -32,7 +32,8 @@ OTHER_DISKS = {
 }
 QCOW2_MAGIC = b"QFI\xfb"
 OCI_TOP = ("oci-layout", "index.json", "blobs", "manifest.json", "repositories")
-DOCKER_RE = re.compile(r"^[0-9a-f]{64}(/|\.json\Z|\.tar\Z|\Z)")
+# Layers and configs as Docker, Podman, crane, kaniko and jib call them.
+DOCKER_RE = re.compile(r"^(sha256:)?[0-9a-f]{64}(/|\.json\Z|\.tar\Z|\.tar\.gz\Z|\Z)")
 # Incompatible features of qcow2: what they are, and the one that names another file.
 QCOW2_CORRUPT, QCOW2_DATA_FILE = 1 << 1, 1 << 2
 QCOW2_KNOWN_FEATURES = 0b11111
@@ -110,17 +111,25 @@ def decompression_errors() -> t.Iterator[None]:
 
 
 def _tar_kind(stream: streams.Reader, path: str) -> str:
-    """A root file system shows itself by its first member that no archive of images has."""
-    names = set()
+    """A root file system shows itself by its first folder or link that no archive of images has.
+
+    A file says nothing: tools and people add theirs to archives.
+    """
+    names, others = set(), set()
     for member in tarball.members(tarball.TarInput(stream, tarball.DEFAULT_LIMITS)):
         top = member.path.partition("/")[0]
-        if top and top not in OCI_TOP and not DOCKER_RE.match(member.path):
+        if top in ("", *OCI_TOP) or DOCKER_RE.match(member.path):
+            names.add(member.path)
+        elif member.path == top and member.kind == tarball.FILE:
+            others.add(member.path)
+        else:
             return source.TAR
-        names.add(member.path)
     if {"oci-layout", "index.json"} <= names:
         return source.OCI_ARCHIVE
     if "manifest.json" in names:
         return source.DOCKER_ARCHIVE
+    if others:
+        return source.TAR
     raise InputError(f"{path} is neither a root file system nor an archive of images", "source", KNOWN)
 
 

@@ -282,7 +282,7 @@ def _extra(wanted: checksum.Digest | None) -> list[str]:
 
 
 def _part_version(about: str, part_path: str) -> Version | None:
-    known = source.recall(about) if os.path.exists(part_path) else None
+    known = source.glanced(about) if os.path.exists(part_path) else None
     return Version(known["etag"], known["last_modified"], known["size"]) if known else None
 
 
@@ -467,5 +467,5 @@ def leftovers(store: Store) -> list[Leftover]:
 
 
 def _title(store: Store, stem: str) -> str:
-    known = source.recall(_path(store, stem, ".json")) or {}
+    known = source.glanced(_path(store, stem, ".json")) or {}
     return known.get("url", stem)

@@ -22,13 +22,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     detect,
+    documents,
     erofs,
     findings,
     fingerprints,
+    layouts,
     oci,
     partitions,
+    platforms,
     references,
-    registry_name,
     streams,
     tarball,
 )
@@ -221,7 +223,7 @@ def _record(store: Store, sources: Sources, kind: str) -> Record:
         "type": kind,
         "created_at": now(),
         "updated_at": now(),
-        "platform": registry_name.host_platform(),
+        "platform": platforms.host_platform(),
         "layers": [],
         "boot": None,
         "disk": None,
@@ -251,9 +253,9 @@ def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[
     if main.kind not in (OCI_LAYOUT, *ARCHIVES):
         yield [Layer(main.digest, lambda: _open_file(main.path), os.path.getsize(main.path), main.name)], None
         return
-    layout: oci.Layout
+    layout: documents.Layout
     if main.kind == OCI_LAYOUT:
-        layout = oci.DirectoryLayout(main.path)
+        layout = layouts.DirectoryLayout(main.path)
     else:
         layout = _archive_layout(main, workspace)
     manifest = oci.select(layout, main.tag, main.platform, main.name)
@@ -279,7 +281,7 @@ def _open_file(path: str) -> t.Iterator[streams.Reader]:
         yield t.cast(streams.Reader, stream)
 
 
-def _archive_layout(main: Identity, workspace: str | None) -> oci.Layout:
+def _archive_layout(main: Identity, workspace: str | None) -> documents.Layout:
     """An archive is read in place; a compressed one is unpacked to a plain file first."""
     with open(streams.open_source(main.path), "rb") as file:
         kind = streams.compression(os.pread(file.fileno(), 8, 0))

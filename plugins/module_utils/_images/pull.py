@@ -21,7 +21,7 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci, references, registry
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import layouts, oci, references, registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import Leftover, give_up
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError, SpoiledError
@@ -82,7 +82,7 @@ def arriving(store: Store, sources: Sources, timeout: float, told: Progress) -> 
 
 def opened(store: Store, manifest: oci.Manifest, digest: str) -> contextlib.AbstractContextManager[t.Any]:
     """The bytes of a layer that has arrived."""
-    return oci.DirectoryLayout(directory(store, manifest.digest)).blob(f"sha256:{digest}")
+    return layouts.DirectoryLayout(directory(store, manifest.digest)).blob(f"sha256:{digest}")
 
 
 def directory(store: Store, manifest: str) -> str:

@@ -17,7 +17,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import registry_name, source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import platforms, registry_name, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.auth import Access
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import UID_BASE, UID_RANGE, Store, hashed
@@ -38,7 +38,7 @@ class Remote:
         :raises InputError: the platform or the mirror makes no sense.
         """
         self.reference = reference
-        self.platform = registry_name.check_platform(platform)
+        self.platform = platforms.check_platform(platform)
         self._given_platform = platform
         self.repository = registry_name.through_mirror(reference, access.mirror)
         self._access = access
@@ -85,7 +85,7 @@ class Remote:
         return self._manifest
 
     def index(self) -> bytes:
-        """A layout with one entry: see ``oci.Layout``."""
+        """A layout with one entry: see ``documents.Layout``."""
         descriptor = {"digest": f"sha256:{self.top()}", "size": len(self._documents[self.top()])}
         return json.dumps({"schemaVersion": 2, "manifests": [descriptor]}).encode()
 
@@ -98,6 +98,9 @@ class Remote:
             else:
                 self._keep(name, self.skopeo().raw(f"@{digest}"))
         return self._documents[name]
+
+    def has(self, digest: str) -> bool:
+        return bool(digest)  # the registry is asked when it is fetched
 
     def blob(self, digest: str) -> contextlib.AbstractContextManager[Reader]:
         raise NotImplementedError(digest)

@@ -6,20 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 
-# What the kernel calls a machine, and what images do.
-MACHINES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "riscv64": "riscv64",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-    "armv7l": "arm",
-}
 DOCKER_HUB = "docker.io"
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 HOST_RE = re.compile(rf"^(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?\Z")
@@ -27,7 +17,6 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 REPOSITORY_RE = re.compile(rf"^{_COMPONENT}(?:/{_COMPONENT})*\Z")
 TAG_RE = re.compile(r"^[\w][\w.-]{0,127}\Z", re.ASCII)
 REFERENCE_DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}\Z")
-PLATFORM_RE = re.compile(r"^[a-z0-9]{1,32}/[a-z0-9_]{1,32}(?:/[a-z0-9.]{1,32})?\Z")
 HOW = "Write it as docker.io/library/nginx:1.27, or with @sha256: and 64 hex digits."
 
 
@@ -81,21 +70,3 @@ def through_mirror(reference: Reference, mirror: str | None) -> str:
             f"'{mirror}' is not a mirror", "mirror", "Write it as mirror.example.com:5000, with a path if it has one."
         )
     return "/".join(part for part in (host, path, reference.repository) if part)
-
-
-def host_platform() -> str:
-    """The platform of this host, as images name it."""
-    machine = os.uname().machine
-    return f"linux/{MACHINES.get(machine, machine)}"
-
-
-def check_platform(platform: str | None) -> str:
-    """*platform*, or the host's where none is given.
-
-    :raises InputError: it is not written as ``os/architecture`` or ``os/architecture/variant``.
-    """
-    if platform is None:
-        return host_platform()
-    if not PLATFORM_RE.match(platform):
-        raise InputError(f"'{platform}' is not a platform", "platform", "Write it as linux/amd64 or linux/arm/v7.")
-    return platform

@@ -39,6 +39,8 @@ URL_RE = re.compile(r"^(https?|file)://", re.IGNORECASE)
 REGISTRY_NAME_RE = re.compile(r"^(?:localhost|[^/]*[.:][^/]*)/.")
 # Bytes that a file may have, unless the user says otherwise.
 MAX_SIZE = 20 * GIB
+# By which an image is chosen from among several; to be raised when they change.
+RULES = 2
 # A file changed this short a time ago may change again without its times telling.
 SETTLED_NS = 20_000_000
 
@@ -136,9 +138,9 @@ def examine(
     """
     _check_pair(kernel, initrd)
     if platform is not None:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._images import registry_name
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images import platforms
 
-        registry_name.check_platform(platform)
+        platforms.check_platform(platform)
     _check_size(source, max_size)
     main = identify(paths, source, "source", tag, remember, force, platform, told)
     if platform is not None and main.kind not in IMAGES:
@@ -231,10 +233,16 @@ def identify(
 
 
 def recall(cache: str) -> Record | None:
-    """What :func:`note` wrote."""
+    """What :func:`note` wrote, if images are still chosen as they were then."""
+    known = glanced(cache)
+    return known if known and known.get("rules") == RULES else None
+
+
+def glanced(path: str) -> Record | None:
+    """A document that is only a memory: it may have been half-written before a power failure."""
     try:
-        return read_json(cache)
-    except StateError:  # half-written before a power failure, perhaps: it is only a memory
+        return read_json(path)
+    except StateError:
         return None
 
 
@@ -243,7 +251,7 @@ def note(cache: str, document: Record) -> None:
     with contextlib.suppress(OSError):  # no store yet, no space, or another run was quicker with the same
         fd = os.open(f"{cache}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as stream:
-            json.dump(document, stream)
+            json.dump({**document, "rules": RULES}, stream)
         os.rename(f"{cache}.new", cache)
 
 
@@ -268,12 +276,12 @@ def _stamp(real: str, path: str, option: str) -> list[int]:
 
 def _inspect(real: str, option: str, tag: str | None, platform: str | None, stage: Stage) -> Identity:
     """Read the contents."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, oci, streams
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, layouts, oci, streams
 
     if os.path.isdir(real) and option == "source":
         if not os.path.isfile(os.path.join(real, "oci-layout")):
             raise InputError(f"{real} is a directory, but not an OCI layout", option, "It has no file oci-layout.")
-        chosen = oci.select(oci.DirectoryLayout(real), tag, platform, real)
+        chosen = oci.select(layouts.DirectoryLayout(real), tag, platform, real)
         return Identity(real, OCI_LAYOUT, chosen.digest, "", tag, platform)
     fd = streams.open_source(real, option)
     try:

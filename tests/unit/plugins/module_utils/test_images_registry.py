@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError, ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci, registry_name, skopeo, source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import layouts, oci, registry_name, skopeo, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.auth import Access
 
 DIGEST = "sha256:" + "a" * 64
@@ -88,12 +89,6 @@ def test_mirrors() -> None:
     for mirror in ("https://m.example", "m.example/Hub", "", "m.example/--x", "--x"):
         with pytest.raises(CocoonError, match="is not a mirror"):
             registry_name.through_mirror(nginx, mirror)
-
-
-@pytest.mark.parametrize("platform", ["amd64", "linux/", "Linux/amd64", "linux/arm/v7/x", "linux/a b"])
-def test_what_is_no_platform(platform: str) -> None:
-    with pytest.raises(CocoonError, match="is not a platform"):
-        registry_name.check_platform(platform)
 
 
 def decoded(data: bytes) -> dict[str, str]:
@@ -231,8 +226,11 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "v19, …" in str(error) and "v11" not in str(error)
 
 
-def archive(path: pathlib.Path, **changes: Any) -> pathlib.Path:
-    """What docker save writes, with the second layer a link to the first, as older ones do."""
+def archive(path: pathlib.Path, *more: dict[str, Any], **changes: Any) -> pathlib.Path:
+    """What docker save writes, with the second layer a link to the first, as older ones do.
+
+    :param more: further images, in the words of its manifest.json.
+    """
     data = b"layer" * 1000
     diff = f"sha256:{hashlib.sha256(data).hexdigest()}"
     config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff, diff]}}
@@ -241,8 +239,9 @@ def archive(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     with tarfile.open(path, "w") as target:
         for name, text in (
             ("a/layer.tar", data),
+            ("packed.tar.gz", gzip.compress(data)),
             ("c.json", json.dumps(config).encode()),
-            ("manifest.json", json.dumps([entry]).encode()),
+            ("manifest.json", json.dumps([entry, *more]).encode()),
         ):
             info = tarfile.TarInfo(name)
             info.size = len(text)
@@ -253,9 +252,9 @@ def archive(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     return path
 
 
-def opened(path: pathlib.Path) -> oci.DockerArchive:
+def opened(path: pathlib.Path) -> layouts.DockerArchive:
     with path.open("rb") as stream:
-        return oci.DockerArchive(stream, str(path))
+        return layouts.DockerArchive(stream, str(path))
 
 
 def test_docker_save(tmp_path: pathlib.Path) -> None:
@@ -277,26 +276,46 @@ def test_docker_save(tmp_path: pathlib.Path) -> None:
         ({"Layers": ["a/layer.tar", "c/layer.tar"]}, "layer c/layer.tar is not in the archive"),
         ({"Layers": ["a/layer.tar", "../../etc/passwd"]}, "is not in the archive"),
         ({"Layers": ["a/layer.tar"]}, "disagree on the number"),
-        ({"Layers": []}, "not a valid manifest of docker save"),
+        ({"Layers": None}, "the image has no layers"),
         ({"Config": "/etc/passwd"}, "is not in the archive"),
         ({"Config": 1}, "not a valid manifest of docker save"),
     ],
 )
 def test_docker_save_gone_wrong(tmp_path: pathlib.Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CocoonError, match=message):
-        opened(archive(tmp_path / "saved", **changes))
+        oci.select(opened(archive(tmp_path / "saved", **changes)), None, "linux/amd64")
+
+
+def test_compressed_layers_of_docker_save(tmp_path: pathlib.Path) -> None:
+    """As crane, kaniko and jib write them: the config knows only what is in them."""
+    saved = opened(archive(tmp_path / "saved", Layers=["a/layer.tar", "packed.tar.gz"]))
+    chosen = oci.select(saved, None, "linux/amd64")
+    plain, packed = [digest for digest, _size in chosen.layers]
+    assert chosen.plain == [plain, plain] and packed != plain
+    with saved.blob(f"sha256:{packed}") as blob:
+        data = blob.read()
+    assert hashlib.sha256(data).hexdigest() == packed and gzip.decompress(data) == b"layer" * 1000
+
+
+def test_one_tag_for_two_images_of_docker_save(tmp_path: pathlib.Path) -> None:
+    other = {"Config": "c.json", "RepoTags": ["redis:latest"], "Layers": ["a/layer.tar", "packed.tar.gz"]}
+    saved = opened(archive(tmp_path / "saved", other))
+    with pytest.raises(CocoonError, match="several images 'latest'. Choose one of: app:latest, redis:latest"):
+        oci.select(saved, "latest", "linux/amd64")
+    both = {name: oci.select(saved, name, "linux/amd64") for name in ("app:latest", "redis", "redis:latest")}
+    assert both["app:latest"] != both["redis"] == both["redis:latest"]
 
 
 @pytest.mark.parametrize(
-    ("have", "wanted", "fits"),
+    "beside",
     [
-        ("linux/amd64", "linux/amd64", True),
-        ("linux/arm64/v8", "linux/arm64", True),
-        ("linux/arm64", "linux/arm64/v8", True),
-        ("linux/arm/v6", "linux/arm/v7", False),
-        ("linux/arm", "linux/arm64", False),
-        ("windows/amd64", "linux/amd64", False),
+        {"Config": "gone.json", "RepoTags": ["gone:v1"], "Layers": ["a/layer.tar"]},
+        {"Config": "c.json", "RepoTags": ["half:v1"], "Layers": ["a/layer.tar", "gone.tar"]},
+        {"Config": "c.json", "RepoTags": ["less:v1"], "Layers": ["a/layer.tar"]},
+        {"Config": "c.json", "RepoTags": None, "Layers": None},
+        {"RepoTags": 5},
     ],
 )
-def test_platforms(have: str, wanted: str, fits: bool) -> None:
-    assert oci._fits(have, wanted) is fits
+def test_what_was_not_saved_beside_an_image_of_docker_save(tmp_path: pathlib.Path, beside: dict[str, Any]) -> None:
+    saved = opened(archive(tmp_path / "saved", beside))
+    assert oci.select(saved, None, "linux/amd64") == oci.select(saved, "app:v1", "linux/amd64")

@@ -111,10 +111,39 @@ nics:
     ip:
       description: IPv4 address from the network's subnet; allocated and kept where omitted.
       type: str
+    default_route:
+      description:
+        - V(true) leads the guest's default route over this NIC, and V(false) never does.
+        - Where no NIC says V(true), it leads over the first whose network leads out. That is a network with NAT, an
+          adopted bridge with a gateway or without a subnet, or a NIC with a O(nics[].gateway) of its own.
+        - More than one NIC may say V(true) if their O(nics[].metric) differ.
+        - What this and the next three options are where omitted is not kept from earlier; they are compared as a whole.
+      type: bool
+    gateway:
+      description: Next hop of the default route and of O(nics[].routes); the network's gateway where omitted.
+      type: str
+    metric:
+      description: Metric of the default route over this NIC. The smallest counts.
+      type: int
+    routes:
+      description: Other ways over this NIC.
+      type: list
+      elements: dict
+      suboptions:
+        to:
+          description: The subnet that the route leads to, such as V(10.0.0.0/8).
+          type: str
+          required: true
+        via:
+          description: Next hop, a neighbour in the NIC's network; the NIC's gateway where omitted.
+          type: str
+        metric:
+          description: Metric of the route.
+          type: int
 ports:
   description:
     - Ports of the host that lead to the guest, such as V(8080:80), V(5353:53/udp) or V(192.0.2.1:443:443).
-    - They go to the first NIC that has an address on a network with NAT. The list is complete.
+    - They go to the NIC of the default route, whose network must have NAT. The list is complete.
   type: list
   elements: str
 data_disks:

@@ -41,6 +41,18 @@ def nic_options() -> Spec:
         "network": {"type": "str"},
         "mac": {"type": "str"},
         "ip": {"type": "str"},
+        "default_route": {"type": "bool"},
+        "gateway": {"type": "str"},
+        "metric": {"type": "int"},
+        "routes": {
+            "type": "list",
+            "elements": "dict",
+            "options": {
+                "to": {"type": "str", "required": True},
+                "via": {"type": "str"},
+                "metric": {"type": "int"},
+            },
+        },
     }
 
 

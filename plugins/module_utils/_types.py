@@ -55,7 +55,11 @@ class Network(t.TypedDict, total=False):
 
 
 class NetworkConfig(t.TypedDict, total=False):
-    """One NIC attached to a VM (Go: ``types.NetworkConfig``); ``network_id`` and ``network_name`` are ours."""
+    """One NIC attached to a VM (Go: ``types.NetworkConfig``); what comes after ``network`` is ours.
+
+    ``default_route``, ``gateway``, ``metric`` and ``routes`` are what was asked for; ``way_out`` and ``next_hop``
+    what came of it. The gateway in ``network`` is that of the guest's default route, empty where it has none here.
+    """
 
     tap: str
     mac: str
@@ -69,6 +73,12 @@ class NetworkConfig(t.TypedDict, total=False):
     network_name: str
     mtu: int
     dns: list[str]
+    default_route: bool
+    gateway: str
+    metric: int
+    routes: list[Record]
+    way_out: bool
+    next_hop: str
 
 
 class StorageConfig(t.TypedDict, total=False):

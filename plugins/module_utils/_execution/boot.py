@@ -8,26 +8,17 @@ The command line, the serials and the device order are the Cocoon contract for d
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, NetworkConfig, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, Record
 
 COW_SERIAL = "cocoon-cow"
-DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
-
-
-def ip_parameter(config: NetworkConfig, index: int, hostname: str) -> str | None:
-    """``ip=<ip>::<gateway>:<netmask>:<name>:eth<N>:off[:<dns0>[:<dns1>]]``, or ``None`` for DHCP."""
-    network = config.get("network")
-    if not network or not network.get("ip"):
-        return None
-    netmask = ipaddress.IPv4Network(f"0.0.0.0/{network['prefix']}").netmask
-    dns = list(DEFAULT_DNS if config.get("dns") is None else config["dns"])[:2]
-    fields = [network["ip"], "", network.get("gateway", ""), str(netmask), hostname, f"eth{index}", "off", *dns]
-    return "ip=" + ":".join(fields)
+# What an x86 kernel takes; it would cut off the rest.
+MAX_COMMAND_LINE = 2047
 
 
 def layer_serials(image: Record) -> list[str]:
@@ -36,7 +27,10 @@ def layer_serials(image: Record) -> list[str]:
 
 
 def kernel_command_line(record: Record, image: Record) -> str:
-    """The command line for QEMU's direct boot; the layers are named top first."""
+    """The command line for QEMU's direct boot; the layers are named top first.
+
+    :raises InputError: it is longer than a kernel takes.
+    """
     parts = [
         "console=ttyS0",
         "loglevel=3",
@@ -49,16 +43,23 @@ def kernel_command_line(record: Record, image: Record) -> str:
         # On a busy host the timer's interrupts may come too late for the kernel's test of them, and it gives up. With
         # KVM it does not test.
         parts.append("no_timer_check")
-    configs = record.get("network_configs") or []
+    nics = settings.settings_of(record)
     name = record["config"]["name"]
-    if configs:
+    if nics:
         parts.append("net.ifnames=0")
     # Cocoon says it with NICs only. A guest without any has a name as well.
     parts.append(f"cocoon.hostname={name}")
-    parts += [text for text in (ip_parameter(c, i, name) for i, c in enumerate(configs)) if text]
+    parts += settings.kernel_words(nics, name)
     if record.get("kernel_args"):
         parts.append(record["kernel_args"])
-    return " ".join(parts)
+    line = " ".join(parts)
+    if len(line) > MAX_COMMAND_LINE:
+        raise InputError(
+            f"VM '{name}' has a kernel command line of {len(line)} characters, and kernels take {MAX_COMMAND_LINE}",
+            "kernel_args, nics",
+            "Give fewer arguments and routes.",
+        )
+    return line
 
 
 def boot_config(record: Record, image: Record) -> BootConfig:

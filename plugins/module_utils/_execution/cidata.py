@@ -20,9 +20,9 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 SEED = "cidata.json"
 VOLUME = "cidata.img"
@@ -87,7 +87,7 @@ def prepare(paths: Paths, record: Record) -> None:
     files = {
         "meta-data": _json(meta_data(record)),
         "user-data": user_data(record, seed),
-        "network-config": _json(network_config(record)),
+        "network-config": _json(netplan(settings_of(record))),
     }
     _disks.create_volume(volume_path(paths, record["id"]), "CIDATA", files, record["uid"])
     record["cidata_given"] = True
@@ -162,26 +162,6 @@ def meta_data(record: Record) -> Record:
     return {"instance-id": record["id"], "local-hostname": record["config"]["name"]}
 
 
-def network_config(record: Record) -> Record:
-    """Version 2, the NICs found by their MACs and called eth0, eth1, …"""
-    nics = enumerate(record.get("network_configs") or [])
-    return {"version": 2, "ethernets": {f"eth{index}": _ethernet(config, f"eth{index}") for index, config in nics}}
-
-
-def _ethernet(config: NetworkConfig, name: str) -> Record:
-    found: Record = {"match": {"macaddress": config["mac"]}, "set-name": name}
-    if config.get("mtu"):
-        found["mtu"] = config["mtu"]
-    network = config.get("network")
-    if not network or not network.get("ip"):
-        return {**found, "dhcp4": True}
-    found["addresses"] = [f"{network['ip']}/{network['prefix']}"]
-    if network.get("gateway"):
-        found["routes"] = [{"to": "0.0.0.0/0", "via": network["gateway"]}]
-    servers = list(boot.DEFAULT_DNS if config.get("dns") is None else config["dns"])
-    return {**found, "nameservers": {"addresses": servers}} if servers else found
-
-
 def cloud_config(record: Record, seed: Record) -> Record:
     """Users, data disks and what makes both of use.
 
@@ -227,7 +207,7 @@ def later_boots(record: Record, seed: Record) -> str:
     source = {
         "meta-data": meta_data(record),
         "user-data": _message(record, cloud_config(record, given), given.get("user_data")).decode(),
-        "network-config": json.dumps(network_config(record)),
+        "network-config": json.dumps(netplan(settings_of(record))),
     }
     # ds-identify is a shell script that reads this line, and does not look for clouds where it names one source.
     return f"datasource_list: [NoCloud, None]\ndatasource: {json.dumps({'NoCloud': source}, ensure_ascii=False)}\n"

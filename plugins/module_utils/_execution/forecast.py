@@ -15,6 +15,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, reserve
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED, Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -29,12 +30,11 @@ def check(run: Run, record: Record | None, plan: Plan) -> None:
     if create:
         wanted = create.args["wanted"]
         _check_nics(run, vm_id, wanted["nics"], wanted.get("network"))
-        _check_ports(run, vm_id, [nic.get("network") for nic in wanted["nics"]], wanted["ports"])
+        _check_ports(run, vm_id, wanted["nics"], wanted["ports"])
     if nics:
         _check_nics(run, vm_id, nics.args["nics"], nics.args.get("network"))
     if ports and record:
-        names = [config.get("network_name") for config in record.get("network_configs") or []]
-        _check_ports(run, vm_id, names, ports.args["ports"])
+        _check_ports(run, vm_id, nics.args["nics"] if nics else current_nics(record), ports.args["ports"])
     _check_state(run, record, plan)
     _check_memory(run, record, plan)
     _check_disk(run, record, plan)
@@ -109,13 +109,13 @@ def _check_nics(run: Run, vm_id: str | None, nics: t.Sequence[Record], default: 
             manager.choose_ip(run.store, network, "", nic["ip"], vm_id=vm_id)
 
 
-def _check_ports(run: Run, vm_id: str | None, names: t.Sequence[str | None], ports: t.Sequence[str]) -> None:
+def _check_ports(run: Run, vm_id: str | None, nics: t.Sequence[Record], ports: t.Sequence[str]) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
     if not ports or run.leaving:  # with ports that are about to be free, only the run itself can tell
         return
-    networks = [network for network in (run.network(name) for name in names if name) if network]
-    reachable = [network for network in networks if network.get("subnet")]
-    target = next((network for network in reachable if network.get("nat")), None) or next(iter(reachable), None)
+    networks = [run.network(nic.get("network") or "") for nic in nics]
+    target = reserve.port_target(nics, networks)
     if target is not None:
-        manager.check_free(run.store, target, vm_id, manager.check_ports(list(ports)))
+        network = t.cast(Record, networks[target])
+        manager.check_free(run.store, network, vm_id, manager.check_ports(list(ports)))

@@ -12,7 +12,13 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools, create_copy
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, cidata, container, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
+    boot,
+    cidata,
+    container,
+    reserve,
+    resuming,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_memory
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_log
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
@@ -148,6 +154,7 @@ def _refresh_nics(run: Run, record: Record) -> None:
     for config in record["network_configs"]:
         network = run.known_network(config["network_name"])
         config.update(mtu=network.get("mtu") or 0, dns=network.get("dns") or [])
+    reserve.route_nics(run, record["network_configs"])
 
 
 def _storage_configs(run: Run, record: Record, image: Record) -> list[Record]:

@@ -17,6 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Conf
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_disk
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
@@ -115,7 +116,25 @@ def _free_uid(run: Run, vm_id: str) -> int:
     raise ResourceError(f"all {count} user ids of the store are taken", remedy="Remove VMs, or use a second root_dir.")
 
 
-def plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkConfig | None) -> NetworkConfig:
+def plan_nics(
+    run: Run, record: Record, nics: t.Sequence[Record], old: t.Sequence[NetworkConfig] = ()
+) -> list[NetworkConfig]:
+    """The NICs of a VM: MACs, addresses, and which of them is the guest's way out.
+
+    :param old: those that it has; what stays on its network keeps what it has.
+    """
+    before = dict(enumerate(old))
+    configs = [_plan_nic(run, record, index, nic, before.get(index)) for index, nic in enumerate(nics)]
+    route_nics(run, configs)
+    return configs
+
+
+def route_nics(run: Run, configs: t.Sequence[NetworkConfig]) -> None:
+    """Which NIC is the guest's way out, as its networks are now."""
+    settings.route(configs, [run.known_network(config["network_name"]) for config in configs])
+
+
+def _plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkConfig | None) -> NetworkConfig:
     """MAC and address of one NIC: those given, else those it had on the same network, else new ones."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
@@ -137,6 +156,7 @@ def plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkConf
         "network_name": name,
         "mtu": network.get("mtu") or 0,
         "dns": network.get("dns") or [],
+        **t.cast(NetworkConfig, settings.asked(nic)),
     }
     if network.get("subnet"):
         kept = (same or {}).get("network", {}).get("ip")
@@ -147,7 +167,7 @@ def plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkConf
         if address is None:
             address = manager.choose_ip(run.store, network, f"{record['config']['name']}/{index}", wanted)
         prefix = int(network["subnet"].rpartition("/")[2])
-        config["network"] = {"ip": address, "gateway": network.get("gateway") or "", "prefix": prefix}
+        config["network"] = {"ip": address, "gateway": "", "prefix": prefix}
     elif nic.get("ip"):
         raise InputError(
             f"network '{name}' has no subnet", f"nics[{index}].ip", "Give the network a subnet, or leave ip out."
@@ -200,11 +220,14 @@ def give_back_nics(
             manager.detach(run.store, config["network_id"], record["id"])
 
 
-def port_target(run: Run, record: Record) -> NetworkConfig | None:
-    """The NIC that published ports lead to: the first with an address behind NAT, else the first with an address."""
-    configs = [config for config in record.get("network_configs") or [] if config.get("network", {}).get("ip")]
-    behind_nat = [config for config in configs if run.known_network(config["network_name"]).get("nat")]
-    return next(iter(behind_nat or configs), None)
+def port_target(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record | None]) -> int | None:
+    """Which NIC published ports lead to: the way out, as answers go there, else the first that has an address.
+
+    :param nics: definitions or records of NICs. :param networks: the network of each.
+    """
+    reachable = [index for index, network in enumerate(networks) if network and network.get("subnet")]
+    ways = [index for index in settings.ways_out(nics, networks) if index in reachable]
+    return next(iter(ways or reachable), None)
 
 
 def take_ports(run: Run, record: Record) -> None:
@@ -213,11 +236,12 @@ def take_ports(run: Run, record: Record) -> None:
 
     if not record.get("ports"):
         return
-    target = port_target(run, record)
+    configs = record.get("network_configs") or []
+    networks = [run.known_network(config["network_name"]) for config in configs]
+    target = port_target(configs, networks)
     if target is None:
         raise InputError("no NIC has an address to publish ports for", "ports", "Use a network with a subnet.")
-    network = run.known_network(target["network_name"])
-    manager.publish(run.store, network, record["id"], target["network"]["ip"], record["ports"])
+    manager.publish(run.store, networks[target], record["id"], configs[target]["network"]["ip"], record["ports"])
     run.networks_changed = True
 
 
@@ -258,7 +282,7 @@ def reserve(run: Run, wanted: Record, kept: Record | None = None) -> Record:
         record["promised_disk"] = disk_bytes(wanted, kept)
     else:
         record["uid"] = _free_uid(run, record["id"])
-    record["network_configs"] = [plan_nic(run, record, i, nic, None) for i, nic in enumerate(record["nics"])]
+    record["network_configs"] = plan_nics(run, record, record["nics"])
     promise_disk(run, record["id"], record["promised_disk"])
     run.store.index("vm").reserve(wanted["name"], record["id"])
     run.mark("create.name")

@@ -211,6 +211,7 @@ def start(job: Job) -> None:
                 _settle_nics(run, record)
         for config in record["network_configs"]:
             run.ensure_network(config["network_name"])
+        _follow_way_out(run, record)
         run.sync_networks()
     except (CocoonError, OSError):
         if job.promised:
@@ -218,6 +219,16 @@ def start(job: Job) -> None:
         raise
     job.begun = power.start(run, record, promised=job.promised)
     job.promised = False
+
+
+def _follow_way_out(run: Run, record: Record) -> None:
+    """Publish the ports on the NIC that is the guest's way out from this start on: its networks may have changed."""
+    before = [config.get("way_out") for config in record["network_configs"]]
+    reserve.route_nics(run, record["network_configs"])
+    if record.get("ports") and before != [config["way_out"] for config in record["network_configs"]]:
+        with locked(run.store.paths, ["host"], run.options.lock_timeout):
+            reserve.give_back_ports(run, record, record["ports"])
+            reserve.take_ports(run, record)
 
 
 def stop(job: Job, force: bool = False, restart: bool = False, keep: bool = False) -> None:
@@ -353,10 +364,7 @@ def set_nics(job: Job, nics: list[Record], network: str | None = None) -> None:
     default = record["config"]["network"] if network is None else network
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
         reserve.give_back_nics(run, record, record.get("planned_nics") or [], keep=old)
-        new = [
-            reserve.plan_nic(run, record, index, {"network": default, **nic}, old[index] if index < len(old) else None)
-            for index, nic in enumerate(nics)
-        ]
+        new = reserve.plan_nics(run, record, [{"network": default, **nic} for nic in nics], old)
         record["planned_nics"] = new
         run.store.write_vm(record)
         run.mark("set_nics.planned")

@@ -18,13 +18,13 @@ import typing as t
 import uuid
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import identity_lines, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 VERSION = 1
 SEED_BYTES = 64
 MAX_ANSWER = 4096
-DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
 # A guest whose handler missed the event gets another one.
 REPEAT = 30.0
 
@@ -37,17 +37,10 @@ def message(record: Record, old_macs: t.Sequence[str], guest_uuid: str) -> bytes
         f"seed {os.urandom(SEED_BYTES).hex()}",
         f"hostname {record['config']['name']}",
         f"machine-id {uuid.UUID(guest_uuid).hex}",
-        *(_nic(config, old) for config, old in zip(record["network_configs"], old_macs)),
+        *identity_lines(settings_of(record), old_macs),
         "end",
     ]
     return "\n".join(lines).encode() + b"\n"
-
-
-def _nic(config: Record, old: str) -> str:
-    network = config.get("network") or {}
-    address = f"{network['ip']}/{network['prefix']}" if network.get("ip") else "-"
-    dns = list(DEFAULT_DNS if config.get("dns") is None else config["dns"])[:2] if network.get("ip") else []
-    return f"nic {old} {config['mac']} {address} {network.get('gateway') or '-'} {','.join(dns) or '-'}"
 
 
 @dataclasses.dataclass

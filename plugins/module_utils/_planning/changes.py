@@ -12,6 +12,7 @@ import dataclasses
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, MissingImageError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import asked
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE, DEFAULTS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     CONTAINER,
@@ -122,12 +123,13 @@ def current(record: Record) -> Definition:
 
 
 def current_nics(record: Record) -> list[Definition]:
-    """``[{network, mac, ip}]`` of the NICs that a VM has."""
+    """``[{network, mac, ip}]`` of the NICs that a VM has, with what was asked for of its routes."""
     return [
         {
             "network": nic.get("network_name"),
             "mac": nic.get("mac"),
             "ip": (nic.get("network") or {}).get("ip"),
+            **asked(nic),
         }
         for nic in record.get("network_configs") or ()
     ]
@@ -136,8 +138,9 @@ def current_nics(record: Record) -> list[Definition]:
 def wanted_nics(record: Record | None, definition: Definition) -> list[Definition]:
     """The NICs a VM should have, ``[{network, mac, ip}]``; ``None`` for a MAC or address still to be chosen.
 
-    By position: a NIC that stays keeps its MAC, and on the same network its address. Without ``nics`` a
-    network gives one NIC at creation, and moves the NICs of the former network later.
+    By position: a NIC that stays keeps its MAC, and on the same network its address. What an entry does not say of
+    its routes is as it is by default. Without ``nics`` a network gives one NIC at creation, and moves the NICs of
+    the former network later.
 
     :raises InputError: a NIC without a network.
     """
@@ -152,17 +155,18 @@ def wanted_nics(record: Record | None, definition: Definition) -> list[Definitio
         return [dict(nic, network=network, ip=None) if nic["network"] == before else nic for nic in have]
     wanted = []
     # What one entry of the list asks for, another one does not inherit.
-    asked = {key: {nic[key] for nic in definition["nics"] if nic.get(key)} for key in ("mac", "ip")}
+    taken = {key: {nic[key] for nic in definition["nics"] if nic.get(key)} for key in ("mac", "ip")}
     for index, nic in enumerate(definition["nics"]):
         old = dict(have[index]) if index < len(have) else {}
-        for key, values in asked.items():
+        for key, values in taken.items():
             if old.get(key) in values and nic.get(key) != old.get(key):
                 old[key] = None
         name = nic.get("network") or network or old.get("network") or before
         if not name:
             raise InputError("names no network", f"nics[{index}].network", "Name one here or in the option network.")
         kept = old.get("ip") if old.get("network") == name else None
-        wanted.append({"network": name, "mac": nic.get("mac") or old.get("mac"), "ip": nic.get("ip") or kept})
+        chosen = {"network": name, "mac": nic.get("mac") or old.get("mac"), "ip": nic.get("ip") or kept}
+        wanted.append({**chosen, **asked(nic)})
     return wanted
 
 

@@ -10,6 +10,7 @@ import shlex
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import MAX_ROUTES, check_route
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import (
     DEFAULTS,
     DISK_UNIT,
@@ -46,6 +47,7 @@ USER_DATA_KINDS = (
 )
 MAX_COUNT = 1000
 MAX_WORD = 64 << 10
+MAX_METRIC = (1 << 32) - 1
 
 _PORT_RE = re.compile(r"^(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?\Z")
 _IMAGE_RE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}\Z")
@@ -394,6 +396,20 @@ def _nics(value: t.Any, option: str) -> list[Definition]:
     return _list(value, option, lambda entry, where: _mapping(entry, where, _NIC_CHECKS), MAX_NICS)
 
 
+def _routes(value: t.Any, option: str) -> list[Definition]:
+    routes = _list(value, option, lambda entry, where: _mapping(entry, where, _ROUTE_CHECKS), MAX_ROUTES)
+    seen: set[tuple[str, int]] = set()
+    for index, route in enumerate(routes):
+        where = f"{option}[{index}].to"
+        if "to" not in route:
+            raise InputError("is missing", where, "Say where the route leads, such as 10.0.0.0/8.")
+        key = (route["to"], route.get("metric", 0))
+        if key in seen:
+            raise InputError(f"{route['to']} is there twice", where, "Give one of them a metric.")
+        seen.add(key)
+    return routes
+
+
 def _disk_name(value: t.Any, option: str) -> str:
     if not DISK_NAME_RE.match(str(value)):
         raise InputError(
@@ -442,10 +458,19 @@ def _pattern(value: t.Any, option: str) -> str:
 _LABEL = _line("a label", 256)
 _LABEL_VALUE = _line("a label's value", 4096, empty=True)
 
+_ROUTE_CHECKS: dict[str, Check] = {
+    "to": lambda value, option: check_route(str(value), option),
+    "via": lambda value, option: check_ip(str(value), option),
+    "metric": _integer(1, MAX_METRIC),
+}
 _NIC_CHECKS: dict[str, Check] = {
     "network": _name,
     "mac": lambda value, option: check_mac(str(value), option),
     "ip": lambda value, option: check_ip(str(value), option),
+    "default_route": _flag,
+    "gateway": lambda value, option: check_ip(str(value), option),
+    "metric": _integer(1, MAX_METRIC),
+    "routes": _routes,
 }
 _DISK_CHECKS: dict[str, Check] = {
     "name": _disk_name,

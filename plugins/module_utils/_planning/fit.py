@@ -15,6 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     UnsupportedError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import (
     added_disk,
     attached_disks,
@@ -254,7 +255,7 @@ def check_balloon(balloon: int | None, memory: int) -> None:
 def check_nics(nics: t.Sequence[Definition], context: Context, given: bool) -> None:
     """:param given: the NICs come from ``nics`` and not from ``network``.
 
-    :raises NotFoundError: an unknown network. :raises InputError: an address that the network does not have.
+    :raises NotFoundError: an unknown network. :raises InputError: an address or a way that the network does not have.
     """
     for index, nic in enumerate(nics):
         name = nic["network"]
@@ -264,6 +265,7 @@ def check_nics(nics: t.Sequence[Definition], context: Context, given: bool) -> N
             raise NotFoundError(f"there is no network '{name}'", option, "Create it with cocoon_network first.")
         if nic["ip"] is not None:
             _check_address(nic["ip"], network, f"nics[{index}].ip")
+    settings.check(nics, [context.networks[nic["network"]] for nic in nics])
 
 
 def _check_address(address: str, network: Record, option: str) -> None:

@@ -38,6 +38,7 @@ GUEST_FILES = {
     "common/overlay": ("usr/lib/cocoon-microvm/overlay", 0o644),
     "common/disks": ("usr/lib/cocoon-microvm/disks", 0o644),
     "common/identity": ("usr/lib/cocoon-microvm/identity", 0o644),
+    "common/nic": ("usr/lib/cocoon-microvm/nic", 0o644),
     "tiny/functions": ("usr/lib/cocoon-microvm/functions", 0o644),
     "tiny/hotplug": ("usr/lib/cocoon-microvm/hotplug", 0o755),
     "tiny/dhcp": ("usr/lib/cocoon-microvm/dhcp", 0o755),

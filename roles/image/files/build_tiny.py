@@ -43,6 +43,7 @@ GUEST_FILES = {
     "common/login.awk": ("usr/lib/cocoon-microvm/login.awk", 0o644),
     "tiny/dhcp": ("usr/lib/cocoon-microvm/dhcp", 0o755),
     "common/identity": ("usr/lib/cocoon-microvm/identity", 0o644),
+    "common/nic": ("usr/lib/cocoon-microvm/nic", 0o644),
     "tiny/clone": ("usr/lib/cocoon-microvm/clone", 0o644),
 }
 TEXTS = {

@@ -18,6 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 
 RECORD: dict[str, t.Any] = {
@@ -40,7 +41,7 @@ WORD = {"word": "0123456789abcdef"}
 
 
 def test_network_by_mac() -> None:
-    found = cidata.network_config(RECORD)
+    found = netplan(settings_of(RECORD))
     assert found["version"] == 2
     nics = found["ethernets"]
     assert [nics[name]["match"]["macaddress"][-1] for name in ("eth0", "eth1", "eth2", "eth3")] == list("1234")
@@ -202,7 +203,7 @@ def test_what_later_boots_find_in_the_guest() -> None:
         assert "$6$x" not in text and "k " not in text
         source = yaml.safe_load(text)["datasource"]["NoCloud"]
         assert source["meta-data"] == cidata.meta_data(RECORD)
-        assert yaml.safe_load(source["network-config"]) == cidata.network_config(RECORD)
+        assert yaml.safe_load(source["network-config"]) == netplan(settings_of(RECORD))
         if given:
             theirs, ours = email.message_from_string(source["user-data"]).get_payload()
             assert theirs.get_payload(decode=True).decode() == given

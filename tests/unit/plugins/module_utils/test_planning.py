@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     UnsupportedError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import asked
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import changes as table
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
@@ -205,6 +206,7 @@ def _nic_configs(nics):
             "network_name": nic["network"],
             "mac": nic["mac"] or "02:00:00:00:00:77",
             "network": {"ip": nic["ip"] or chosen[nic["network"]]},
+            **asked(nic),
         }
         for nic in nics
     ]
@@ -391,6 +393,9 @@ ROWS = [
     ("nic ip", {}, {"nics": [{"ip": "10.1.0.9"}]}, "restart", ["set_nics"]),
     ("nic network", {}, {"nics": [{"network": "dmz"}]}, "restart", ["set_nics"]),
     ("nic added", {}, {"nics": [{}, {"network": "flat"}]}, "restart", ["set_nics"]),
+    ("nic metric", {}, {"nics": [{"metric": 5}]}, "restart", ["set_nics"]),
+    ("nic route", {}, {"nics": [{"routes": [{"to": "10.9.0.0/16"}]}]}, "restart", ["set_nics"]),
+    ("nic no way out", {}, {"nics": [{"default_route": False}]}, "restart", ["set_nics"]),
     ("nics gone", {}, {"nics": [], "ports": []}, "restart", ["set_nics", "set_ports"]),
     ("disk added", {}, {"data_disks": [DISK, NEW_DISK]}, "live", ["add_disk"]),
     ("disk dropped", {}, {"data_disks": []}, "restart", ["drop_disk"]),

@@ -1,0 +1,265 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a guest is told of its networks, for every way of telling it. Pure.
+
+A guest has one default route unless it is told to have more: over the NICs that say ``default_route: true``, else
+over the first whose network leads out. Ports lead to that NIC, too, as answers go the way of the default route.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
+
+DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
+MAX_DNS = 2  # as many as the kernel's ip= parameter takes
+# What a NIC may be told besides its network and addresses; as options of a NIC, and in the record.
+ASKED = ("default_route", "gateway", "metric", "routes")
+MAX_ROUTES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """A way to a part of the world: *to* is a subnet, *via* the next hop."""
+
+    to: str
+    via: str
+    metric: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.to}@{self.via}@{self.metric or ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class GuestNic:
+    """One NIC as its guest is to set it up.
+
+    :param name: what the guest calls it where it can (``eth0``).
+    :param address: with prefix; ``None`` to ask by DHCP.
+    :param gateway: next hop of a default route; ``None`` for no default route over this NIC, or one by DHCP.
+    :param way_out: with DHCP, whether a router that the server names is taken.
+    :param metric: of the default route.
+    :param dns: name servers, ``search``: domains.
+    :param mtu: ``None`` for the device's own.
+    """
+
+    name: str
+    mac: str
+    address: str | None = None
+    gateway: str | None = None
+    way_out: bool = True
+    metric: int | None = None
+    routes: tuple[Route, ...] = ()
+    dns: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    mtu: int | None = None
+
+    @property
+    def options(self) -> str:
+        """All that a guest is told beyond address, gateway and name servers: words with commas between them."""
+        words = [] if self.way_out or self.address else ["noroute"]
+        words += [f"{key}={value}" for key, value in (("metric", self.metric), ("mtu", self.mtu)) if value]
+        words += [f"route={route}" for route in self.routes]
+        words += [f"search={domain}" for domain in self.search]
+        return ",".join(words)
+
+
+def settings_of(record: Record) -> tuple[GuestNic, ...]:
+    """The settings of a VM's NICs, in order, from a record whose NICs went through :func:`route`."""
+    return tuple(_nic(config, f"eth{index}") for index, config in enumerate(record.get("network_configs") or ()))
+
+
+def _nic(config: NetworkConfig, name: str) -> GuestNic:
+    network = config.get("network") or {}
+    common: dict[str, t.Any] = {
+        "name": name,
+        "mac": config.get("mac") or "",
+        "mtu": config.get("mtu") or None,
+        "metric": config.get("metric"),
+    }
+    if not network.get("ip"):
+        return GuestNic(**common, way_out=config.get("way_out", True))
+    hop = config.get("next_hop") or network.get("gateway") or ""
+    routes = [Route(item["to"], item.get("via") or hop, item.get("metric")) for item in config.get("routes") or ()]
+    servers = DEFAULT_DNS if config.get("dns") is None else config["dns"]
+    return GuestNic(
+        **common,
+        address=f"{network['ip']}/{network['prefix']}",
+        gateway=network.get("gateway") or None,
+        way_out=config.get("way_out", True),
+        routes=tuple(routes),
+        dns=tuple(servers[:MAX_DNS]),
+    )
+
+
+def asked(nic: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What a NIC's definition or record asks for of :data:`ASKED`."""
+    return {key: nic[key] for key in ASKED if nic.get(key) not in (None, [])}
+
+
+# -- which NIC is the way out ---------------------------------------------------------------------------------------
+
+
+def ways_out(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record | None]) -> list[int]:
+    """The NICs that have a default route, by place, the one that counts first; usually one, or none.
+
+    :param nics: definitions or records of NICs. :param networks: the network of each.
+    """
+    told = [index for index, nic in enumerate(nics) if nic.get("default_route")]
+    if told:
+        return sorted(told, key=lambda index: nics[index].get("metric") or 0)
+    pairs = [(index, nic, network or {}) for index, (nic, network) in enumerate(zip(nics, networks))]
+    open_to = [(index, nic, network) for index, nic, network in pairs if nic.get("default_route") is not False]
+    leading = [index for index, nic, network in open_to if nic.get("gateway") or _leads_out(network)]
+    # Of a network without a subnet nobody knows what its DHCP server says.
+    leading = leading or [index for index, _nic, network in open_to if network and not network.get("subnet")]
+    return leading[:1]
+
+
+def _leads_out(network: Record) -> bool:
+    """Whether there is more behind a network than its guests and the host."""
+    if network.get("adopted"):
+        return bool(network.get("gateway") or not network.get("subnet"))
+    return bool(network.get("nat"))
+
+
+def route(configs: t.Sequence[NetworkConfig], networks: t.Sequence[Record]) -> None:
+    """Write into the NICs of a record which of them is the way out, and over which gateway."""
+    ways = ways_out(configs, networks)
+    for index, (config, network) in enumerate(zip(configs, networks)):
+        config["way_out"] = index in ways
+        if config.get("network"):
+            config["next_hop"] = config.get("gateway") or network.get("gateway") or ""
+            config["network"]["gateway"] = config["next_hop"] if index in ways else ""
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------
+
+
+def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record | None]) -> None:
+    """That the routes of a VM's NICs can work on their networks.
+
+    :raises InputError: names the NIC's option.
+    """
+    metrics: dict[int, int] = {}
+    for index, (nic, network) in enumerate(zip(nics, networks)):
+        if not asked(nic) or network is None:
+            continue
+        where = f"nics[{index}]"
+        _check_hops(nic, network, where)
+        if nic.get("default_route"):
+            first = metrics.setdefault(nic.get("metric") or 0, index)
+            if first != index:
+                raise InputError(
+                    f"nics[{first}] has the default route already",
+                    f"{where}.default_route",
+                    "Say it of one NIC, or give the other one a metric of its own.",
+                )
+
+
+def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+    hops = [(f"{where}.gateway", nic.get("gateway"))] if nic.get("gateway") else []
+    known = nic.get("gateway") or network.get("gateway")
+    for number, item in enumerate(nic.get("routes") or ()):
+        option = f"{where}.routes[{number}].via"
+        if not item.get("via") and not known:
+            raise InputError(f"network '{network['name']}' has no gateway", option, "Say by which address to go.")
+        hops.append((option, item.get("via") or known))
+    if hops and not network.get("subnet"):
+        raise InputError(
+            f"network '{network['name']}' has no subnet, so its DHCP server tells the ways",
+            hops[0][0],
+            "Leave it out, or give the network a subnet.",
+        )
+    for option, hop in hops:
+        if ipaddress.IPv4Address(hop) not in ipaddress.IPv4Network(network["subnet"]):
+            raise InputError(
+                f"{hop} is not in {network['subnet']} of network '{network['name']}'", option, "Name a neighbour."
+            )
+        if hop == nic.get("ip"):
+            raise InputError(f"{hop} is the guest's own address", option, "Name a neighbour.")
+    if nic.get("default_route") and network.get("subnet") and not known:
+        raise InputError(
+            f"network '{network['name']}' has no gateway", f"{where}.default_route", f"Give one in {where}.gateway."
+        )
+
+
+def check_route(value: str, option: str) -> str:
+    """The canonical subnet of a route.
+
+    :raises InputError: no IPv4 subnet, host bits set, or everything, which is what a default route is for.
+    """
+    text = value.strip()
+    try:
+        subnet = ipaddress.IPv4Network(text, strict=False)
+    except ValueError:
+        raise InputError(f"'{text}' is not an IPv4 subnet", option, "Write it as 10.0.0.0/8.") from None
+    if not subnet.prefixlen:
+        raise InputError(f"'{text}' is a default route", option, "Use default_route and gateway of the NIC.")
+    if str(subnet.network_address) != text.partition("/")[0]:
+        raise InputError(f"'{text}' has host bits set", option, f"Did you mean {subnet}?")
+    return str(subnet)
+
+
+# -- ways of telling ------------------------------------------------------------------------------------------------
+
+
+def kernel_words(nics: t.Iterable[GuestNic], hostname: str) -> list[str]:
+    """For the kernel command line: what every Cocoon image understands, and a word of our own for the rest.
+
+    ``ip=<ip>::<gateway>:<netmask>:<name>:eth<N>:off[:<dns0>[:<dns1>]]``, none for DHCP, and
+    ``cocoon.nic=eth<N>,<options>``.
+    """
+    words = []
+    for nic in nics:
+        if nic.address:
+            interface = ipaddress.IPv4Interface(nic.address)
+            ip, netmask = str(interface.ip), str(interface.netmask)
+            words.append("ip=" + ":".join([ip, "", nic.gateway or "", netmask, hostname, nic.name, "off", *nic.dns]))
+        if nic.options:
+            words.append(f"cocoon.nic={nic.name},{nic.options}")
+    return words
+
+
+def netplan(nics: t.Iterable[GuestNic]) -> Record:
+    """Version 2 of cloud-init's network configuration, the NICs found by their MACs and called eth0, eth1, …"""
+    return {"version": 2, "ethernets": {nic.name: _ethernet(nic) for nic in nics}}
+
+
+def _ethernet(nic: GuestNic) -> Record:
+    found: Record = {"match": {"macaddress": nic.mac}, "set-name": nic.name}
+    if nic.mtu:
+        found["mtu"] = nic.mtu
+    servers = {"addresses": list(nic.dns), "search": list(nic.search)}
+    if any(servers.values()):
+        found["nameservers"] = {key: value for key, value in servers.items() if value}
+    if nic.address is None:
+        overrides: Record = {} if nic.way_out else {"use-routes": False}
+        if nic.metric:
+            overrides["route-metric"] = nic.metric
+        return {**found, "dhcp4": True, **({"dhcp4-overrides": overrides} if overrides else {})}
+    ways = [Route("0.0.0.0/0", nic.gateway, nic.metric)] if nic.gateway else []
+    routes = [
+        {"to": way.to, "via": way.via, **({"metric": way.metric} if way.metric else {})} for way in (*ways, *nic.routes)
+    ]
+    return {**found, "addresses": [nic.address], **({"routes": routes} if routes else {})}
+
+
+def identity_lines(nics: t.Iterable[GuestNic], old_macs: t.Iterable[str]) -> list[str]:
+    """For a guest that goes on as a clone; *old_macs* are those that its NICs still have.
+
+    ``nic <old MAC> <new MAC> <address>/<prefix>|- <gateway>|- <dns>|-``, and before it, if there is more to say,
+    ``options <words>``, a line that handlers which do not know it leave out.
+    """
+    lines = []
+    for nic, old in zip(nics, old_macs):
+        if nic.options:
+            lines.append(f"options {nic.options}")
+        servers = ",".join(nic.dns) if nic.address else ""
+        lines.append(f"nic {old} {nic.mac} {nic.address or '-'} {nic.gateway or '-'} {servers or '-'}")
+    return lines

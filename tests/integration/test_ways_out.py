@@ -1,0 +1,158 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Guests with several NICs: one default route, over the NIC that published ports lead to, in every kind of guest."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.cocoon.microvm.tests.integration.support import cloud_image, containers, images
+from ansible_collections.cocoon.microvm.tests.integration.support.lab import Key, make_key, ssh_words
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
+from ansible_collections.cocoon.microvm.tests.integration.support.networking import address, inside, plug, route
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
+
+UPLINK, NEIGHBOUR = "198.51.100.2", "198.51.100.1"
+BOOT = 300
+# The NIC that leads nowhere comes first, so that a guest that takes the first, or the last, is found out.
+NICS: list[dict[str, Any]] = [
+    {"network": "lab", "routes": [{"to": "10.77.0.0/16", "via": "10.94.0.9", "metric": 7}]},
+    {"network": "pub"},
+    {"network": "other"},
+]
+SMALL = {"cpu": 1, "memory": "96M", "storage": "64M", "accel": "tcg", "nics": NICS, "timeout": BOOT}
+
+
+@dataclass
+class Site:
+    """A host with three networks, of which one leads out, and a neighbour on its uplink."""
+
+    run: Modules
+    netns: Netns
+    outside: Netns
+    key: Key
+    ports: int = 8100
+
+    def vm(self, name: str, guest_port: int = 22, **options: Any) -> tuple[Result, int]:
+        """A running VM, and the port of the host that leads to it."""
+        self.ports += 1
+        wait = {"state": "started", "wait_for": "port", "wait_port": guest_port}
+        published = [f"{self.ports}:{guest_port}"]
+        made = self.run("cocoon_vm", name=name, run_timeout=BOOT + 60, **{"ports": published, **wait, **options})
+        return made, self.ports
+
+    def ssh(self, port: int, script: str, user: str = "root") -> str:
+        """Run a script in a guest, from the neighbour and by the published port."""
+        return self.outside.run(*ssh_words(user, UPLINK, self.key, port), script, timeout=BOOT).strip()
+
+    def fetch(self, port: int) -> str:
+        """What a guest's web server answers the neighbour."""
+        with inside(self.outside, socket.create_connection, (UPLINK, port), 60) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return b"".join(iter(lambda: sock.recv(4096), b"")).decode().partition("\r\n\r\n")[2]
+
+    def image(self, name: str, source: Path) -> None:
+        self.run("cocoon_image", name=name, source=str(source))
+
+
+def check_routes(text: str, out: str = "10.95.0.1 dev eth1") -> None:
+    """One default route, and the extra one of the first NIC."""
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    defaults = [line for line in lines if line.startswith("default")]
+    assert len(defaults) == 1 and f"via {out}" in defaults[0], text
+    extra = [line for line in lines if line.startswith("10.77.0.0/16")]
+    assert len(extra) == 1 and "via 10.94.0.9 dev eth0" in extra[0] and "metric 7" in extra[0], text
+
+
+@pytest.fixture(scope="module", name="site")
+def fixture_site(
+    make_netns: Callable[[], Netns],
+    make_store: Callable[[], dict[str, str]],
+    modules: Callable[..., Modules],
+    tiny_image: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Site]:
+    netns, outside = make_netns(), make_netns()
+    plug(netns, "up0", outside, "out0")
+    address(netns, "up0", f"{UPLINK}/24")
+    address(outside, "out0", f"{NEIGHBOUR}/24")
+    route(netns, "default", "via", NEIGHBOUR)
+    site = Site(modules(netns, make_store()), netns, outside, make_key(tmp_path_factory.mktemp("keys")))
+    site.run("cocoon_network", name="lab", subnet="10.94.0.0/24", nat=False)
+    site.run("cocoon_network", name="pub", subnet="10.95.0.0/24", dns=["192.0.2.53"])
+    site.run("cocoon_network", name="other", subnet="10.96.0.0/24")
+    site.image("tiny", tiny_image)
+    yield site
+    names = [vm["config"]["name"] for vm in site.run("cocoon_vm_info")["vms"]]
+    site.run("cocoon_vms", vms=[{"name": name, "state": "absent", "force": True} for name in names])
+    for snapshot in site.run("cocoon_snapshot_info")["snapshots"]:
+        site.run("cocoon_snapshot", name=snapshot["name"], state="absent")
+    for image in site.run("cocoon_image_info")["images"]:
+        site.run("cocoon_image", name=image["id"], state="absent")
+    for name in ("lab", "pub", "other"):
+        site.run("cocoon_network", name=name, state="absent")
+
+
+@pytest.fixture(autouse=True)
+def one_at_a_time(site: Site) -> Iterator[None]:
+    yield
+    running = [vm["config"]["name"] for vm in site.run("cocoon_vm_info")["vms"]]
+    site.run("cocoon_vms", vms=[{"name": name, "state": "absent", "force": True} for name in running])
+
+
+def test_tiny_and_its_clone(site: Site) -> None:
+    options = {"image": "tiny", "ssh_keys": [site.key.public], **SMALL}
+    made, port = site.vm("one", **options)
+    check_routes(site.ssh(port, "ip route"))
+    assert site.ssh(port, "cat /etc/resolv.conf").count("nameserver") == 2 + 1  # other's two and pub's one
+    again, _port = site.vm("one", **{**options, "ports": made["vm"]["ports"]})
+    assert not again.changed
+    site.run("cocoon_snapshot", name="warm", vm="one")
+    # The clone's networks are in another order, and with it the way out.
+    nics = [{"network": "other"}, {"network": "lab"}, {"network": "pub", "mac": "02:00:00:00:77:01"}]
+    _clone, port = site.vm("two", snapshot="warm", nics=nics, timeout=BOOT)
+    found = site.ssh(port, "ip route")
+    assert found.count("default") == 1 and "default via 10.96.0.1 dev eth0" in found, found
+    assert "10.77." not in found
+    # A change of the way out is a change of NICs, and the port goes with it.
+    nics[2]["default_route"] = True
+    moved, port = site.vm("two", nics=nics, allow_restart=True, timeout=BOOT)
+    assert moved.changed
+    found = site.ssh(port, "ip route")
+    assert found.count("default") == 1 and "default via 10.95.0.1 dev eth2" in found, found
+
+
+def test_a_container(site: Site, scratch: Path, tmp_path: Path) -> None:
+    site.image("cocoon/kernel", images.built("kernel", scratch))
+    script = "mkdir -p /www; ip route > /www/index.html; exec httpd -f -p 80 -h /www"
+    config = {"Entrypoint": ["/bin/sh", "-c", script], "Env": ["PATH=/bin"]}
+    site.image("web", containers.layout(tmp_path / "web", [containers.busybox_layer(None)], **config))
+    _made, port = site.vm("box", 80, image="web", **{**SMALL, "memory": "128M", "storage": "128M"})
+    check_routes(site.fetch(port))
+
+
+def test_a_debian_and_its_clone(site: Site, debian_image: Path) -> None:
+    site.image("debian", debian_image)
+    options = {**SMALL, "memory": "384M", "storage": "1G"}
+    _made, port = site.vm("deb", image="debian", ssh_keys=[site.key.public], **options)
+    check_routes(site.ssh(port, "ip route"))
+    site.run("cocoon_snapshot", name="deb", vm="deb")
+    nics = [{"network": "other", "default_route": False}, {"network": "lab"}, {"network": "pub", "metric": 42}]
+    _clone, port = site.vm("deb2", snapshot="deb", nics=nics, timeout=BOOT)
+    found = site.ssh(port, "ip route")
+    assert found.count("default") == 1 and "default via 10.95.0.1 dev eth2" in found, found
+    assert "metric 42" in found and "10.77." not in found, found
+
+
+def test_a_cloud_image(site: Site, scratch: Path) -> None:
+    site.image("cloud", cloud_image.built(scratch))
+    options = {**SMALL, "cpu": 2, "memory": "512M", "storage": "3G"}
+    _made, port = site.vm("cloud", image="cloud", user="alice", ssh_keys=[site.key.public], **options)
+    check_routes(site.ssh(port, "ip route", "alice"))

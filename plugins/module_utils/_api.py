@@ -52,7 +52,7 @@ def converge_vms(
     :param params: the module's parameters: where the store is, and the run's options.
     :param items: one dictionary of VM options each, as the argument spec gives them.
     :param check: only plan.
-    :returns: a result for each item: ``name changed actions diff warnings vm``, with ``failed`` and
+    :returns: a result for each item: ``name changed actions how diff warnings vm``, with ``failed`` and
         ``msg`` where it went wrong, and ``boot_seconds`` where a start was waited for.
     :raises InputError: a bad argument; nothing has been touched.
     :raises Deferred: an image is to be pulled, and *params* leave that to another run.
@@ -108,6 +108,7 @@ def _result(item: Item, check: bool, paths: Paths) -> Record:
         "name": item.name,
         "changed": bool(actions),
         "actions": actions,
+        "how": plan.how if plan else None,
         "diff": plan.diff if plan else {"before": {}, "after": {}},
         "warnings": [*item.warnings, *(plan.warnings if plan else [])],
         "vm": view(item.record, paths),

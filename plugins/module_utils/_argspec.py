@@ -94,7 +94,7 @@ def vm_resources() -> Spec:
         "working_dir": {"type": "str"},
         "user": {"type": "str"},
         "password": {"type": "str", "no_log": True},
-        "ssh_keys": {"type": "list", "elements": "str", "no_log": True},
+        "ssh_keys": {"type": "list", "elements": "str", "no_log": False},
         "user_data": {"type": "str", "no_log": True},
         "firmware": {"type": "str", "choices": ["uefi", "bios"]},
         "labels": {"type": "dict"},

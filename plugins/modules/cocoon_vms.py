@@ -116,8 +116,15 @@ results:
       description: What was done, or in check mode what would be done, in order.
       type: list
       elements: str
+    how:
+      description:
+        - What that is to the VM, V(live), V(offline), V(restart) or V(rebuild (system disk made anew)) for a VM whose
+          options change, else the action. Nothing where nothing changes.
+      type: str
     diff:
-      description: The options that differ, before and after.
+      description:
+        - The options that differ, before and after. C(how) in C(after) says of each how it is changed, and by C(vm)
+          what that is to the VM as a whole.
       type: dict
     boot_seconds:
       description: Seconds from the start of the hypervisor until what was waited for.

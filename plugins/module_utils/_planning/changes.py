@@ -17,6 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults 
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     CONTAINER,
     LIVE,
+    PUBLIC,
     REBUILD,
     REFUSED,
     RESTART,
@@ -57,6 +58,8 @@ RECORDED = (
 )
 # What may turn out as ``auto``, and what a rebuild is free to choose anew.
 AUTO = ("hypervisor", "accel")
+# Of a record from before public login data was kept in clear.
+UNREADABLE = "(not readable: only its digest is recorded)"
 SIZES = ("memory", "storage", "balloon")
 STORAGE_GROWS, STORAGE_SHRINKS = RESTART, REFUSED
 LOGIN_DIFFERS, IMAGE_DIFFERS = REBUILD, REBUILD
@@ -95,7 +98,7 @@ class Difference:
 
 def shown(option: str, value: t.Any) -> t.Any:
     """*value* as a diff shows it."""
-    if option in SECRETS and value is not None:
+    if option in SECRETS and option not in PUBLIC and value is not None:
         return "(hidden)"
     if option == "secret_env" and value:
         return dict.fromkeys(value, "(hidden)")
@@ -264,8 +267,12 @@ def _login(record: Record, definition: Definition) -> t.Iterator[Difference]:
             continue
         if not definition[option] and option not in login.get("digests", {}):
             continue  # no keys before, an empty list now
-        before = "(hidden)" if option in login.get("digests", {}) else None
-        yield Difference(option, before, "(changed)", LOGIN_DIFFERS)
+        known = option in login.get("digests", {})
+        if option in PUBLIC:
+            before = login.get("public", {}).get(option, UNREADABLE if known else None)
+            yield Difference(option, before, definition[option], LOGIN_DIFFERS)
+        else:
+            yield Difference(option, "(hidden)" if known else None, "(changed)", LOGIN_DIFFERS)
 
 
 def _balloon(record: Record, definition: Definition) -> t.Iterator[Difference]:

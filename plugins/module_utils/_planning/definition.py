@@ -62,7 +62,7 @@ def normalise(item: t.Mapping[str, t.Any], prefix: str = "") -> Definition:
     """A definition from the module parameters of one VM.
 
     Keys that are ``None`` were not given and are dropped, inside ``nics`` and ``data_disks`` too. Sizes become
-    bytes, MACs lower case, ports ``[ip:]8080:80[/udp]``; the password and the keys become :class:`Secret`.
+    bytes, MACs lower case, ports ``[ip:]8080:80[/udp]``; the password becomes a :class:`Secret`.
 
     :param prefix: put before the option's name in an error, such as ``vms[3].``.
     :raises InputError: names the option.
@@ -345,14 +345,14 @@ def _password(value: t.Any, option: str) -> Secret:
     return Secret(_line("the password", 1024)(value, option))
 
 
-def _ssh_key(value: t.Any, option: str) -> Secret:
+def _ssh_key(value: t.Any, option: str) -> str:
     text = str(value).strip()
     if "PRIVATE KEY" in text:
         raise InputError("this is a private key", option, "Give the public one, the file that ends in .pub.")
     _line("the key", 16384)(text, option)
     if len(text.split()) < 2:
         raise InputError("this is not a public key", option, "Write it as in authorized_keys: ssh-ed25519 AAAA….")
-    return Secret(text)
+    return text
 
 
 def _user_data(value: t.Any, option: str) -> Secret:
@@ -437,7 +437,7 @@ def _ports(value: t.Any, option: str) -> list[str]:
     return _list(value, option, _port, 256)
 
 
-def _ssh_keys(value: t.Any, option: str) -> list[Secret]:
+def _ssh_keys(value: t.Any, option: str) -> list[str]:
     return _list(value, option, _ssh_key, 256)
 
 

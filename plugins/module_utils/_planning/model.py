@@ -37,9 +37,14 @@ OFFLINE = "offline"
 RESTART = "restart"
 REBUILD = "rebuild"
 REFUSED = "refused"
+MADE_BY = (LIVE, OFFLINE, RESTART, REBUILD)
 
-# What reaches a guest at its first boot only.
+# How a rebuild is shown: nobody shall take it for one change among others.
+SHOWN_HOW = {REBUILD: "rebuild (system disk made anew)"}
+
+# What reaches a guest at its first boot only; of these the record keeps digests, and what is no secret in clear.
 SECRETS = ("user", "password", "ssh_keys", "user_data")
+PUBLIC = ("user", "ssh_keys")
 # What the command of a container image is given, and may be told otherwise.
 CONTAINER = ("entrypoint", "command", "env", "working_dir")
 
@@ -215,7 +220,11 @@ class Plan:
 
     @property
     def diff(self) -> dict[str, dict[str, t.Any]]:
-        """``{"before": {option: value}, "after": {…}}``, only what differs; empty dicts without a change."""
+        """``{"before": {option: value}, "after": {…}}``, only what differs; empty dicts without a change.
+
+        ``after`` has besides, under ``how``, how each option is changed, and under ``vm`` there what that does to
+        the VM as a whole.
+        """
         before: dict[str, t.Any] = {}
         after: dict[str, t.Any] = {}
         if not self.changed:
@@ -230,7 +239,21 @@ class Plan:
             before["state"], after["state"] = self.state_before, f"{self.state_after} (restarted)"
         elif not self.changes:  # a record or an interrupted step is set right; nothing else differs
             before["state"], after["state"] = f"{self.state_before} (unfinished)", self.state_after
+        hows = {
+            change.option: SHOWN_HOW.get(change.how, change.how) for change in self.changes if change.how in MADE_BY
+        }
+        if self.how in SHOWN_HOW.values() or hows:
+            after["how"] = {"vm": self.how, **hows}
         return {"before": before, "after": after}
+
+    @property
+    def how(self) -> str | None:
+        """What happens to the VM in a word: ``create``, ``remove``, how its changes are made, or its action."""
+        if self.action not in ("update", "rebuild"):
+            return self.action if self.changed else None
+        hows = {change.how for change in self.changes}
+        word = REBUILD if self.action == REBUILD else next((how for how in (RESTART, LIVE) if how in hows), OFFLINE)
+        return SHOWN_HOW.get(word, word)
 
 
 def digest_login(salt: str, value: t.Any) -> str:
@@ -243,9 +266,13 @@ def digest_login(salt: str, value: t.Any) -> str:
 
 
 def login_digests(definition: t.Mapping[str, t.Any], salt: str) -> dict[str, t.Any]:
-    """A record's ``login``: ``{"salt", "digests": {option: digest}}`` of the login options that are given."""
+    """A record's ``login``: ``{"salt", "digests": {option: digest}, "public": {option: value}}`` of what is given."""
     given = {option: definition[option] for option in SECRETS if definition.get(option) is not None}
-    return {"salt": salt, "digests": {option: digest_login(salt, value) for option, value in given.items()}}
+    return {
+        "salt": salt,
+        "digests": {option: digest_login(salt, value) for option, value in given.items()},
+        "public": {option: given[option] for option in PUBLIC if option in given},
+    }
 
 
 def secret_digests(values: t.Mapping[str, str], salt: str) -> dict[str, t.Any]:

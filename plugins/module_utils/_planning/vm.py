@@ -465,7 +465,15 @@ class _Existing:
         if wanted:
             steps.append(Step("rebuild", {"wanted": wanted}))
             self._warn_of_lost_login()
+            self._warn_of_rebuild()
         return steps
+
+    def _warn_of_rebuild(self) -> None:
+        causes = [difference.option for difference in self.differences if difference.how == REBUILD]
+        self.warnings.append(
+            f"VM '{self.name}': its system disk is made anew, and what is on it is lost"
+            f" ({', '.join(causes) or 'a rebuild that was begun is finished'})"
+        )
 
     def _warn_of_lost_login(self) -> None:
         digests = (self.record.get("login") or {}).get("digests", {})
@@ -518,6 +526,23 @@ class _Existing:
 
 
 def _words(change: Change) -> str:
+    if change.option == "ssh_keys":
+        return f"{change.option} ({_key_words(change)})"
     if change.before is None:
         return f"{change.option} ({change.after})"
     return f"{change.option} ({change.before} -> {change.after})"
+
+
+def _key_words(change: Change) -> str:
+    """Which public keys come, and which go."""
+    before, after = (value if isinstance(value, list) else [] for value in (change.before, change.after))
+    words = [f"+ {_short_key(key)}" for key in after if key not in before]
+    words += [f"- {_short_key(key)}" for key in before if key not in after]
+    return ", ".join(words if isinstance(change.before, (list, type(None))) else [*words, f"before {change.before}"])
+
+
+def _short_key(key: str) -> str:
+    """What tells a public key from others: its kind, its end, and its comment."""
+    kind, _space, rest = key.partition(" ")
+    data, _space, comment = rest.partition(" ")
+    return f"{kind} …{data[-12:]} {comment}".rstrip()

@@ -1054,14 +1054,67 @@ def test_secrets_are_nowhere_to_be_seen(record, definition):
     else:
         text = repr(plan) + json.dumps(plan.diff) + json.dumps(plan.actions) + repr(plan.steps)
         assert plan.wanted["password"].startswith(PASSWORD), "the executor has to have it"
-    assert PASSWORD not in text and "AAAAC3" not in text
+    assert PASSWORD not in text
+
+
+OTHER_KEY = KEY.replace("example", "another")
+
+
+def test_a_diff_shows_which_user_and_which_keys():
+    change = {"user": "ops", "ssh_keys": [OTHER_KEY, KEY], "recreate": True}
+    plan = HOST.plan(made("stopped"), change)
+    assert plan.diff["before"] == {"user": "admin", "ssh_keys": [KEY]}
+    rebuild = "rebuild (system disk made anew)"
+    assert plan.diff["after"] == {
+        "user": "ops",
+        "ssh_keys": [OTHER_KEY, KEY],
+        "how": {"vm": rebuild, "user": rebuild, "ssh_keys": rebuild},
+    }
+    old = made("stopped", login={key: value for key, value in made()["login"].items() if key != "public"})
+    assert "only its digest" in HOST.plan(old, change).diff["before"]["ssh_keys"]
+    with pytest.raises(ChangeRefusedError) as caught:
+        HOST.plan(made(), {"ssh_keys": [OTHER_KEY]}, UP)
+    words = "ssh_keys (+ ssh-ed25519 …AAAAIanother someone@another, - ssh-ed25519 …AAAAIexample someone@example)"
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "definition, observed, how, hows",
+    [
+        ({"cpu": 4, "labels": {}}, UP, "restart", {"cpu": "restart", "labels": "live"}),
+        ({"labels": {}}, UP, "live", {"labels": "live"}),
+        ({"cpu": 4}, DOWN, "offline", {"cpu": "offline"}),
+        (
+            {"image": "debian", "cpu": 4},
+            UP,
+            "rebuild (system disk made anew)",
+            {"image": "rebuild (system disk made anew)", "cpu": "restart"},
+        ),
+    ],
+)
+def test_a_diff_says_how(definition, observed, how, hows):
+    permissions = {"allow_restart": True, "recreate": True}
+    plan = HOST.plan(made("running" if observed.running else "stopped"), {**definition, **permissions}, observed)
+    assert plan.how == how and plan.diff["after"]["how"] == {"vm": how, **hows}
+    assert any("'web1': its system disk is made anew" in text for text in plan.warnings) == ("image" in definition)
+
+
+def test_what_changes_no_option_has_its_action_for_how():
+    assert HOST.plan(None, {"image": "tiny"}).how == "create"
+    assert HOST.plan(made("stopped"), {"state": "started"}).how == "start"
+    assert HOST.plan(made(), {"state": "restarted"}, UP).how == "restart"
+    assert HOST.plan(made(), {"state": "present"}, UP).how is None
 
 
 def test_login_digests():
     assert digest_login("a", "x") != digest_login("b", "x")
     assert digest_login("a", ["k1", "k2"]) == digest_login("a", ["k2 ", "k1", "k1"])
     login = login_digests({"user": "admin", "password": None}, "salt")
-    assert login == {"salt": "salt", "digests": {"user": digest_login("salt", "admin")}}
+    assert login == {
+        "salt": "salt",
+        "digests": {"user": digest_login("salt", "admin")},
+        "public": {"user": "admin"},
+    }
 
 
 def test_login_that_was_never_given_differs_but_no_keys_are_no_keys():

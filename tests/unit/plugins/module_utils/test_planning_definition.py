@@ -166,7 +166,7 @@ def test_a_bad_secret_is_not_repeated(option):
     with pytest.raises(InputError) as caught:
         normalise({"name": "web1", option: secret if option == "password" else [secret]})
     assert "hunter2" not in str(caught.value)
-    assert "hunter2" not in repr(normalise({"name": "web1", "password": "hunter2", "ssh_keys": ["ssh-rsa hunter2"]}))
+    assert "hunter2" not in repr(normalise({"name": "web1", "password": "hunter2", "user_data": "#!hunter2"}))
 
 
 def test_only_given_keys_are_left():

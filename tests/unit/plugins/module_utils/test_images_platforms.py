@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import probe
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import probe
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import platforms
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.platforms import Platform
 

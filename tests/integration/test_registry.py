@@ -241,6 +241,28 @@ def test_manifests_of_docker(world: World) -> None:
     assert image and image["id"] == digest
 
 
+@pytest.mark.usefixtures("neighbour")
+def test_layers_that_skopeo_does_not_know(world: World) -> None:
+    """Docker's own type for zstd is taken from archives; what fetches from registries refuses the whole manifest."""
+    plain = noise("zstd")
+    packed = subprocess.run(["zstd", "-cq"], input=plain, capture_output=True, check=True).stdout
+    rootfs = {"type": "layers", "diff_ids": [f"sha256:{name}" for name in hexes([plain])]}
+    config = json.dumps({"architecture": ARCHITECTURE, "os": "linux", "rootfs": rootfs}).encode()
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": described(config, "application/vnd.docker.container.image.v1+json"),
+        "layers": [described(packed, "application/vnd.docker.image.rootfs.diff.tar.zstd")],
+    }
+    world.shelf.place("odd/app:v1", manifest, config, packed)
+    message = "^name: .*app:v1: skopeo does not know the type of a layer .*diff.tar.zstd.*Push the image again as OCI"
+    refused(world, message, f"{world.plain.host}/odd/app:v1")
+
+
+def described(data: bytes, kind: str) -> dict[str, Any]:
+    return {"mediaType": kind, "digest": f"sha256:{hexes([data])[0]}", "size": len(data)}
+
+
 def test_a_tag_that_moves(world: World) -> None:
     base, name = noise("base"), f"{world.meddler.host}/moving:v1"
     first = world.shelf.push("moving:v1", BOOT, base, noise("first"))

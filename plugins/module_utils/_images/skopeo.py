@@ -22,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ResourceError,
     ToolError,
+    UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.auth import Access
 
@@ -230,6 +231,13 @@ class Skopeo:
             "See /etc/containers/policy.json.",
         )
 
+    def unknown_type(self, reason: str) -> CocoonError:
+        return UnsupportedError(
+            f"skopeo does not know the type of a layer ({_last(reason)})",
+            "source",
+            "Push the image again as OCI, or save it and give the archive.",
+        )
+
     def full(self, _reason: str) -> CocoonError:
         return ResourceError(
             f"no space left for the layers of {self._name}",
@@ -286,6 +294,7 @@ def _table(*rows: tuple[str, Failure]) -> list[tuple[re.Pattern[str], Failure]]:
 # The first that fits counts.
 FAILURES = _table(
     (r"no space left on device|disk quota exceeded", Skopeo.full),
+    (r"unsupported docker v2s2 media type|unknown media type", Skopeo.unknown_type),
     (r"server gave HTTP response to HTTPS client", Skopeo.plain),
     (r"x509:|tls: |certificate", Skopeo.untrusted),
     (r"toomanyrequests|too many requests", Skopeo.too_many),

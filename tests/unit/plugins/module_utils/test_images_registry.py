@@ -16,7 +16,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError, ResourceError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    CocoonError,
+    NotFoundError,
+    ResourceError,
+    UnsupportedError,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import layouts, oci, registry_name, skopeo, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.auth import Access
 
@@ -203,6 +208,11 @@ COMPLAINTS = {
         skopeo.RegistryError,
         "source",
         "policy does not allow",
+    ),
+    'Error parsing manifest for image: unsupported docker v2s2 media type: "application/vnd.x"': (
+        UnsupportedError,
+        "source",
+        "does not know the type of a layer.*vnd.x.*Push the image again as OCI",
     ),
     "something nobody has seen": (skopeo.RegistryError, "source", "cannot be fetched: something nobody has seen"),
 }

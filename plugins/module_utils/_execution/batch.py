@@ -22,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup i
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.readiness import await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Create, Remove, Start, Step
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -181,7 +182,7 @@ def _explicit_first(item: Item) -> int:
 
 def _allocate(run: Run, items: t.Sequence[Item]) -> None:
     """Everything that new VMs hold, under one short lock of the host."""
-    new = [item for item in items if item.plan and item.plan.step("create")]
+    new = [item for item in items if item.plan and item.plan.step(Create)]
     if not new:
         return
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import reserve_job
@@ -190,11 +191,11 @@ def _allocate(run: Run, items: t.Sequence[Item]) -> None:
         for item in sorted(new, key=_explicit_first):
             if item.job is None or item.plan is None or item.plan.wanted is None:
                 continue
-            removal = item.plan.step("remove")
-            if removal is not None and removal.args["delete_data_disks"] and item.job.record is not None:
+            create = item.plan.step(Create)
+            if create is not None and create.delete_kept and item.job.record is not None:
                 item.job.record["delete_data_disks"] = True
             try:
-                reserve_job(item.job, dict(item.plan.wanted), item.plan.step("start") is not None)
+                reserve_job(item.job, dict(item.plan.wanted), item.plan.step(Start) is not None)
             except (CocoonError, OSError) as exc:
                 item.error = explained(exc, "create")
 
@@ -216,30 +217,29 @@ def explained(exc: Exception, where: str) -> CocoonError:
     return CocoonError(f"{where}: {exc.strerror}" + (f": {exc.filename}" if exc.filename else ""))
 
 
-def _carry_out(item: Item) -> None:
-    """The steps of one plan, in order; the first failure ends it.
+def _by_the_poller(_job: Job, _step: Step) -> None:
+    """A step for :func:`await_guests`, once all guests of the round run."""
 
-    The allocation of a new VM has taken apart what was left of one before, so those steps are done.
-    """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import STEPS, make_room, recover
+
+def _carry_out(item: Item) -> None:
+    """The steps of one plan, in order; the first failure ends it."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import EXECUTORS, make_room, recover
 
     if item.plan is None or item.job is None:
         return
-    steps = list(item.plan.steps)
-    if item.plan.step("create"):
-        steps = [step for step in steps if step.name not in ("stop", "remove")]
     where = "recovery"
     try:
-        recover(item.job, leaves=item.plan.step("remove") is not None)
-        for step in steps:
+        recover(item.job)
+        for step in item.plan.steps:
             where = step.name
+            execute = EXECUTORS.get(type(step), _by_the_poller)
             try:
-                STEPS[where](item.job, **step.args)
+                execute(item.job, step)
             except OSError as exc:
-                if exc.errno not in NO_SPACE or not item.plan.step("remove"):
+                if exc.errno not in NO_SPACE or not item.plan.step(Remove):
                     raise
                 make_room(item.job)
-                STEPS[where](item.job, **step.args)
+                execute(item.job, step)
             item.done.append(str(step))
     except Exception as exc:
         item.error = explained(exc, where)

@@ -16,7 +16,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Conf
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, reserve
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED, Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
+    Create,
+    Remove,
+    SetNics,
+    SetPorts,
+    Start,
+    Stop,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
@@ -26,15 +34,15 @@ def check(run: Run, record: Record | None, plan: Plan) -> None:
     :raises CocoonError: something is taken, or does not fit beside what the run has planned before.
     """
     vm_id = record["id"] if record else None
-    create, nics, ports = plan.step("create"), plan.step("set_nics"), plan.step("set_ports")
+    create, nics, ports = plan.step(Create), plan.step(SetNics), plan.step(SetPorts)
     if create:
-        wanted = create.args["wanted"]
-        _check_nics(run, vm_id, wanted["nics"], wanted.get("network"))
-        _check_ports(run, vm_id, wanted["nics"], wanted["ports"])
+        _check_nics(run, vm_id, create.wanted["nics"], create.wanted.get("network"))
+        _check_ports(run, vm_id, create.wanted["nics"], create.wanted["ports"])
     if nics:
-        _check_nics(run, vm_id, nics.args["nics"], nics.args.get("network"))
+        _check_nics(run, vm_id, nics.nics, nics.network)
+        _check_ports(run, vm_id, nics.nics, nics.ports or ())
     if ports and record:
-        _check_ports(run, vm_id, nics.args["nics"] if nics else current_nics(record), ports.args["ports"])
+        _check_ports(run, vm_id, current_nics(record), ports.ports)
     _check_state(run, record, plan)
     _check_memory(run, record, plan)
     _check_disk(run, record, plan)
@@ -45,50 +53,35 @@ def _check_state(run: Run, record: Record | None, plan: Plan) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution import resuming
 
     wanted = plan.wanted or {}
-    if plan.step("create") and wanted.get("snapshot"):
+    if plan.step(Create) and wanted.get("snapshot"):
         snapshot = run.snapshot(wanted["snapshot"], wanted.get("disks_only", False))
         if snapshot is not None:
             resuming.check_snapshot(run, snapshot, str(snapshot["machine"]), "snapshot")
-    elif record and record.get("resume") and plan.step("start") and not plan.step("stop"):
+    elif record and record.get("resume") and plan.step(Start) and not plan.step(Stop):
         resuming.check(run, record)
         run.driver(record["hypervisor"]).check_resume(str(record["machine"]), record["resume"]["layout"])
 
 
 def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:
     """What a start takes, less what the same VM, or one that goes before it, holds until then."""
-    if record and (plan.step("remove") or plan.step("stop") or plan.step("start")):
+    start = plan.step(Start)
+    if record and (start or plan.step(Remove) or plan.step(Stop)):
         run.memory_planned -= admission.held_memory(run, record["id"])
-    if not plan.step("start"):
+    if start is None:
         return
-    configured = plan.step("configure")
-    changed = (configured.args["fields"].get("config") or {}) if configured else {}
-    wanted = plan.wanted or changed
-    size = wanted.get("memory") or (record or {"config": {}})["config"].get("memory", 0)
     free, _idle = admission.free_memory(run)
-    admission.check_memory(run, size, free - admission.promise(run, run.memory_planned))
-    run.memory_planned += size
+    admission.check_memory(run, start.memory, free - admission.promise(run, run.memory_planned))
+    run.memory_planned += start.memory
 
 
 def _check_disk(run: Run, record: Record | None, plan: Plan) -> None:
     """What new and larger disks may come to hold beyond what the VM is promised."""
-    more, option = 0, "data_disks"
+    more, option, present = 0, "data_disks", record or {}
     for step in plan.steps:
-        if step.name == "create":
-            kept = record if record and record.get("state") == REMOVED else None
-            more += reserve.disk_bytes(step.args["wanted"], kept) - (record or {}).get("promised_disk", 0)
-            option = "storage"
-        elif step.name == "add_disk" and record:
-            kept_disks = {disk["name"]: disk["size"] for disk in record.get("detached_disks") or []}
-            more += step.args["disk"]["size"] - kept_disks.get(step.args["disk"]["name"], 0)
-        elif step.name == "rebuild" and record:
-            more += step.args["wanted"]["storage"] - record["config"].get("storage", 0)
-            option = "storage"
-        elif step.name == "grow_system_disk" and record:
-            more += step.args["size"] - record["config"].get("storage", 0)
-            option = "storage"
-        elif step.name == "grow_data_disk" and record:
-            disks = {disk["name"]: disk["size"] for disk in record.get("data_disks") or []}
-            more += step.args["size"] - disks[step.args["name"]]
+        growth = step.more_disk(present)
+        more, option = more + growth, step.disk_option if growth else option
+        if isinstance(step, Create):  # what a clone gets besides comes on top
+            present = {"config": step.wanted, "data_disks": step.wanted["data_disks"]}
     if more > 0 and os.path.isdir(run.store.paths.root):
         admission.check_disk(run, admission.promised_disk(run) + run.disk_planned, more, option)
         run.disk_planned += more

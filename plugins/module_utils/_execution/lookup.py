@@ -20,7 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Observed,
     Plan,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import needs, plan_vm
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import compare_once, needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -76,12 +76,13 @@ def _default_kernel(run: Run, found: t.Iterable[Record | None]) -> bool:
 def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
     observed = observe(record)
-    required = needs(record, definition, observed)
+    compared = compare_once(record, definition)
+    required = needs(record, definition, observed, compared=compared)
     disks_only = definition.get("disks_only", False)
     snapshots = {name: run.snapshot(name, disks_only) for name in required.snapshots}
     if snapshots:
         required = needs(record, definition, observed, snapshots)
-    plan = plan_vm(record, observed, definition, context(run, required, snapshots))
+    plan = plan_vm(record, observed, definition, context(run, required, snapshots), compared)
     if plan.changed:
         from ansible_collections.cocoon.microvm.plugins.module_utils._execution import forecast
 

@@ -19,17 +19,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admissio
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import disk_bytes
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
 
 MAX_ATTEMPTS = 64
-
-
-def disk_bytes(wanted: Record, kept: Record | None) -> int:
-    """What the disks of a new VM may come to hold, with those that are kept from an earlier one of that name."""
-    disks = {disk["name"]: disk["size"] for disk in (kept or {}).get("detached_disks") or []}
-    disks.update({disk["name"]: disk["size"] for disk in wanted.get("data_disks") or []})
-    return int(wanted["storage"]) + sum(disks.values())
 
 
 def login_of(wanted: Record) -> Record:
@@ -279,7 +273,7 @@ def reserve(run: Run, wanted: Record, kept: Record | None = None) -> Record:
         record["id"], record["uid"] = kept["id"], kept["uid"]
         record["detached_disks"] = [disk for disk in kept["detached_disks"] if disk["name"] not in names]
         record["kept_disks"] = kept["detached_disks"]
-        record["promised_disk"] = disk_bytes(wanted, kept)
+        record["promised_disk"] = disk_bytes(wanted, kept["detached_disks"])
     else:
         record["uid"] = _free_uid(run, record["id"])
     record["network_configs"] = plan_nics(run, record, record["nics"])

@@ -24,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     storage,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     PHASE_HIBERNATE,
     PHASE_REBUILD,
@@ -33,6 +34,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     REMOVED,
     SECRETS,
     is_made,
+    with_values,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
@@ -57,25 +59,26 @@ class Job:
         return self.record
 
 
-def recover(job: Job, leaves: bool = False) -> None:
-    """Before the steps of a plan, take back what a killed run began and what none of them may come back to.
-
-    :param leaves: the VM is about to be removed.
-    """
+def recover(job: Job) -> None:
+    """Before the steps of a plan, take back what a killed run began and what none of them may come back to."""
     record = job.record
     if record is None or not is_made(record):
         return
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
-
     power.end_strays(record)  # or a step takes the VM for one that does not run
     if record.get("phase") == PHASE_HIBERNATE:
         finish_hibernation(job)
     if record.get("phase") == PHASE_SAVE:
         go_on(job)
-    if record.get("phase") != PHASE_RESTORE:
+    if record.get("phase") != PHASE_RESTORE:  # that has a step of its own, unless the VM goes anyway
+        from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
+
         restoring.tidy(job.run, record)
-    elif not leaves:
-        restoring.go_on(job.run, record)
+        tidy(job)
+
+
+def tidy(job: Job) -> None:
+    """Let go of what a change that is over, or did not come about, held."""
+    record = job.known
     if record.get("held_images") and record.get("phase") != PHASE_REBUILD:
         reserve.unpin_images(job.run, record)
     if not record.get("resume"):  # a start was killed when it had been taken up
@@ -137,9 +140,9 @@ def abandon(run: Run, record: Record) -> Record | None:
     return record
 
 
-def create(job: Job, wanted: Record) -> None:
+def create(job: Job, step: steps.Create) -> None:
     """Make the files of a VM that reserve_job has allocated."""
-    run, record = job.run, job.known
+    run, record, wanted = job.run, job.known, step.wanted
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
     try:
         if wanted.get("snapshot_id"):
@@ -203,7 +206,7 @@ def discard(run: Run, record: Record) -> None:
     reserve.release(run, record)
 
 
-def start(job: Job) -> None:
+def start(job: Job, _step: steps.Start) -> None:
     run, record = job.run, job.known
     try:
         if record.get("planned_nics"):  # a change of NICs was cut short
@@ -231,21 +234,22 @@ def _follow_way_out(run: Run, record: Record) -> None:
             reserve.take_ports(run, record)
 
 
-def stop(job: Job, force: bool = False, restart: bool = False, keep: bool = False) -> None:
+def stop(job: Job, step: steps.Stop) -> None:
     record = job.known
-    if record.get("restarting", False) != restart:  # known before it is down, so that it comes up again after a crash
-        record["restarting"] = restart
+    # Known before it is down, so that it comes up again after a crash.
+    if record.get("restarting", False) != step.restart:
+        record["restarting"] = step.restart
         job.run.store.write_vm(record)
         job.run.mark("stop.begun")
     timeout = job.controls.get("stop_timeout")
-    power.stop(job.run, record, 30.0 if timeout is None else float(timeout), force, keep)
+    power.stop(job.run, record, 30.0 if timeout is None else float(timeout), step.force, step.keep)
 
 
-def remove(job: Job, delete_data_disks: bool = False) -> None:
+def remove(job: Job, step: steps.Remove) -> None:
     """Remove a VM. Its data disks are kept, under its name, unless their deletion is allowed."""
     run, record = job.run, job.known
     if not record.get("bare"):
-        delete = delete_data_disks or bool(record.get("delete_data_disks"))  # what was begun is finished
+        delete = step.delete_data_disks or bool(record.get("delete_data_disks"))  # what was begun is finished
         power.set_state(run, record, record["state"], "removing", phase=PHASE_REMOVE, delete_data_disks=delete)
     run.mark("remove.record")
     if reserve.all_ports(record):  # before the record goes, which is what the next run knows of them
@@ -297,20 +301,21 @@ def keep_disks(run: Run, record: Record, disks: list[Record]) -> None:
     run.mark("remove.kept")
 
 
-def configure(job: Job, fields: Record) -> None:
-    """Change fields of the record that take effect at the next start, or are only kept."""
+def configure(job: Job, step: steps.Configure) -> None:
+    """Change options that take effect at the next start, or are only kept."""
+    keep(job, step.values)
+
+
+def keep(job: Job, values: t.Mapping[str, t.Any]) -> None:
+    """Have the record say that these options have these values, and what follows from them."""
     record = job.known
-    for key, value in fields.items():
-        if key == "config":
-            record["config"].update(value)
-        else:
-            record[key] = value
-    if "accel" in fields:  # another accelerator knows other CPU models; the machine stays
+    record.update(with_values(record, values))
+    if "accel" in values:  # another accelerator knows other CPU models; the machine stays
         record["cpu_model"] = job.run.driver(record["hypervisor"]).pin(record["accel"])["cpu_model"]
-    if "config" in fields and "cpu" in fields["config"]:
+    if "cpu" in values:
         for config in record["network_configs"]:
             config["num_queues"] = record["config"]["cpu"] * 2
-    if "config" in fields and "queue_size" in fields["config"]:
+    if "queue_size" in values:
         for config in record["network_configs"]:
             config["queue_size"] = record["config"]["queue_size"]
     record["updated_at"] = types.now()
@@ -318,53 +323,54 @@ def configure(job: Job, fields: Record) -> None:
     job.run.mark("configure.done")
 
 
-def set_secret_env(job: Job, values: t.Mapping[str, str]) -> None:
+def set_secret_env(job: Job, step: steps.SetSecretEnv) -> None:
     """Other secrets for the command of a container, from its next start on."""
     run, record = job.run, job.known
-    container.keep_secrets(run.store.paths, record, values)
+    container.keep_secrets(run.store.paths, record, step.values)
     run.mark("secret_env.file")
     run.store.write_vm(record)
     run.mark("secret_env.done")
 
 
-def grow_system_disk(job: Job, size: int) -> None:
-    storage.grow_system_disk(job.run, job.known, size)
+def grow_system_disk(job: Job, step: steps.GrowSystemDisk) -> None:
+    storage.grow_system_disk(job.run, job.known, step.size)
 
 
-def grow_data_disk(job: Job, name: str, size: int) -> None:
-    storage.grow_data_disk(job.run, job.known, name, size)
+def grow_data_disk(job: Job, step: steps.GrowDataDisk) -> None:
+    storage.grow_data_disk(job.run, job.known, step.disk, step.size)
 
 
-def add_disk(job: Job, disk: Record) -> None:
-    storage.add_disk(job.run, job.known, disk)
+def add_disk(job: Job, step: steps.AddDisk) -> None:
+    storage.add_disk(job.run, job.known, step.disk)
 
 
-def drop_disk(job: Job, name: str, delete: bool = False) -> None:
-    storage.drop_disk(job.run, job.known, name, delete)
+def drop_disk(job: Job, step: steps.DropDisk) -> None:
+    storage.drop_disk(job.run, job.known, step.disk, step.delete)
 
 
-def set_balloon(job: Job, balloon: int) -> None:
+def set_balloon(job: Job, step: steps.SetBalloon) -> None:
     run, record = job.run, job.known
     process = power.find_process(record)
     if process is not None:
         process.close()
-        run.driver(record["hypervisor"]).set_balloon(run.store.paths.vm_run(record["id"]), balloon)
+        run.driver(record["hypervisor"]).set_balloon(run.store.paths.vm_run(record["id"]), step.balloon)
     run.mark("set_balloon.asked")
-    configure(job, {"balloon": balloon})
+    keep(job, {"balloon": step.balloon})
 
 
-def set_nics(job: Job, nics: list[Record], network: str | None = None) -> None:
-    """New NICs for a VM that does not run: what both lists share is kept, the rest is released or taken.
+def set_nics(job: Job, step: steps.SetNics) -> None:
+    """New NICs for a VM that does not run, and their ports: what both lists share is kept, the rest released or taken.
 
     While it lasts the record lists the new ones under ``planned_nics``, so that whoever comes after
     a crash can give them back, and the old ones still stand where the planner compares them.
     """
     run, record = job.run, job.known
-    old, ports = list(record["network_configs"]), list(record.get("ports") or [])
-    default = record["config"]["network"] if network is None else network
+    old = list(record["network_configs"])
+    ports = list(record.get("ports") or []) if step.ports is None else list(step.ports)
+    default = record["config"]["network"] if step.network is None else step.network
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
         reserve.give_back_nics(run, record, record.get("planned_nics") or [], keep=old)
-        new = reserve.plan_nics(run, record, [{"network": default, **nic} for nic in nics], old)
+        new = reserve.plan_nics(run, record, [{"network": default, **nic} for nic in step.nics], old)
         record["planned_nics"] = new
         run.store.write_vm(record)
         run.mark("set_nics.planned")
@@ -376,9 +382,9 @@ def set_nics(job: Job, nics: list[Record], network: str | None = None) -> None:
             run.store.write_vm(record)
             raise
         run.mark("set_nics.taken")
-        reserve.give_back_ports(run, record, ports)
+        reserve.give_back_ports(run, record, reserve.all_ports(record))
         record["config"]["network"] = default
-        record.update(network_configs=new, planned_nics=old, nics=nics)
+        record.update(network_configs=new, planned_nics=old, nics=list(step.nics), ports=ports, planned_ports=[])
         run.store.write_vm(record)
         run.mark("set_nics.written")
         _settle_nics(run, record)
@@ -395,9 +401,9 @@ def _settle_nics(run: Run, record: Record) -> None:
     run.store.write_vm(record)
 
 
-def set_ports(job: Job, ports: list[str]) -> None:
+def set_ports(job: Job, step: steps.SetPorts) -> None:
     """Publish other ports. Until the firewall knows them they are ``planned_ports``."""
-    run, record = job.run, job.known
+    run, record, ports = job.run, job.known, list(step.ports)
     before = list(record.get("ports") or [])
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
         record["planned_ports"] = [*(record.get("planned_ports") or []), *ports]
@@ -419,12 +425,12 @@ def set_ports(job: Job, ports: list[str]) -> None:
     run.mark("set_ports.done")
 
 
-def rebuild(job: Job, wanted: Record) -> None:
+def rebuild(job: Job, step: steps.Rebuild) -> None:
     """A new system disk from the wanted image; id, MACs, addresses and data disks stay."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    run, record = job.run, job.known
+    run, record, wanted = job.run, job.known, step.wanted
     image = run.known_image(wanted["image"])
     storage.promise_system_disk(run, record, wanted["storage"])
     record["held_images"] = sorted({record["image_id"], image["id"], *(record.get("held_images") or [])})
@@ -456,19 +462,19 @@ def rebuild(job: Job, wanted: Record) -> None:
     run.mark("rebuild.done")
 
 
-def resume(job: Job) -> None:
+def resume(job: Job, _step: steps.Resume) -> None:
     run, record = job.run, job.known
     run.driver(record["hypervisor"]).resume(run.store.paths.vm_run(record["id"]))
     power.set_state(run, record, types.RUNNING, "resumed")
 
 
-def pause(job: Job) -> None:
+def pause(job: Job, _step: steps.Pause) -> None:
     run, record = job.run, job.known
     run.driver(record["hypervisor"]).pause(run.store.paths.vm_run(record["id"]))
     power.set_state(run, record, types.PAUSED, "paused")
 
 
-def hibernate(job: Job) -> None:
+def hibernate(job: Job, _step: steps.Hibernate) -> None:
     """Save a VM's memory and devices, and end it; its disks stay where they are."""
     run, record = job.run, job.known
     if record["state"] == types.HIBERNATED:  # a killed run got as far as this
@@ -502,35 +508,33 @@ def finish_hibernation(job: Job) -> None:
     run.mark("hibernate.done")
 
 
-def restore(job: Job) -> None:
-    """A restore that was killed has been finished: that comes before all steps."""
+def restore(job: Job, _step: steps.Restore) -> None:
+    """Finish a restore that a killed run began."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
+
+    run, record = job.run, job.known
+    restoring.go_on(run, record)
+    tidy(job)
 
 
-def identify(job: Job) -> None:
-    """The guest is told who it is when the guests of the round are waited for."""
-
-
-STEPS: dict[str, t.Callable[..., None]] = {
-    function.__name__: function
-    for function in (
-        create,
-        start,
-        stop,
-        remove,
-        configure,
-        set_secret_env,
-        grow_system_disk,
-        grow_data_disk,
-        add_disk,
-        drop_disk,
-        set_balloon,
-        set_nics,
-        set_ports,
-        rebuild,
-        resume,
-        pause,
-        hibernate,
-        restore,
-        identify,
-    )
+# What tells a guest who it is comes with the guests of the round that are waited for.
+EXECUTORS: dict[type[steps.Step], t.Callable[[Job, t.Any], None]] = {
+    steps.Restore: restore,
+    steps.Stop: stop,
+    steps.Remove: remove,
+    steps.Create: create,
+    steps.DropDisk: drop_disk,
+    steps.SetNics: set_nics,
+    steps.GrowSystemDisk: grow_system_disk,
+    steps.GrowDataDisk: grow_data_disk,
+    steps.AddDisk: add_disk,
+    steps.Configure: configure,
+    steps.SetSecretEnv: set_secret_env,
+    steps.SetBalloon: set_balloon,
+    steps.Rebuild: rebuild,
+    steps.SetPorts: set_ports,
+    steps.Start: start,
+    steps.Resume: resume,
+    steps.Pause: pause,
+    steps.Hibernate: hibernate,
 }

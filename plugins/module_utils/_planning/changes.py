@@ -24,31 +24,41 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     SECRETS,
     Change,
     Definition,
-    Step,
     same_login,
     secret_digests,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
+    AddDisk,
+    DropDisk,
+    GrowDataDisk,
+    GrowSystemDisk,
+    SetBalloon,
+    SetNics,
+    SetPorts,
+    SetSecretEnv,
+    Step,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
-# Options whose value sits in one field of the record: option -> (how, whether the field is under ``config``).
-SCALARS: t.Mapping[str, tuple[str, bool]] = {
-    "cpu": (RESTART, True),
-    "memory": (RESTART, True),
-    "queue_size": (RESTART, True),
-    "disk_queue_size": (RESTART, True),
-    "no_direct_io": (RESTART, True),
-    "kernel_args": (RESTART, False),
-    "entrypoint": (RESTART, False),
-    "command": (RESTART, False),
-    "env": (RESTART, False),
-    "working_dir": (RESTART, False),
-    "watchdog": (RESTART, False),
-    "memory_backing": (RESTART, False),
-    "firmware": (RESTART, False),
-    "accel": (RESTART, False),
-    "labels": (LIVE, False),
-    "windows": (REBUILD, True),
-    "hypervisor": (REBUILD, False),
+# Options whose value sits in one field of the record: option -> how.
+SCALARS: t.Mapping[str, str] = {
+    "cpu": RESTART,
+    "memory": RESTART,
+    "queue_size": RESTART,
+    "disk_queue_size": RESTART,
+    "no_direct_io": RESTART,
+    "kernel_args": RESTART,
+    "entrypoint": RESTART,
+    "command": RESTART,
+    "env": RESTART,
+    "working_dir": RESTART,
+    "watchdog": RESTART,
+    "memory_backing": RESTART,
+    "firmware": RESTART,
+    "accel": RESTART,
+    "labels": LIVE,
+    "windows": REBUILD,
+    "hypervisor": REBUILD,
 }
 # Fields of the record itself that bear an option's name.
 RECORDED = (
@@ -74,9 +84,9 @@ class Difference:
 
     :param how: live, restart, rebuild or refused, for a running VM.
     :param capability: the driver's attribute that makes it live instead.
-    :param fields: record fields to set (a ``configure`` step).
+    :param values: options that the record is to have (a ``configure`` step).
     :param steps: what to do besides.
-    :param online: done instead of *fields* if the VM runs throughout.
+    :param online: done instead of *values* if the VM runs throughout.
     :param reason: why it is refused, and the remedy; of a change that is not, another way than a restart.
     :param pulls: the data disk that goes, which a guest may be using: without leave only over a restart.
     """
@@ -86,7 +96,7 @@ class Difference:
     after: t.Any
     how: str
     capability: str | None = None
-    fields: Definition = dataclasses.field(default_factory=dict)
+    values: Definition = dataclasses.field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     online: Step | None = None
     reason: tuple[str, str] = ("", "")
@@ -185,22 +195,20 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
         *_storage(record, definition),
         *_login(record, definition),
         *_balloon(record, definition),
-        *_nics(record, definition),
         *_secret_env(record, definition),
-        *_ports(record, definition),
+        *_reach(record, definition),
         *_data_disks(record, definition),
     ]
 
 
 def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
     have = current(record)
-    for option, (how, in_config) in SCALARS.items():
+    for option, how in SCALARS.items():
         if option not in definition or (option in AUTO and definition[option] == "auto"):
             continue
         before, after = have.get(option, DEFAULTS.get(option)), definition[option]
         if before != after:
-            fields = {"config": {option: after}} if in_config else {option: after}
-            yield Difference(option, shown(option, before), shown(option, after), how, fields=fields)
+            yield Difference(option, shown(option, before), shown(option, after), how, values={option: after})
 
 
 def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference]:
@@ -216,7 +224,7 @@ def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference
         dict.fromkeys(have, "(hidden)"),
         {name: "(hidden)" if have.get(name, digest) == digest else "(changed)" for name, digest in wanted.items()},
         SECRET_ENV_DIFFERS,
-        steps=(Step("set_secret_env", {"values": after}),),
+        steps=(SetSecretEnv(after),),
     )
 
 
@@ -241,7 +249,7 @@ def _owner(record: Record, definition: Definition) -> t.Iterator[Difference]:
         before,
         after,
         LIVE if definition.get("force") else REFUSED,
-        fields={"owner": after},
+        values={"owner": after},
         reason=(f"the VM belongs to '{before}'", "set force: true to take it over"),
     )
 
@@ -255,7 +263,7 @@ def _storage(record: Record, definition: Definition) -> t.Iterator[Difference]:
         shown("storage", before),
         shown("storage", after),
         STORAGE_GROWS if after > before else STORAGE_SHRINKS,
-        steps=(Step("grow_system_disk", {"size": after}),),
+        steps=(GrowSystemDisk(after),),
         reason=("a system disk never shrinks", "remove the VM and create it again with the smaller disk"),
     )
 
@@ -282,15 +290,23 @@ def _balloon(record: Record, definition: Definition) -> t.Iterator[Difference]:
     after = None if wanted == "off" else wanted
     if before == after:
         return
-    resized = before is not None and after is not None
+    online = None if before is None or after is None else SetBalloon(after)
     yield Difference(
         "balloon",
         shown("balloon", before or "off"),
         shown("balloon", after or "off"),
-        LIVE if resized else RESTART,
-        fields={"balloon": after},
-        online=Step("set_balloon", {"balloon": after}) if resized else None,
+        LIVE if online else RESTART,
+        values={"balloon": after},
+        online=online,
     )
+
+
+def _reach(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    """NICs and ports. Where both differ it is one change: the ports lead to the NICs that are to be."""
+    nics, ports = list(_nics(record, definition)), list(_ports(record, definition))
+    if any(difference.steps for difference in nics):
+        ports = [dataclasses.replace(difference, steps=()) for difference in ports]
+    return iter(nics + ports)
 
 
 def _nics(record: Record, definition: Definition) -> t.Iterator[Difference]:
@@ -298,16 +314,15 @@ def _nics(record: Record, definition: Definition) -> t.Iterator[Difference]:
     before, after = record.get("config", {}).get("network"), definition.get("network") or None
     if have == want and not record.get("planned_nics"):  # a change that was cut short is finished
         if after and before != after:  # every NIC names a network of its own: only the default moves
-            yield Difference("network", before, after, LIVE, fields={"config": {"network": after}})
+            yield Difference("network", before, after, LIVE, values={"network": after})
         return
-    step = Step("set_nics", {"nics": want, "network": after or before})
     moved = "nics" not in definition
     yield Difference(
         "network" if moved else "nics",
         (before or None) if moved else have,
         after if moved else want,
         NICS_DIFFER,
-        steps=(step,),
+        steps=(SetNics(want, after or before, definition.get("ports")),),
     )
 
 
@@ -316,7 +331,7 @@ def _ports(record: Record, definition: Definition) -> t.Iterator[Difference]:
     if after is None and record.get("planned_ports"):
         after = before  # a change that was cut short is taken back
     if after is not None and (set(before) != set(after) or record.get("planned_ports")):
-        yield Difference("ports", before, after, PORTS_DIFFER, steps=(Step("set_ports", {"ports": after}),))
+        yield Difference("ports", before, after, PORTS_DIFFER, steps=(SetPorts(after),))
 
 
 def _data_disks(record: Record, definition: Definition) -> t.Iterator[Difference]:
@@ -359,7 +374,7 @@ def _drop(disk: Definition, before: str, delete: bool) -> Difference:
         f"{before}, {format_size(disk['size'])}",
         "deleted" if delete else "detached",
         LIVE,
-        steps=(Step("drop_disk", {"name": disk["name"], "delete": delete}),),
+        steps=(DropDisk(disk["name"], delete),),
     )
 
 
@@ -401,7 +416,7 @@ def _changed_disk(old: Definition, disk: Definition) -> t.Iterator[Difference]:
             format_size(size),
             RESTART,
             "live_disk_resize",
-            steps=(Step("grow_data_disk", {"name": disk["name"], "size": size}),),
+            steps=(GrowDataDisk(disk["name"], size),),
         )
 
 
@@ -417,7 +432,7 @@ def added_disk(old: Definition | None, disk: Definition, where: str) -> Differen
         f"attached, {format_size(wanted['size'])}",
         RESTART,
         "hotplug_disks",
-        steps=(Step("add_disk", {"disk": wanted}),),
+        steps=(AddDisk(wanted),),
     )
 
 
@@ -454,7 +469,7 @@ def compare_image(
     if image["digest"] == digest:
         if name == before:
             return None, None
-        return Difference("image", before, name, LIVE, fields={"config": {"image": name}}), None
+        return Difference("image", before, name, LIVE, values={"image": name}), None
     if name != before:
         return Difference("image", before, name, IMAGE_DIFFERS), None
     if definition.get("recreate"):

@@ -20,6 +20,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     SECRETS,
     Context,
     Definition,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
+    GrowDataDisk,
+    GrowSystemDisk,
+    SetBalloon,
     Step,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -91,11 +96,11 @@ def _storage(
     base: Definition, definition: Definition, snapshot: Record, problems: list[CocoonError]
 ) -> t.Iterator[Step]:
     base["storage"] = have = snapshot["storage"]
-    asked = definition.get("storage", have)
+    asked: int = definition["storage"] if "storage" in definition else have
     if asked < have:
         problems.append(InputError(f"storage is {shown('storage', have)} and does not shrink", "storage"))
     elif asked > have:
-        yield Step("grow_system_disk", {"size": asked})
+        yield GrowSystemDisk(asked)
 
 
 def _data_disks(
@@ -118,7 +123,7 @@ def _data_disks(
             where = f"data_disks[{disk['name']}]"
             problems.append(InputError(f"{where} is {shown('storage', old['size'])} of {old['fstype']}", where))
         elif size > old["size"]:
-            yield Step("grow_data_disk", {"name": disk["name"], "size": size})
+            yield GrowDataDisk(disk["name"], size)
 
 
 def _balloon(
@@ -131,7 +136,7 @@ def _balloon(
     if have is None or asked == "off":
         problems.append(InputError(f"balloon is {shown('balloon', have or 'off')}", "balloon"))
     else:
-        yield Step("set_balloon", {"balloon": asked})
+        yield SetBalloon(asked)
 
 
 def check_kept(record: Record | None, snapshot: Record) -> None:

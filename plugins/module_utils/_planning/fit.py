@@ -384,7 +384,7 @@ def _new_disks(record: Record | None, definition: Definition) -> list[Definition
                 difference.option,
                 f"{remedy[0].upper()}{remedy[1:]}; state: absent with force: true deletes the kept disk.",
             )
-        disks.append(difference.steps[0].args["disk"])
+        disks.append(wanted_disk(kept.get(disk["name"]), {**begun.get(disk["name"], {}), **disk}, where))
     return disks
 
 

@@ -13,7 +13,14 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREATING, Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Step
+
+    S = t.TypeVar("S", bound=Step)
+
 Definition = dict[str, t.Any]
+# Options that a record keeps under ``config``, as the Go engine does; it keeps the others beside it.
+CONFIG = ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "image", "network", "no_direct_io", "windows")
 
 # What is left of a VM whose data disks were kept when it was removed: a record in this state that
 # lists them under ``detached_disks``. To a user the VM does not exist; created again, it gets them back.
@@ -162,21 +169,6 @@ class Needs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """One thing for the executor to do; idempotent."""
-
-    name: str
-    args: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """``grow_data_disk data1``: fit for a result, no secret in it."""
-        disk = self.args.get("disk", self.args.get("name"))
-        if isinstance(disk, dict):
-            disk = disk["name"]
-        return f"{self.name} {disk}" if disk else self.name
-
-
-@dataclasses.dataclass(frozen=True)
 class Change:
     """One option that differs. *before* and *after* are fit to be shown; secrets are masked in them."""
 
@@ -209,9 +201,9 @@ class Plan:
     def changed(self) -> bool:
         return bool(self.steps)
 
-    def step(self, name: str) -> Step | None:
-        """The first step of that name, if there is one."""
-        return next((step for step in self.steps if step.name == name), None)
+    def step(self, kind: type[S]) -> S | None:
+        """The first step of that kind, if there is one."""
+        return next((step for step in self.steps if isinstance(step, kind)), None)
 
     @property
     def actions(self) -> list[str]:
@@ -286,12 +278,11 @@ def same_login(login: t.Mapping[str, t.Any], option: str, value: t.Any) -> bool:
     return recorded is not None and hmac.compare_digest(recorded, digest_login(login.get("salt", ""), value))
 
 
-def merge_fields(record: Record, fields: t.Mapping[str, t.Any]) -> Record:
-    """A copy of *record* with the *fields* of a ``configure`` step: ``config`` key by key, the rest replaced."""
-    merged = {**record, **fields}
-    if "config" in fields:
-        merged["config"] = {**record.get("config", {}), **fields["config"]}
-    return merged
+def with_values(record: Record, values: t.Mapping[str, t.Any]) -> Record:
+    """A copy of *record* in which these options have these values."""
+    config = {option: value for option, value in values.items() if option in CONFIG}
+    rest = {option: value for option, value in values.items() if option not in CONFIG}
+    return {**record, **rest, "config": {**record.get("config", {}), **config}}
 
 
 def is_made(record: Record | None) -> bool:

@@ -37,10 +37,24 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Needs,
     Observed,
     Plan,
-    Step,
     is_made,
     is_suspended,
-    merge_fields,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
+    Configure,
+    Create,
+    Hibernate,
+    Identify,
+    Pause,
+    Rebuild,
+    Remove,
+    Restore,
+    Resume,
+    SetNics,
+    Start,
+    Step,
+    Stop,
+    ordered,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     CREATED,
@@ -53,35 +67,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     Record,
 )
 
-# The order of steps inside a plan: what frees comes before what takes, the record before what acts on it.
-ORDER = (
-    "restore",
-    "stop",
-    "remove",
-    "create",
-    "drop_disk",
-    "set_nics",
-    "grow_system_disk",
-    "grow_data_disk",
-    "add_disk",
-    "configure",
-    "set_secret_env",
-    "set_balloon",
-    "rebuild",
-    "set_ports",
-    "start",
-    "resume",
-    "identify",
-    "pause",
-    "hibernate",
-)
-# Of a VM that goes on from a saved state, what touches its devices has to wait until it runs.
-ORDER_RESUMED = (
-    *("restore", "stop", "remove", "create", "configure", "set_secret_env"),
-    *("set_ports", "start", "resume", "identify"),
-    *("drop_disk", "grow_system_disk", "grow_data_disk", "add_disk", "set_balloon", "pause", "hibernate"),
-)
-AFTER_RESUME = frozenset(("drop_disk", "grow_system_disk", "grow_data_disk", "add_disk", "set_balloon"))
 # States that a VM is started for.
 STARTS = ("started", "restarted", "paused")
 
@@ -91,11 +76,13 @@ def needs(
     definition: Definition,
     observed: Observed | None = None,
     snapshots: t.Mapping[str, Record | None] | None = None,
+    compared: t.Sequence[Difference] | None = None,
 ) -> Needs:
     """What :func:`plan_vm` will look up in its context; nothing but the image's name if nothing differs.
 
     :param observed: without it a VM that is to run is taken to need its driver.
     :param snapshots: those that an earlier answer asked for: what a clone needs, they know.
+    :param compared: from :func:`compare_once`.
     :raises InputError: as :func:`plan_vm`.
     """
     state = definition.get("state", DEFAULT_STATE)
@@ -103,7 +90,7 @@ def needs(
         return Needs()
     if record is None or not is_made(record):
         return _needs_new(record, definition, snapshots)
-    differences = compare(record, definition)
+    differences = compare(record, definition) if compared is None else compared
     rebuild = record.get("phase") == PHASE_REBUILD or any(item.how == REBUILD for item in differences)
     name, digest = definition.get("image"), record.get("image_digest")
     images = [name] if name and name != digest else []
@@ -112,7 +99,7 @@ def needs(
     if rebuild or maybe:
         images += [image for image in (name or before, digest) if image]
     networks: list[str] = []
-    if any(step.name == "set_nics" for item in differences for step in item.steps):
+    if _moves_nics(differences):
         networks = [nic["network"] for nic in wanted_nics(record, definition)]
     observed = observed and _restored(record, observed)
     runs = bool(observed and observed.running and record.get("state") in (RUNNING, PAUSED))
@@ -150,14 +137,32 @@ def _needs_new(record: Record | None, definition: Definition, snapshots: t.Mappi
     return Needs(_unique(image for image in images if image), _unique(networks), (asked,))
 
 
+def _moves_nics(differences: t.Iterable[Difference]) -> bool:
+    return any(isinstance(step, SetNics) for difference in differences for step in difference.steps)
+
+
 def _unique(names: t.Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def plan_vm(record: Record | None, observed: Observed, definition: Definition, context: Context) -> Plan:
+def compare_once(record: Record | None, definition: Definition) -> list[Difference] | None:
+    """What :func:`needs` and :func:`plan_vm` both look at; ``None`` where there is nothing to compare with."""
+    if record is None or not is_made(record) or definition.get("state") == "absent":
+        return None
+    return compare(record, definition)
+
+
+def plan_vm(
+    record: Record | None,
+    observed: Observed,
+    definition: Definition,
+    context: Context,
+    compared: t.Sequence[Difference] | None = None,
+) -> Plan:
     """The steps from what there is to what is wanted, with the diff that they make.
 
     :param definition: from :func:`normalise`.
+    :param compared: from :func:`compare_once`.
     :raises CocoonError: it cannot or may not be done; nothing has been touched.
     """
     state = definition.get("state", DEFAULT_STATE)
@@ -165,7 +170,7 @@ def plan_vm(record: Record | None, observed: Observed, definition: Definition, c
         return _plan_absent(record, observed, definition)
     if record is None or not is_made(record):
         return _plan_new(record, observed, definition, context)
-    return _Existing(record, observed, definition, context).plan()
+    return _Existing(record, observed, definition, context, compared).plan()
 
 
 def current_state(record: Record | None, observed: Observed) -> str:
@@ -190,8 +195,8 @@ def _plan_absent(record: Record | None, observed: Observed, definition: Definiti
         raise ChangeRefusedError(
             f"VM '{name}' belongs to '{record['owner']}'", "owner", "Set force: true to remove it nevertheless."
         )
-    steps = [Step("stop", {"force": force, "restart": False})] if observed.running else []
-    steps.append(Step("remove", {"delete_data_disks": force}))
+    steps: list[Step] = [Stop(force)] if observed.running else []
+    steps.append(Remove(force))
     changes = (Change("data_disks", disks, "deleted" if force else "kept", "remove"),) if disks else ()
     warnings: tuple[str, ...] = ()
     if disks and not force:
@@ -225,22 +230,18 @@ def _plan_new(record: Record | None, observed: Observed, definition: Definition,
         wanted = clone.marked(wanted, context.snapshots[definition["snapshot"]], context)
         if definition.get("disks_only"):
             wanted["disks_only"] = True
-    steps: list[Step] = []
-    if record and record.get("phase") == PHASE_REMOVE:
-        if observed.running:
-            steps.append(Step("stop", {"force": bool(definition.get("force")), "restart": False}))
-        steps.append(Step("remove", {"delete_data_disks": bool(definition.get("force"))}))
-    steps.append(Step("create", {"wanted": wanted}))
+    removing = record is not None and record.get("phase") == PHASE_REMOVE
+    steps: list[Step] = [Create(wanted, delete_kept=removing and bool(definition.get("force")))]
     started = state in STARTS
     if started:
-        steps.append(Step("start"))
+        steps.append(Start(wanted["memory"]))
     elif later:
         raise ChangeRefusedError(
             "a clone grows when it runs, as its memory knows the disks of its snapshot", "state", "Use state: started."
         )
     steps += later
     if state == "paused":
-        steps.append(Step("pause"))
+        steps.append(Pause())
     hidden = ("name", "image_id", "snapshot_id")
     changes = tuple(
         Change(option, None, shown(option, value), "create")
@@ -250,7 +251,7 @@ def _plan_new(record: Record | None, observed: Observed, definition: Definition,
     return Plan(
         definition["name"],
         "create",
-        tuple(steps),
+        tuple(ordered(steps, resumed=True)),
         changes,
         wanted,
         (),
@@ -262,7 +263,14 @@ def _plan_new(record: Record | None, observed: Observed, definition: Definition,
 class _Existing:
     """Planning for a VM that is there."""
 
-    def __init__(self, record: Record, observed: Observed, definition: Definition, context: Context) -> None:
+    def __init__(
+        self,
+        record: Record,
+        observed: Observed,
+        definition: Definition,
+        context: Context,
+        compared: t.Sequence[Difference] | None,
+    ) -> None:
         self.record = record
         observed = _restored(record, observed)
         self.running = observed.running
@@ -273,7 +281,8 @@ class _Existing:
         self.name: str = definition["name"]
         self.state: str = definition.get("state", DEFAULT_STATE)
         image, warning = compare_image(record, definition, context.images)
-        self.differences = compare(record, definition) + ([image] if image else [])
+        differences = compare(record, definition) if compared is None else compared
+        self.differences = [*differences, *([image] if image else [])]
         self.warnings = [f"VM '{self.name}': {warning}"] if warning else []
 
     def plan(self) -> Plan:
@@ -330,16 +339,15 @@ class _Existing:
 
         :raises ChangeRefusedError: a step needs it to run, and it is not started.
         """
-        order = ORDER_RESUMED if resumed else ORDER
-        names = {step.name for step in steps}
-        if resumed and names & AFTER_RESUME and "start" not in names:
+        starts = any(isinstance(step, Start) for step in steps)
+        if resumed and not starts and any(step.on_device for step in steps):
             options = ", ".join(difference.option for difference in self.differences)
             raise ChangeRefusedError(
                 f"VM '{self.name}' goes on from a saved state, so its devices can be changed only when it runs",
                 options,
                 "Use state: started in the same task.",
             )
-        return sorted(steps, key=lambda step: order.index(step.name))
+        return ordered(steps, resumed)
 
     def _rebuilt(self) -> Definition:
         from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import rebuilt_vm
@@ -404,23 +412,22 @@ class _Existing:
 
     def _power_steps(self, stop: bool, runs: bool) -> list[Step]:
         recorded = self.record.get("state")
-        steps = [Step("restore")] if self.record.get("phase") == PHASE_RESTORE else []
+        steps: list[Step] = [Restore()] if self.record.get("phase") == PHASE_RESTORE else []
         # a record that still says running after a crash or a reboot is set right by the same step,
         # and a start that was cut short is undone by it where it is not taken up again
         unsettled = not self.running and self.record.get("phase") == PHASE_START and not runs
         if stop or unsettled or (self.state == "stopped" and recorded in (RUNNING, PAUSED)):
             force = bool(self.definition.get("force"))
-            keep = {"keep": True} if self.suspended and not stop else {}
-            steps.append(Step("stop", {"force": force, "restart": runs, **keep}))
+            steps.append(Stop(force, runs, keep=self.suspended and not stop))
         starts = runs and (stop or not self.running)
         if starts:
-            steps.append(Step("start"))
+            steps.append(self._start())
         elif not stop and self._goes_on():
-            steps.append(Step("resume"))
+            steps.append(Resume())
         elif self.state in STARTS and recorded not in (RUNNING, PAUSED):
-            steps.append(Step("start"))  # it runs, but the record does not say so: a killed or failed start
+            steps.append(self._start())  # it runs, but the record does not say so: a killed or failed start
         if self.running and not stop and self.record.get("identity_pending") and self.state != "paused":
-            steps.append(Step("identify"))
+            steps.append(Identify())
         return steps + self._standing_still(stop, starts)
 
     def _goes_on(self) -> bool:
@@ -430,40 +437,43 @@ class _Existing:
         interrupted = self.record.get("phase") == PHASE_SAVE and self.record.get("state") == RUNNING
         return self.state == "started" or interrupted
 
+    def _start(self) -> Start:
+        return Start(self.definition.get("memory") or self.record["config"].get("memory", 0))
+
     def _standing_still(self, stop: bool, starts: bool) -> list[Step]:
         """:raises ChangeRefusedError: a VM that does not run cannot be hibernated."""
         if self.state == "paused" and (starts or stop or self.record.get("state") != PAUSED):
-            return [Step("pause")]
+            return [Pause()]
         asleep = self.suspended and not stop and self.record.get("state") == HIBERNATED
         if asleep and self.state in ("present", "hibernated"):
-            return [Step("hibernate")] if self.record.get("phase") == PHASE_HIBERNATE else []
+            return [Hibernate()] if self.record.get("phase") == PHASE_HIBERNATE else []
         if self.state != "hibernated":
             return []
         if not self.running:
             raise ChangeRefusedError(
                 f"VM '{self.name}' does not run, so it has no memory to save", "state", "Use started first."
             )
-        return [Step("hibernate")]
+        return [Hibernate()]
 
     def _change_steps(self, stop: bool, wanted: Definition | None) -> list[Step]:
-        fields: Definition = {}
+        values: Definition = {}
         steps: list[Step] = []
         for difference in self.differences:
             if difference.how == REBUILD or (wanted and difference.option == "storage"):
                 continue  # part of what the rebuild makes
             if difference.online and (self.running or self.suspended) and not stop:
                 steps.append(difference.online)
-            elif difference.fields:
-                fields = merge_fields(fields, difference.fields)
+            else:
+                values.update(difference.values)
             steps += difference.steps
             if self.running and not stop and difference.option.endswith("].size"):
                 self.warnings.append(
                     f"VM '{self.name}': {difference.option} grew while the VM runs; grow the file system in the guest"
                 )
-        if fields:
-            steps.append(Step("configure", {"fields": fields}))
+        if values:
+            steps.append(Configure(values))
         if wanted:
-            steps.append(Step("rebuild", {"wanted": wanted}))
+            steps.append(Rebuild(wanted))
             self._warn_of_lost_login()
             self._warn_of_rebuild()
         return steps
@@ -489,7 +499,7 @@ class _Existing:
 
         record, definition = self.record, self.definition
         nics = current_nics(record)
-        if any(step.name == "set_nics" for difference in self.differences for step in difference.steps):
+        if _moves_nics(self.differences):
             nics = wanted_nics(record, definition)
             fit.check_nics(nics, self.context, "nics" in definition)
         ports = definition.get("ports", record.get("ports")) if self.differences else None

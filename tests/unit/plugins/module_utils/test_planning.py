@@ -25,17 +25,18 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import asked
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import changes as table
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps as kinds
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     Context,
     Observed,
     digest_login,
     login_digests,
-    merge_fields,
     secret_digests,
+    with_values,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import ORDER, needs, plan_vm
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import compare_once, needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB
 
 PASSWORD = "hunter2-and-more"
@@ -118,6 +119,8 @@ class Host:
         definition = normalise({"name": "web1", **definition})
         before = copy.deepcopy(record)
         plan = plan_vm(record, observed, definition, self.context(record, definition, observed))
+        compared = compare_once(record, definition)
+        assert plan == plan_vm(record, observed, definition, self.context(record, definition, observed), compared)
         assert record == before, "the planner changed its input"
         return plan
 
@@ -196,6 +199,13 @@ def steps(plan):
     return [step.name for step in plan.steps]
 
 
+RANKS = {kind.name: kind.rank for kind in vars(kinds).values() if isinstance(kind, type) and hasattr(kind, "name")}
+
+
+def in_order(names):
+    return sorted(names, key=RANKS.__getitem__)
+
+
 # ----------------------------------------------------------------- a model of the executor
 
 
@@ -229,64 +239,66 @@ def _disks(record, key):
 
 
 def _apply_step(record, running, step):
-    args = step.args
     record = copy.deepcopy(record)
     attached, detached = (_disks(record, "data_disks"), _disks(record, "detached_disks")) if record else ({}, {})
-    if step.name == "create":
+    if isinstance(step, kinds.Create):
         record = record or {"id": "b" * 26}
-        _take(record, args["wanted"])
-        for disk in args["wanted"]["data_disks"]:
+        _take(record, step.wanted)
+        for disk in step.wanted["data_disks"]:
             attached[disk["name"]] = {key: disk[key] for key in ("name", "size", "fstype")}
             detached.pop(disk["name"], None)
         record.update(state="created")
         record.pop("bare", None), record.pop("phase", None)
-    elif step.name == "rebuild":
+    elif isinstance(step, kinds.Rebuild):
         assert not running, "a rebuild of a running VM"
-        _take(record, args["wanted"])
+        _take(record, step.wanted)
         record.pop("phase", None)
-    elif step.name == "start":
+    elif isinstance(step, kinds.Start):
+        assert step.memory == record["config"]["memory"]
         record.update(state="running", restarting=False)
         running = True
-    elif step.name == "stop":
-        record.update(state="stopped", restarting=args["restart"])
+    elif isinstance(step, kinds.Stop):
+        record.update(state="stopped", restarting=step.restart)
         running = False
-    elif step.name == "configure":
-        record = merge_fields(record, args["fields"])
-    elif step.name == "set_secret_env":
-        record["secret_env"] = secret_digests(args["values"], "pepper")
-    elif step.name == "grow_system_disk":
+    elif isinstance(step, kinds.Configure):
+        record = with_values(record, step.values)
+    elif isinstance(step, kinds.SetSecretEnv):
+        record["secret_env"] = secret_digests(step.values, "pepper")
+    elif isinstance(step, kinds.GrowSystemDisk):
         assert not running, "the system disk grows offline"
-        assert args["size"] > record["config"]["storage"]
-        record["config"]["storage"] = args["size"]
-    elif step.name == "grow_data_disk":
-        assert args["size"] > attached[args["name"]]["size"]
-        attached[args["name"]]["size"] = args["size"]
-    elif step.name == "add_disk":
-        assert args["disk"]["name"] not in attached
-        assert args["disk"]["reattach"] == (args["disk"]["name"] in detached)
-        attached[args["disk"]["name"]] = {key: args["disk"][key] for key in ("name", "size", "fstype")}
-        detached.pop(args["disk"]["name"], None)
-    elif step.name == "drop_disk":
-        disk = attached.pop(args["name"], None) or detached.pop(args["name"])
-        if not args["delete"]:
-            detached[args["name"]] = disk
-    elif step.name == "set_balloon":
+        assert step.size > record["config"]["storage"]
+        record["config"]["storage"] = step.size
+    elif isinstance(step, kinds.GrowDataDisk):
+        assert step.size > attached[step.disk]["size"]
+        attached[step.disk]["size"] = step.size
+    elif isinstance(step, kinds.AddDisk):
+        assert step.disk["name"] not in attached
+        assert step.disk["reattach"] == (step.disk["name"] in detached)
+        attached[step.disk["name"]] = {key: step.disk[key] for key in ("name", "size", "fstype")}
+        detached.pop(step.disk["name"], None)
+    elif isinstance(step, kinds.DropDisk):
+        disk = attached.pop(step.disk, None) or detached.pop(step.disk)
+        if not step.delete:
+            detached[step.disk] = disk
+    elif isinstance(step, kinds.SetBalloon):
         assert running
-        record["balloon"] = args["balloon"]
-    elif step.name == "set_nics":
+        record["balloon"] = step.balloon
+    elif isinstance(step, kinds.SetNics):
         assert not running, "NICs change offline"
-        record["network_configs"] = _nic_configs(args["nics"])
-        record["config"]["network"] = args["network"]
-    elif step.name == "set_ports":
-        record["ports"] = args["ports"]
-    elif step.name == "remove":
+        record["network_configs"] = _nic_configs(step.nics)
+        record["config"]["network"] = step.network
+        record["ports"] = record["ports"] if step.ports is None else step.ports
+        assert record["network_configs"] or not record["ports"], "ports without a NIC"
+    elif isinstance(step, kinds.SetPorts):
+        record["ports"] = step.ports
+    elif isinstance(step, kinds.Remove):
         assert not running, "a running VM is removed"
-        kept = {} if args["delete_data_disks"] else {**detached, **attached}
+        kept = {} if step.delete_data_disks else {**detached, **attached}
         if not kept:
             return None, False
         return {**record, "state": "removed", "data_disks": [], "detached_disks": list(kept.values())}, False
     else:
-        assert step.name == "resume"
+        assert isinstance(step, kinds.Resume)
     record["data_disks"], record["detached_disks"] = list(attached.values()), list(detached.values())
     return record, running
 
@@ -396,7 +408,8 @@ ROWS = [
     ("nic metric", {}, {"nics": [{"metric": 5}]}, "restart", ["set_nics"]),
     ("nic route", {}, {"nics": [{"routes": [{"to": "10.9.0.0/16"}]}]}, "restart", ["set_nics"]),
     ("nic no way out", {}, {"nics": [{"default_route": False}]}, "restart", ["set_nics"]),
-    ("nics gone", {}, {"nics": [], "ports": []}, "restart", ["set_nics", "set_ports"]),
+    ("nics gone", {}, {"nics": [], "ports": []}, "restart", ["set_nics"]),
+    ("nics and ports", {}, {"nics": [{"network": "dmz"}], "ports": ["81:80"]}, "restart", ["set_nics"]),
     ("disk added", {}, {"data_disks": [DISK, NEW_DISK]}, "live", ["add_disk"]),
     ("disk dropped", {}, {"data_disks": []}, "restart", ["drop_disk"]),
     ("disk unplugged", {}, {"data_disks": [{**DISK, "attached": False}]}, "live", ["drop_disk"]),
@@ -453,7 +466,7 @@ def test_row_on_a_running_vm(row, state):
         return
     plan = _row_plan(row, UP, state=state, **({needed: True} if needed else {}))
     expected = inner if how == "live" else ["stop", *inner, "start"]
-    assert steps(plan) == sorted(expected, key=ORDER.index)
+    assert steps(plan) == in_order(expected)
     assert how in [change.how for change in plan.changes]
     assert plan.restarts == (how != "live")
     assert plan.action == ("rebuild" if how == "rebuild" else "update")
@@ -472,7 +485,7 @@ def test_row_on_a_stopped_vm_needs_no_restart(row, state, power):
             _row_plan(row, DOWN, state=state)
     plan = _row_plan(row, DOWN, state=state, **({"recreate": True} if how == "rebuild" else {}))
     inner = ["configure" if step == "set_balloon" else step for step in inner]
-    assert steps(plan) == sorted([*inner, *power], key=ORDER.index)
+    assert steps(plan) == in_order([*inner, *power])
     assert "restart" not in [change.how for change in plan.changes]
     assert not plan.restarts
 
@@ -483,7 +496,7 @@ def test_row_within_a_stop_that_is_asked_for_needs_no_permission(row, state):
     plan = _row_plan(row, UP, state=state)
     inner = ["configure" if step == "set_balloon" else step for step in row[4]]
     expected = ["stop", *inner, *(["start"] if state == "restarted" else [])]
-    assert steps(plan) == sorted(expected, key=ORDER.index)
+    assert steps(plan) == in_order(expected)
     assert plan.state_after == ("running" if state == "restarted" else "stopped")
 
 
@@ -530,7 +543,7 @@ def test_pairs_of_rows_do_not_disturb_each_other():
         options.update(recreate=True, allow_restart=True, state="started")
         record = made(**first[1], **{key: value for key, value in second[1].items() if key not in first[1]})
         plan = ABLE.plan(record, options, UP)
-        assert [step.name for step in plan.steps] == sorted(steps(plan), key=ORDER.index)
+        assert [step.name for step in plan.steps] == in_order(steps(plan))
         record, observed = apply(record, UP, plan)
         assert not ABLE.plan(record, options, observed).changed, (first[0], second[0])
 
@@ -562,7 +575,7 @@ def test_a_rebuild_keeps_identity_and_data():
     plan = HOST.plan(made("stopped"), {"image": "debian", "storage": "12G", "recreate": True})
     wanted = plan.wanted
     assert steps(plan) == ["rebuild"]
-    assert plan.steps[0].args["wanted"] is wanted
+    assert plan.steps[0].wanted is wanted
     assert wanted["nics"] == [{"network": "lab", "mac": "02:00:00:00:00:01", "ip": "10.1.0.2"}]
     assert [disk["name"] for disk in wanted["data_disks"]] == ["data1"]
     assert (wanted["storage"], wanted["image_digest"], wanted["accel"]) == (12 * GIB, "sha256:bb", "kvm")
@@ -598,20 +611,18 @@ def test_recreate_without_a_difference_does_nothing():
 
 def test_nics_that_stay_keep_mac_and_address():
     plan = HOST.plan(made("stopped"), {"nics": [{"network": "lab"}, {"network": "dmz"}]})
-    assert plan.steps[0].args["nics"] == [
+    assert plan.steps[0].nics == [
         {"network": "lab", "mac": "02:00:00:00:00:01", "ip": "10.1.0.2"},
         {"network": "dmz", "mac": None, "ip": None},
     ]
     plan = HOST.plan(made("stopped"), {"network": "dmz"})
-    assert plan.steps[0].args == {
-        "nics": [{"network": "dmz", "mac": "02:00:00:00:00:01", "ip": None}],
-        "network": "dmz",
-    }
+    nics = [{"network": "dmz", "mac": "02:00:00:00:00:01", "ip": None}]
+    assert plan.steps == (kinds.SetNics(nics, "dmz", None),)
 
 
 def test_a_network_gives_a_nic_to_a_vm_that_had_neither():
     record = made("stopped", network=None, network_configs=[], ports=[])
-    assert HOST.plan(record, {"network": "lab"}).steps[0].args["nics"] == [{"network": "lab", "mac": None, "ip": None}]
+    assert HOST.plan(record, {"network": "lab"}).steps[0].nics == [{"network": "lab", "mac": None, "ip": None}]
     record = made("stopped", network_configs=[], ports=[])  # nics: [] at creation
     assert not HOST.plan(record, {"network": "lab"}).changed
 
@@ -629,7 +640,7 @@ def test_a_default_network_that_no_nic_uses_is_only_recorded():
 def test_a_dropped_disk_is_kept_without_force(force, before, after):
     record = made("stopped")
     plan = HOST.plan(record, {"data_disks": [], "force": force})
-    assert plan.steps[0].args == {"name": "data1", "delete": force}
+    assert plan.steps == (kinds.DropDisk("data1", force),)
     record, _observed = apply(record, DOWN, plan)
     assert [disk["name"] for disk in record["detached_disks"]] == after
 
@@ -643,13 +654,13 @@ def test_a_disk_that_a_guest_may_be_using_stays_unless_somebody_lets_it_go(recor
     for way in ("allow_restart: true", "attached: false", "force: true deletes it"):
         assert way in caught.value.remedy
     over = HOST.plan(record, {**options, "data_disks": [], "allow_restart": True}, observed)
-    assert steps(over) == ["stop", "drop_disk", "start"] and not over.step("drop_disk").args["delete"]
+    assert steps(over) == ["stop", "drop_disk", "start"] and not over.step(kinds.DropDisk).delete
     for words, deleted in (
         ({"data_disks": [{**DISK, "attached": False}]}, False),
         ({"data_disks": [], "force": True}, True),
     ):
         plan = HOST.plan(record, {**options, **words}, observed)
-        assert "stop" not in steps(plan) and plan.step("drop_disk").args["delete"] is deleted
+        assert "stop" not in steps(plan) and plan.step(kinds.DropDisk).delete is deleted
 
 
 @pytest.mark.parametrize("mounted, how", [(frozenset(), "live"), ({"other"}, "live"), ({"data1"}, None), (None, None)])
@@ -679,7 +690,7 @@ def test_a_data_disk_may_bear_any_word_as_its_name(name, observed):
     state = "running" if observed.running else "stopped"
     record = made(state, data_disks=[{"name": name, "size": GIB, "fstype": "ext4"}])
     plan = HOST.plan(record, {"data_disks": [{"name": name, "size": "2G"}]}, observed)
-    assert [(step.name, step.args) for step in plan.steps] == [("grow_data_disk", {"name": name, "size": 2 * GIB})]
+    assert plan.steps == (kinds.GrowDataDisk(name, 2 * GIB),)
     after, _observed = apply(record, observed, plan)
     assert after["config"] == record["config"]
     assert after["data_disks"] == [{"name": name, "size": 2 * GIB, "fstype": "ext4"}]
@@ -688,7 +699,7 @@ def test_a_data_disk_may_bear_any_word_as_its_name(name, observed):
 def test_a_disk_comes_back_grown():
     record = made("stopped", data_disks=[], detached_disks=[OLD_DISK])
     plan = HOST.plan(record, {"data_disks": [{"name": "old", "size": "128M"}]})
-    assert plan.steps[0].args["disk"] == {"name": "old", "size": 128 * MIB, "fstype": "ext4", "reattach": True}
+    assert plan.steps[0].disk == {"name": "old", "size": 128 * MIB, "fstype": "ext4", "reattach": True}
 
 
 def test_a_new_disk_needs_a_size():
@@ -747,11 +758,8 @@ def test_power(record, observed, state, expected, after):
 
 @pytest.mark.parametrize("force", [False, True])
 def test_stop_says_whether_to_ask_the_guest_and_whether_it_comes_back(force):
-    assert HOST.plan(made(), {"state": "stopped", "force": force}, UP).steps[0].args == {
-        "force": force,
-        "restart": False,
-    }
-    assert HOST.plan(made(), {"state": "restarted", "force": force}, UP).steps[0].args["restart"] is True
+    assert HOST.plan(made(), {"state": "stopped", "force": force}, UP).steps[0] == kinds.Stop(force, False)
+    assert HOST.plan(made(), {"state": "restarted", "force": force}, UP).steps[0] == kinds.Stop(force, True)
 
 
 # ------------------------------------------------------------- what killed runs leave behind
@@ -772,11 +780,9 @@ HALF = [
 @pytest.mark.parametrize("state", ["present", "started", "stopped", "restarted"])
 def test_half_made_is_made_again(record, state):
     plan = HOST.plan(record, {"image": "tiny", "network": "lab", "state": state})
-    expected = ["remove"] if record.get("phase") == "remove" else []
-    expected += ["create", *(["start"] if state in ("started", "restarted") else [])]
+    expected = ["create", *(["start"] if state in ("started", "restarted") else [])]
     assert (steps(plan), plan.action) == (expected, "create")
-    for step in plan.steps:
-        assert step.name != "create" or step.args["wanted"] is plan.wanted
+    assert plan.step(kinds.Create).wanted is plan.wanted
 
 
 @pytest.mark.parametrize("record", [record for record in HALF if record["state"] != "removed"])
@@ -792,7 +798,7 @@ def test_a_removal_that_was_cut_short_keeps_the_disks_it_was_to_keep():
     assert [disk["name"] for disk in record["data_disks"]] == ["data1"]
     definition = {"image": "tiny", "data_disks": [{"name": "data1", "size": "64M"}], "force": True}
     plan = HOST.plan(made("stopped", phase="remove"), definition)
-    assert plan.steps[0].args == {"delete_data_disks": True}
+    assert plan.step(kinds.Create).delete_kept
     assert plan.wanted["data_disks"] == [{"name": "data1", "size": 64 * MIB, "fstype": "ext4", "reattach": False}]
 
 
@@ -819,7 +825,7 @@ def test_a_detach_that_was_cut_short_of_its_deletion_is_finished():
     record = made(data_disks=[], detached_disks=[OLD_DISK])
     assert not HOST.plan(record, {"data_disks": []}, UP).changed
     plan = HOST.plan(record, {"data_disks": [], "force": True}, UP)
-    assert plan.steps[0].args == {"name": "old", "delete": True}
+    assert plan.steps == (kinds.DropDisk("old", True),)
 
 
 # ----------------------------------------------------------------------------------- absent
@@ -828,7 +834,7 @@ def test_a_detach_that_was_cut_short_of_its_deletion_is_finished():
 def test_absent_keeps_data_disks_and_creation_takes_them_up():
     record = made()
     plan = HOST.plan(record, {"state": "absent"}, UP)
-    assert plan.steps[-1].args == {"delete_data_disks": False}
+    assert plan.steps[-1] == kinds.Remove(False)
     assert "data1" in plan.warnings[0] and plan.diff["after"] == {"data_disks": "kept", "state": "absent"}
     record, observed = apply(record, UP, plan)
     assert not HOST.plan(record, {"state": "absent"}).changed
@@ -839,16 +845,13 @@ def test_absent_keeps_data_disks_and_creation_takes_them_up():
     with pytest.raises(ChangeRefusedError, match="shrinks"):
         HOST.plan(record, {"image": "tiny", "data_disks": [{"name": "data1", "size": "16M"}]})
     gone = HOST.plan(record, {"state": "absent", "force": True})
-    assert gone.steps[0].args == {"delete_data_disks": True}
+    assert gone.steps == (kinds.Remove(True),)
     assert apply(record, observed, gone)[0] is None
 
 
 def test_absent_with_force_deletes_data_disks():
     plan = HOST.plan(made(), {"state": "absent", "force": True}, UP)
-    assert [dict(step.args) for step in plan.steps] == [
-        {"force": True, "restart": False},
-        {"delete_data_disks": True},
-    ]
+    assert plan.steps == (kinds.Stop(True), kinds.Remove(True))
     assert not plan.warnings
 
 
@@ -1191,7 +1194,7 @@ def _documented():
 
 def test_the_documentation_has_every_row():
     documented = _documented()
-    for option, (how, _in_config) in table.SCALARS.items():
+    for option, how in table.SCALARS.items():
         assert documented[option] == {how}, option
     found = {}
     for row in ROWS:

@@ -19,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps as kinds
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     PRIVATE,
@@ -26,9 +27,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Definition,
     Observed,
     Plan,
-    Step,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Step
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB, Record
 
@@ -390,16 +391,16 @@ NEW = {"name": "new", "size": 64 * MIB, "fstype": "ext4", "reattach": False}
     ("options", "later"),
     [
         ({"storage": "10G"}, []),
-        ({"storage": "12G"}, [("grow_system_disk", {"size": 12 * GIB})]),
+        ({"storage": "12G"}, [kinds.GrowSystemDisk(12 * GIB)]),
         ({"data_disks": [{"name": "data1"}]}, []),
         ({"data_disks": [{"name": "data1", "size": "1G", "fstype": "ext4"}]}, []),
-        ({"data_disks": [{"name": "data1", "size": "2G"}]}, [("grow_data_disk", {"name": "data1", "size": 2 * GIB})]),
-        ({"data_disks": [{"name": "data1"}, {"name": "new", "size": "64M"}]}, [("add_disk", {"disk": NEW})]),
+        ({"data_disks": [{"name": "data1", "size": "2G"}]}, [kinds.GrowDataDisk("data1", 2 * GIB)]),
+        ({"data_disks": [{"name": "data1"}, {"name": "new", "size": "64M"}]}, [kinds.AddDisk(NEW)]),
     ],
 )
-def test_what_a_clone_gets_once_it_runs(options: Definition, later: list[tuple[str, Definition]]) -> None:
+def test_what_a_clone_gets_once_it_runs(options: Definition, later: list[Step]) -> None:
     base, steps = inherit(FULL, **options)
-    assert [(step.name, dict(step.args)) for step in steps] == later
+    assert steps == later
     assert base["storage"] == FULL["storage"] and base["data_disks"] == FULL["data_disks"]
 
 
@@ -416,7 +417,7 @@ def test_a_new_disk_of_a_clone_needs_a_size() -> None:
         (None, {"balloon": "off"}, "off", []),
         (256 * MIB, {}, 256 * MIB, []),
         (256 * MIB, {"balloon": "256M"}, 256 * MIB, []),
-        (256 * MIB, {"balloon": "128M"}, 256 * MIB, [Step("set_balloon", {"balloon": 128 * MIB})]),
+        (256 * MIB, {"balloon": "128M"}, 256 * MIB, [kinds.SetBalloon(128 * MIB)]),
     ],
 )
 def test_a_clones_balloon(have: int | None, options: Definition, balloon: t.Any, later: list[Step]) -> None:
@@ -729,13 +730,13 @@ def test_row(row: tuple[str, Record, Observed, Definition, t.Any]) -> None:
 
 @pytest.mark.parametrize(("record", "keeps"), [(WAKING, True), (STARTING_CLONE, True), (made(phase="start"), False)])
 def test_undoing_a_start_does_not_lose_a_saved_memory(record: Record, keeps: bool) -> None:
-    step = plan({**record, "state": record["state"]}, state="present").step("stop")
-    assert step is not None and bool(step.args.get("keep")) == keeps
+    step = plan({**record, "state": record["state"]}, state="present").step(kinds.Stop)
+    assert step is not None and step.keep == keeps
 
 
 def test_losing_a_saved_memory_takes_it_all() -> None:
-    step = plan(WAKING, state="stopped", force=True).step("stop")
-    assert step is not None and not step.args.get("keep")
+    step = plan(WAKING, state="stopped", force=True).step(kinds.Stop)
+    assert step is not None and not step.keep
 
 
 def test_a_driver_that_cannot_save() -> None:

@@ -6,12 +6,18 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred
+
+URL_RE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
+# Options that are paths on the controller, which its action has made whole.
+ELSEWHERE = ("local_path",)
 
 
 def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str, t.Any]]) -> None:
@@ -22,6 +28,7 @@ def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str
     if os.geteuid() != 0:
         module.fail_json(msg="this module manages hypervisors and needs root on the target: set become: true")
     try:
+        check_paths(module.params, module.argument_spec)
         result = body(module)
     except Deferred:
         result = {"changed": False, "deferred": True}
@@ -36,6 +43,29 @@ def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str
     if result.get("failed"):
         module.fail_json(**result)
     module.exit_json(**result)
+
+
+def check_paths(params: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any]) -> None:
+    """Of paths on the target only those are taken that mean the same wherever, and however, the module runs.
+
+    :raises InputError: a path that begins nowhere, or that Python would write in other bytes than the user.
+    """
+    for option, path in params.items():
+        if not path or spec.get(option, {}).get("type") != "path" or option in ELSEWHERE or URL_RE.match(path):
+            continue
+        if not os.path.isabs(path):
+            raise InputError(
+                f"'{path}' is a path from nowhere: modules run in a folder of their own",
+                option,
+                "Write the whole path on the target, from / on.",
+            )
+        encoding = sys.getfilesystemencoding()
+        if encoding != "utf-8" and not path.isascii():
+            raise InputError(
+                f"Python writes names of files as {encoding} here, which is not how '{ascii(path)[1:-1]}' is meant",
+                option,
+                "Set LC_ALL to C.UTF-8 in the task's environment.",
+            )
 
 
 def bulk_answer(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:

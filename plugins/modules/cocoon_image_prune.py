@@ -18,7 +18,8 @@ description:
 options:
   keep:
     description:
-      - Names or digests of images that stay; C(*), C(?) and C([...]) stand for other characters.
+      - Names or digests of images that stay; C(*), C(?) and C([...]) stand for other characters. A
+        warning says which of them no image has.
     type: list
     elements: str
     default: []
@@ -131,6 +132,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
         "downloads": outcome.downloads,
         "reclaimed": outcome.reclaimed,
         "diff": outcome.diff,
+        "warnings": outcome.warnings,
     }
 
 

@@ -45,6 +45,7 @@ class Outcome:
     downloads: list[str]
     reclaimed: int
     diff: dict[str, Record]
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def changed(self) -> bool:
@@ -67,7 +68,7 @@ def prune(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
     shown = [{"id": record["id"], "names": record["names"], "size": record["size"]} for record in going]
     before = {"images": [_title(record) for record in everything], "downloads": downloads}
     after = {"images": [_title(record) for record in everything if record["id"] not in gone], "downloads": []}
-    return Outcome(shown, downloads, reclaimed, {"before": before, "after": after})
+    return Outcome(shown, downloads, reclaimed, {"before": before, "after": after}, _unmatched(everything, wanted))
 
 
 def _unfinished(store: Store, wanted: Wanted, check_mode: bool) -> dict[str, int]:
@@ -81,10 +82,22 @@ def _unfinished(store: Store, wanted: Wanted, check_mode: bool) -> dict[str, int
     return {name: size for name, size in sizes if size is not None}
 
 
+def _unmatched(everything: t.Sequence[Record], wanted: Wanted) -> list[str]:
+    """A word on each pattern that keeps nothing: it may be misspelt, and what it was to keep has gone."""
+    return [
+        f"keep: no image is called '{pattern}'"
+        for pattern in wanted.keep
+        if not any(_matches(record, pattern) for record in everything)
+    ]
+
+
+def _matches(record: Record, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (*record["names"], record["id"]))
+
+
 def _may_go(record: Record, wanted: Wanted) -> bool:
-    names = record["names"] or [record["id"]]
-    kept = any(fnmatch.fnmatchcase(name, pattern) for name in [*names, record["id"]] for pattern in wanted.keep)
-    kept = kept or kernel.NAME in names  # used by what boots with it, which is not noted
+    kept = any(_matches(record, pattern) for pattern in wanted.keep)
+    kept = kept or kernel.NAME in record["names"]  # used by what boots with it, which is not noted
     return (
         not record["users"]
         and not kept

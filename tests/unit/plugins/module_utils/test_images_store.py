@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError, NotFoundError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import fingerprints, manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import fingerprints, manager, prune
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Identity, Sources
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, write_json
@@ -182,3 +182,20 @@ def test_the_index_decides_about_names(store: Store) -> None:
 def test_looking_makes_nothing(tmp_path: pathlib.Path) -> None:
     assert manager.info(Paths(str(tmp_path / "none"))) == []
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep", "unmatched"),
+    [
+        (["tiny"], []),
+        (["tinny"], ["tinny"]),
+        (["ti*", "base-*", f"sha256:{A}"], ["base-*"]),
+        ([f"sha256:{'c' * 64}", "Tiny"], [f"sha256:{'c' * 64}", "Tiny"]),
+        (["*"], []),
+    ],
+)
+def test_what_is_to_be_kept_and_is_not_there(store: Store, keep: list[str], unmatched: list[str]) -> None:
+    for image, name in ((A, "tiny"), (B, "other")):
+        put(store, image, (name,), updated_at="2026-01-01T00:00:00.000000Z", size=0)
+    outcome = prune.prune(store.paths, prune.Wanted(tuple(keep)), True)
+    assert outcome.warnings == [f"keep: no image is called '{name}'" for name in unmatched]

@@ -1,0 +1,77 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all modules check before they begin."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _module
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
+from ansible_collections.cocoon.microvm.plugins.modules import cocoon_image
+
+COLLECTION = pathlib.Path(_module.__file__).parents[2]
+SPEC = {"source": {"type": "path"}, "local_path": {"type": "path"}, "name": {"type": "str"}, "path": {"type": "path"}}
+
+
+@pytest.mark.parametrize("path", ["save.tar", "./save.tar", "../save.tar", "images/", "C:/save.tar"])
+def test_paths_that_begin_nowhere(path: str) -> None:
+    with pytest.raises(InputError, match="source: .* is a path from nowhere.*Write the whole path") as caught:
+        _module.check_paths({"name": "a", "source": path}, SPEC)
+    assert caught.value.option == "source"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"source": "/srv/save.tar", "path": None},
+        {"source": "docker://nginx"},
+        {"source": "https://example.com/disk.qcow2"},
+        {"source": "file:///srv/disk.qcow2"},
+        {"local_path": "save.tar"},
+        {"name": "save.tar", "unknown": "x"},
+        {"source": "/srv/größe.tar"},
+    ],
+)
+def test_paths_that_are_taken(params: dict[str, str]) -> None:
+    _module.check_paths(params, SPEC)
+
+
+def test_where_python_writes_names_in_ascii() -> None:
+    """A path with an umlaut is refused in words, and one without is taken."""
+    script = (
+        f"from {_module.__name__} import check_paths\n"
+        "for path in ('/srv/a', '/srv/gr\\xf6\\xdfe'):\n"
+        "    check_paths({'root_dir': path}, {'root_dir': {'type': 'path'}})\n"
+        "    print(path, flush=True)\n"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **ascii_only},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "/srv/a\n"
+    assert "root_dir: Python writes names of files as ascii here" in done.stderr and "Set LC_ALL" in done.stderr
+    assert CocoonError.__name__ not in done.stderr and "UnicodeEncodeError" not in done.stderr
+
+
+def test_every_option_of_an_image_can_stand_in_an_inventory() -> None:
+    specs = yaml.safe_load((COLLECTION / "roles/vms/meta/argument_specs.yml").read_text())["argument_specs"]
+    tasks = yaml.safe_load((COLLECTION / "roles/vms/tasks/main.yml").read_text())
+    passed = {
+        key
+        for task in [*tasks, *(inner for task in tasks for inner in task.get("block", []))]
+        for key in task.get("cocoon.microvm.cocoon_image", {})
+    }
+    documented = set(specs["main"]["options"]["vms_images"]["options"])
+    assert set(cocoon_image.OPTIONS) <= documented and set(cocoon_image.OPTIONS) <= passed

@@ -233,9 +233,10 @@ ssh_keys:
 user_data:
   description:
     - For cloud images, what cloud-init is to do besides, at the first boot. Its first line says what it is, such as
-      C(#cloud-config) or C(#!/bin/sh).
+      C(#cloud-config) or C(#!/bin/sh); or it is a MIME message of such parts.
     - It goes beside what is made of the other options. In a C(#cloud-config), lists such as C(users) and C(mounts) are
-      joined with those, mappings are merged, and of plain values the ones given here apply.
+      joined with those, mappings are merged, and of plain values the ones given here apply. C(users) as text is refused
+      beside O(user), O(password) and O(ssh_keys).
     - Without O(user), O(password) and O(ssh_keys), accounts are left to it.
   type: str
 firmware:

@@ -21,6 +21,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data as user_data_text
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -29,6 +30,8 @@ VOLUME = "cidata.img"
 SERIAL = "cocoon-cidata"
 # In lists ours come after the user's, mappings are merged, and of two plain values the user's stays.
 MERGE = "list(append)+dict(no_replace,recurse_list)+str()"
+# Where the user's accounts are a mapping, ours is one of it; to a list nothing is done.
+MERGE_MAPPING = "dict(no_replace)"
 # After those that images bring along: the last one that sets a key wins.
 CONFIG_FILE = "/etc/cloud/cloud.cfg.d/99-cocoon.cfg"
 TOLD = "cocoon: first boot done"
@@ -225,18 +228,32 @@ def user_data(record: Record, seed: Record) -> bytes:
 
 def _message(record: Record, config: Record, given: str | None) -> bytes:
     """Our cloud-config; with ``user_data`` both, as a multipart message whose parts cloud-init merges."""
-    ours = "#cloud-config\n" + _json(config).decode()
     if not given:
-        return ours.encode()
+        return _cloud_config(config)
     from email.mime.multipart import MIMEMultipart
-    from email.mime.text import MIMEText
 
     message = MIMEMultipart(boundary=f"cocoon-{record['id']}")
-    part = MIMEText(given, "plain", "utf-8")  # cloud-init looks at its first line to learn what it is
-    part.add_header("Content-Disposition", "attachment", filename="user-data")
-    message.attach(part)
-    part = MIMEText(ours, "cloud-config", "utf-8")
-    part.add_header("Content-Disposition", "attachment", filename="cocoon")
-    part.add_header("Merge-Type", MERGE)
-    message.attach(part)
+    if user_data_text.is_message(given):  # text in a part would be one part, of no kind that cloud-init knows
+        message.attach(user_data_text.message(given))
+    else:  # cloud-init looks at its first line to learn what it is
+        message.attach(_part("user-data", "plain", given))
+    message.attach(_part("cocoon", "cloud-config", _cloud_config(config).decode(), MERGE))
+    if config.get("users"):
+        accounts = {user["name"]: {key: user[key] for key in user if key != "name"} for user in config["users"]}
+        text = _cloud_config({"users": accounts}).decode()
+        message.attach(_part("cocoon-users", "cloud-config", text, MERGE_MAPPING))
     return message.as_bytes()
+
+
+def _cloud_config(config: Record) -> bytes:
+    return b"#cloud-config\n" + _json(config)
+
+
+def _part(name: str, subtype: str, text: str, merge: str | None = None) -> t.Any:
+    from email.mime.text import MIMEText
+
+    part = MIMEText(text, subtype, "utf-8")
+    part.add_header("Content-Disposition", "attachment", filename=name)
+    if merge:
+        part.add_header("Merge-Type", merge)
+    return part

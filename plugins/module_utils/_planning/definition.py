@@ -11,6 +11,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import MAX_ROUTES, check_route
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import (
     DEFAULTS,
     DISK_UNIT,
@@ -39,12 +40,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
 STATES = ("present", "started", "stopped", "restarted", "paused", "hibernated", "absent")
 OFF_WORDS = ("off", "false", "no", "none")
 MAX_KERNEL_ARGS = 1024
-MAX_USER_DATA = 512 << 10
-# What cloud-init tells formats by: its own, scripts, templates, and messages of several parts.
-USER_DATA_KINDS = (
-    *("#cloud-", "#!", "#include", "#upstart-job", "#part-handler", "## template:"),
-    *("content-type:", "mime-version:"),
-)
 MAX_COUNT = 1000
 MAX_WORD = 64 << 10
 MAX_METRIC = (1 << 32) - 1
@@ -79,6 +74,8 @@ def normalise(item: t.Mapping[str, t.Any], prefix: str = "") -> Definition:
         raise InputError("is missing", prefix + "name", "Every VM needs a name.")
     if definition.get("disks_only") and "snapshot" not in definition:
         raise InputError("is for clones", prefix + "disks_only", "Name a snapshot to clone, or leave it out.")
+    if "user_data" in definition and any(option in definition for option in ("user", "password", "ssh_keys")):
+        user_data.check_accounts(definition["user_data"], prefix + "user_data")
     return definition
 
 
@@ -356,19 +353,7 @@ def _ssh_key(value: t.Any, option: str) -> str:
 
 
 def _user_data(value: t.Any, option: str) -> Secret:
-    """Text that says by its first line what it is, as cloud-init wants it; it may hold secrets and is not repeated."""
-    if isinstance(value, (dict, list, tuple)):
-        raise InputError("is not text", option, "Write it as a block (user_data: |) that begins with #cloud-config.")
-    text = str(value)
-    if len(text.encode()) > MAX_USER_DATA or "\0" in text:
-        raise InputError(f"is not text of at most {format_size(MAX_USER_DATA)}", option, "Have the guest fetch more.")
-    if not text.lower().startswith(USER_DATA_KINDS):
-        raise InputError(
-            "does not say in its first line what it is",
-            option,
-            "Begin it with #cloud-config, #! (a script), or another first line that cloud-init knows.",
-        )
-    return Secret(text)
+    return Secret(user_data.check(value, option))
 
 
 def _list(value: t.Any, option: str, check: Check, maximum: int = 1024) -> list[t.Any]:

@@ -107,8 +107,10 @@ def test_both_kinds_of_user_data() -> None:
     given = "#cloud-config\nhostname: größer\n"
     message = email.message_from_bytes(cidata.user_data(RECORD, {"user": "me", "user_data": given, **WORD}))
     assert message.get_content_type() == "multipart/mixed"
-    theirs, ours = message.get_payload()
+    theirs, ours, accounts = message.get_payload()
     assert theirs.get_payload(decode=True).decode() == given
+    assert accounts["Merge-Type"] == cidata.MERGE_MAPPING
+    assert "me" in json.loads(accounts.get_payload(decode=True).partition(b"\n")[2])["users"]
     assert ours.get_content_type() == "text/cloud-config" and ours["Merge-Type"] == cidata.MERGE
     text = ours.get_payload(decode=True).decode()
     assert json.loads(text.partition("\n")[2])["users"][0]["name"] == "me"
@@ -212,7 +214,7 @@ def test_what_later_boots_find_in_the_guest() -> None:
             assert yaml.safe_load(source["user-data"])["users"] == []
         first = cidata.user_data(RECORD, {**seed, "user_data": given})
         parts = [part.get_payload(decode=True) for part in email.message_from_bytes(first).walk()] if given else [first]
-        told = yaml.safe_load(parts[-1])
+        told = yaml.safe_load(parts[-2] if given else parts[0])
         assert told["write_files"][-1] == {"path": cidata.CONFIG_FILE, "permissions": "0600", "content": text}
         assert told["users"][0]["ssh_authorized_keys"] == seed["ssh_keys"]
 
@@ -253,18 +255,55 @@ def test_a_clone_is_told_by_the_serial_number(tmp_path: t.Any, monkeypatch: pyte
     assert cidata.serial_number(paths, record) == ""
 
 
+MESSAGE = 'MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary="B"\n\n--B\n{}\n--B--\n'
+PART = "Content-Type: text/cloud-config\n\n#cloud-config\nusers: {}\n"
+
+
 @pytest.mark.parametrize(
-    "text", ["#cloud-config\n", "#!/bin/sh", "## template: jinja\n#cloud-config", "Content-Type: x"]
+    "text",
+    [
+        *(
+            "#cloud-config\n",
+            "#!/bin/sh",
+            "## template: jinja\n#cloud-config",
+            "#Cloud-Config",
+            "#cloud-config-archive",
+        ),
+        *("#include\nhttp://192.0.2.1/x", "#cloud-boothook\n#!/bin/sh", "#part-handler\n"),
+        *(MESSAGE.format(PART), PART, "Merge-Type: list()\n" + PART, "From nobody Thu Jan  1\n" + PART),
+        MESSAGE.format("\n#!/bin/sh\n"),  # a part without headers is plain text, and says what it is
+        MESSAGE.format(PART).replace("\n", "\r\n"),
+        MESSAGE.format("Content-Type: text/part-handler\n\n#part-handler\n--B\n\nits own"),
+    ],
 )
 def test_user_data_is_taken(text: str) -> None:
     found = normalise({"name": "a", "user_data": text})["user_data"]
     assert found == text and text not in repr(found)
+    assert normalise({"name": "a", "user_data": "\ufeff\n" + text})["user_data"] == text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "packages: [secret]", {"secret": []}, "#cloud-config\0secret", "#!" + "x" * (1 << 20)]
+    "text",
+    [
+        *("", "packages: [secret]", {"secret": []}, "#cloud-config\0secret", "#!" + "x" * (1 << 20), "#cloud-confg\n"),
+        *("secret: 1\nother: 2\n", "Content-Type: text/plain\n\nsecret", "MIME-Version: 1.0\n\nsecret"),
+        *("Content-Type: multipart/mixed\n\n--B\nsecret\n--B--\n", MESSAGE.format("\nsecret")),
+    ],
 )
 def test_user_data_is_refused(text: t.Any) -> None:
     with pytest.raises(InputError) as caught:
         normalise({"name": "a", "user_data": text})
     assert caught.value.option == "user_data" and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["#cloud-config\nusers: {}\n", "## template: jinja\n#cloud-config\nusers: {}", PART])
+def test_accounts_that_nothing_can_be_put_beside(form: str) -> None:
+    for users in ("bob", "default, bob", '"bob"', "", "null", "~", "# none\npackages: []", "|\n bob"):
+        item = {"name": "a", "user_data": form.format(users)}
+        assert normalise(item)
+        for login in ({"user": "me"}, {"password": "x"}):
+            with pytest.raises(InputError, match="Write users as a list") as caught:
+                normalise({**item, **login}, "vms[1].")
+            assert caught.value.option == "vms[1].user_data"
+    for users in ("[]", "{bob: true}", "\n- bob", "  # all\n\n  # and\n  - bob", "\n  bob: true", "&x [bob]", "*x"):
+        assert normalise({"name": "a", "user": "me", "user_data": form.format(users)})

@@ -222,12 +222,14 @@ user:
   type: str
 password:
   description:
-    - Password of O(user). There is no default password; none means locked.
+    - Password of O(user), or its crypt hash (C($6$…), C($y$…), C($5$…), C($2b$…)), which is taken as it is. There is no
+      default password; none means locked.
     - The record keeps a salted digest, by which a later difference is seen.
   type: str
 ssh_keys:
   description:
-    - Public keys that may log in as O(user).
+    - Public keys that may log in as O(user). Each is a key or the text of an C(authorized_keys) file, with its comments
+      and options. What is no public key is refused.
   type: list
   elements: str
 user_data:

@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmqYFSlcXefdyXqNU+fZmC7wOFCNTX23nukQzizt6Lk x"
 SMALL = {"image": "tiny", "cpu": 1, "memory": "96M", "storage": "64M", "network": "lab"}
 
 
@@ -155,7 +156,7 @@ def test_a_stopped_vm_takes_such_changes_at_once(vm: Callable[..., Result]) -> N
         ({"data_disks": [{"name": "db", "size": "16M", "fstype": "ext4"}]}, "never shrinks"),
         ({"data_disks": [{"name": "db", "size": "32M", "fstype": "none"}]}, "fstype"),
         ({"owner": "somebody-else"}, "belongs to"),
-        ({"ssh_keys": ["ssh-ed25519 AAAA x"]}, "recreate: true"),
+        ({"ssh_keys": [KEY]}, "recreate: true"),
         ({"hypervisor": "firecracker"}, "firecracker"),
     ],
 )
@@ -166,12 +167,12 @@ def test_refusals_say_why_and_change_nothing(vm: Callable[..., Result], options:
 
 def test_a_rebuild_keeps_what_is_not_the_system_disk(vm: Callable[..., Result], host: Modules) -> None:
     before = vm(state="started", **SMALL, data_disks=[{"name": "db", "size": "16M"}])["vm"]
-    done = vm(state="started", recreate=True, force=True, ssh_keys=["ssh-ed25519 AAAA x"])
+    done = vm(state="started", recreate=True, force=True, ssh_keys=[KEY])
     assert "rebuild" in " ".join(done["actions"])
     assert done["vm"]["id"] == before["id"]
     assert done["vm"]["network_configs"] == before["network_configs"]
     assert [disk["name"] for disk in done["vm"]["data_disks"]] == ["db"]
-    assert not vm(state="started", recreate=True, ssh_keys=["ssh-ed25519 AAAA x"]).changed
+    assert not vm(state="started", recreate=True, ssh_keys=[KEY]).changed
 
 
 def test_a_dropped_disk_is_kept_and_comes_back(vm: Callable[..., Result], host: Modules) -> None:

@@ -12,6 +12,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, boot, cidata, power
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.login import is_hash
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -88,7 +89,9 @@ def write_login(run: Run, record: Record, login: Record) -> None:
 
 
 def _crypt(password: str) -> str:
-    """A SHA-512 crypt hash; the password goes through a pipe, never through a command line."""
+    """A password's SHA-512 crypt hash, by a pipe and never a command line; a password that is a hash is its own."""
+    if is_hash(password):
+        return password
     output = run_tool(["openssl", "passwd", "-6", "-stdin"], stdin=password.encode() + b"\n", package="openssl")
     return output.decode().strip()
 

@@ -11,7 +11,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import MAX_ROUTES, check_route
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import login, user_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import (
     DEFAULTS,
     DISK_UNIT,
@@ -339,17 +339,12 @@ def _user(value: t.Any, option: str) -> str:
 
 
 def _password(value: t.Any, option: str) -> Secret:
-    return Secret(_line("the password", 1024)(value, option))
+    return Secret(login.check_password(_line("the password", 1024)(value, option), option))
 
 
-def _ssh_key(value: t.Any, option: str) -> str:
-    text = str(value).strip()
-    if "PRIVATE KEY" in text:
-        raise InputError("this is a private key", option, "Give the public one, the file that ends in .pub.")
-    _line("the key", 16384)(text, option)
-    if len(text.split()) < 2:
-        raise InputError("this is not a public key", option, "Write it as in authorized_keys: ssh-ed25519 AAAA….")
-    return text
+def _ssh_keys(value: t.Any, option: str) -> list[str]:
+    texts = _list(value, option, lambda text, where: login.keys(str(text), where), 256)
+    return [key for found in texts for key in found]
 
 
 def _user_data(value: t.Any, option: str) -> Secret:
@@ -420,10 +415,6 @@ def _data_disks(value: t.Any, option: str) -> list[Definition]:
 
 def _ports(value: t.Any, option: str) -> list[str]:
     return _list(value, option, _port, 256)
-
-
-def _ssh_keys(value: t.Any, option: str) -> list[str]:
-    return _list(value, option, _ssh_key, 256)
 
 
 def _labels(value: t.Any, option: str) -> dict[str, str]:

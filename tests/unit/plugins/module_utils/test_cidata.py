@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import email
 import json
+import os
 import shutil
 import subprocess
+import types
 import typing as t
 
 import pytest
@@ -17,8 +19,9 @@ import yaml
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata, storage
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import login
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 
 RECORD: dict[str, t.Any] = {
@@ -87,6 +90,20 @@ def test_accounts(seed: dict[str, t.Any], user: dict[str, t.Any]) -> None:
     assert found["users"] == [user]
     assert found.get("disable_root") is (False if user["name"] == "root" else None)
     assert found.get("ssh_pwauth") is (True if "password" in seed else None)
+
+
+def test_a_hash_is_given_as_it_is(tmp_path: t.Any) -> None:
+    """And a password as its hash, to guests of both kinds."""
+    given = f"$y$j9T$saltsalt${'z' * 43}"
+    for kind, name in (("cloudimg", "cidata.json"), ("oci", "login.json")):
+        for password in (given, "plain", "$ecret$"):
+            run = types.SimpleNamespace(store=types.SimpleNamespace(paths=Paths(str(tmp_path))))
+            record = {**RECORD, "image_type": kind, "uid": os.getuid()}
+            (tmp_path / "vms" / record["id"]).mkdir(parents=True, exist_ok=True)
+            storage.give_login(t.cast(t.Any, run), record, {"user": "me", "password": password})
+            document = json.loads((tmp_path / "vms" / record["id"] / name).read_text())
+            assert (document["password"] == given) is (password == given)
+            assert login.is_hash(document["password"])
 
 
 def test_nobody_without_login_data() -> None:
@@ -301,9 +318,9 @@ def test_accounts_that_nothing_can_be_put_beside(form: str) -> None:
     for users in ("bob", "default, bob", '"bob"', "", "null", "~", "# none\npackages: []", "|\n bob"):
         item = {"name": "a", "user_data": form.format(users)}
         assert normalise(item)
-        for login in ({"user": "me"}, {"password": "x"}):
+        for given in ({"user": "me"}, {"password": "x"}):
             with pytest.raises(InputError, match="Write users as a list") as caught:
-                normalise({**item, **login}, "vms[1].")
+                normalise({**item, **given}, "vms[1].")
             assert caught.value.option == "vms[1].user_data"
     for users in ("[]", "{bob: true}", "\n- bob", "  # all\n\n  # and\n  - bob", "\n  bob: true", "&x [bob]", "*x"):
         assert normalise({"name": "a", "user": "me", "user_data": form.format(users)})

@@ -40,7 +40,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB
 
 PASSWORD = "hunter2-and-more"
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIexample someone@example"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmqYFSlcXefdyXqNU+fZmC7wOFCNTX23nukQzizt6Lk someone@example"
 
 UP = Observed(running=True)
 DOWN = Observed()

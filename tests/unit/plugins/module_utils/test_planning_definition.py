@@ -15,7 +15,20 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definitio
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIexample someone@example"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmqYFSlcXefdyXqNU+fZmC7wOFCNTX23nukQzizt6Lk someone@example"
+ECDSA = (
+    "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBK2AoDodDRPhz1icCkZVruQJR1YV"
+    "kYIcBmCRBYJN0/jHwktPJfY5llFn3h0JxXZfFQ9aZk0VfV040dMbp8O6U2s= someone@example"
+)
+OPTIONS = 'from="10.0.0.0/8,192.0.2.1",command="echo \\"a b\\" #" '
+BLOB = KEY.split()[1]
+HASHES = (
+    "$1$Zc4p/2Q1$3rQG8Jb8nKn1GJm1sJcZp/",
+    f"$5$rounds=5000$saltsalt${'a' * 43}",
+    f"$6$saltsalt${'./aZ' * 21}ab",
+    f"$2b$12${'x' * 53}",
+    f"$y$j9T$F5Jx5fExrKuPp53xLKQ..1${'z' * 43}",
+)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +65,10 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIexample someone@example"
         ("data_disks", [{"name": "d", "fstype": "none"}], [{"name": "d", "fstype": "none"}]),
         ("ssh_keys", [f" {KEY}\n"], [KEY]),
         ("ssh_keys", [], []),
+        ("ssh_keys", [f"# who may\r\n\r\n{KEY}\r\n", ECDSA], [KEY, ECDSA]),
+        ("ssh_keys", [f"ssh-ed25519\t{BLOB}"], [f"ssh-ed25519\t{BLOB}"]),
+        ("ssh_keys", [OPTIONS + KEY, f"no-pty {ECDSA} grün"], [OPTIONS + KEY, f"no-pty {ECDSA} grün"]),
+        *(("password", text, text) for text in (*HASHES, "$ecret$", "$6", "pa$6$ss")),
         ("labels", {"tier": "web", 1: 2}, {"tier": "web", "1": "2"}),
         ("labels", {}, {}),
         ("image", "sha256:00ff", "sha256:00ff"),
@@ -123,7 +140,19 @@ def test_values(option, value, expected):
         ("password", "a\nroot:b", "password", "one line"),
         ("ssh_keys", KEY, "ssh_keys", "list"),
         ("ssh_keys", ["ssh-ed25519"], "ssh_keys[0]", "authorized_keys"),
-        ("ssh_keys", [KEY + "\n" + KEY], "ssh_keys[0]", "one line"),
+        ("ssh_keys", [KEY, f"{KEY}\n# x\nssh-rsa"], "ssh_keys[1]", "line 3 is not a public key"),
+        ("ssh_keys", [f"ssh-rsa {BLOB}"], "ssh_keys[0]", "not a public key"),  # another type than it is of
+        ("ssh_keys", [KEY[:60]], "ssh_keys[0]", "Write it whole"),
+        ("ssh_keys", ["ssh-ed25519 AAAA x"], "ssh_keys[0]", "not a public key"),
+        ("ssh_keys", ["ssh-ed25519 someone@example"], "ssh_keys[0]", "not a public key"),
+        ("ssh_keys", [f'from="10.0.0.1 {KEY}'], "ssh_keys[0]", "not a public key"),
+        ("ssh_keys", [BLOB], "ssh_keys[0]", "authorized_keys"),
+        ("ssh_keys", [f"{KEY} \x1b[0m"], "ssh_keys[0]", "not text"),
+        ("ssh_keys", [" \n# none\n"], "ssh_keys[0]", "no public key"),
+        ("ssh_keys", ["---- BEGIN SSH2 PUBLIC KEY ----"], "ssh_keys[0]", "ssh-keygen -i"),
+        *(("password", text[:-1], "password", "whole hash") for text in HASHES),
+        ("password", "$6$x", "password", "whole hash"),
+        ("password", HASHES[2] + "\n", "password", "one line"),
         ("ssh_keys", ["-----BEGIN OPENSSH PRIVATE KEY-----"], "ssh_keys[0]", ".pub"),
         ("kernel_args", "a\nb", "kernel_args", "one line"),
         ("kernel_args", "x" * 1025, "kernel_args", "1024"),

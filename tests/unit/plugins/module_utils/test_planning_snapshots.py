@@ -33,6 +33,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB, Record
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmqYFSlcXefdyXqNU+fZmC7wOFCNTX23nukQzizt6Lk me"
 DAY = 86400
 NOW = 1_800_000_000.0
 UP, DOWN, STANDING = Observed(running=True), Observed(), Observed(running=True, paused=True)
@@ -344,7 +345,7 @@ def test_a_clones_hypervisor(snapshot: Record, options: Definition, inherited: t
         ({"storage": "5G"}, "storage"),
         ({"user": "me"}, "user"),
         ({"password": "secret-word"}, "password"),
-        ({"ssh_keys": ["ssh-ed25519 AAAA me"]}, "ssh_keys"),
+        ({"ssh_keys": [KEY]}, "ssh_keys"),
         ({"balloon": "256M"}, "balloon"),
         ({"nics": [{"network": "lab"}]}, "nics"),
         ({"nics": []}, "nics"),
@@ -361,7 +362,7 @@ def test_what_a_clone_cannot_have(options: Definition, named: str) -> None:
 
 @pytest.mark.parametrize("option", ["user", "password", "ssh_keys"])
 def test_login_data_is_the_snapshots_even_without_memory(option: str) -> None:
-    value = ["ssh-ed25519 AAAA me"] if option == "ssh_keys" else "someone"
+    value = [KEY] if option == "ssh_keys" else "someone"
     assert refused(DISKS, **{option: value}).option == option
 
 

@@ -10,7 +10,7 @@ import textwrap
 _OPTIONS = r"""
 name:
   description:
-    - Name of the VM, unique in its store. Also the guest's hostname.
+    - Name of the VM, unique in its store. Its guest's host name is made of it, see O(hostname).
     - Letters, digits, dots, underscores and hyphens, at most 63, beginning with a letter or digit.
   type: str
   required: true
@@ -214,6 +214,13 @@ secret_env:
 working_dir:
   description:
     - The folder to run the command in.
+  type: str
+hostname:
+  description:
+    - What the guest calls itself, letters, digits and hyphens in labels between dots; not a number.
+    - Where omitted or empty, it is O(name) with underscores as hyphens, without hyphens at the ends of labels, and with
+      C(vm-) before a last label that is a number.
+    - A disk image hears of it at its first boot only.
   type: str
 user:
   description:

@@ -92,6 +92,7 @@ def vm_resources() -> Spec:
         "env": {"type": "dict"},
         "secret_env": {"type": "dict", "no_log": True},
         "working_dir": {"type": "str"},
+        "hostname": {"type": "str"},
         "user": {"type": "str"},
         "password": {"type": "str", "no_log": True},
         "ssh_keys": {"type": "list", "elements": "str", "no_log": False},

@@ -34,6 +34,8 @@ PAUSED = "paused"
 HIBERNATED = "hibernated"
 
 NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}\Z")
+LABEL_RE = re.compile(r"^[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?\Z")
+NUMBER_RE = re.compile(r"^(?:[0-9]+|0[xX][0-9a-fA-F]*)\Z")
 DISK_NAME_RE = re.compile(r"^(?!cocoon-)[a-z][a-z0-9_-]{0,19}\Z")
 USER_RE = re.compile(r"^[a-z_][a-z0-9_-]{0,31}\Z")
 MAC_RE = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
@@ -41,6 +43,7 @@ NO_MAC = "00:00:00:00:00:00"
 SIZE_RE = re.compile(r"^\s*([0-9]+)\s*([KMGT]?)(?:i?B)?\s*\Z", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+MAX_HOST_NAME = 63  # Linux's own limit is 64; a label's is 63
 MIN_DATA_DISK = 16 * MIB
 
 Record = dict[str, t.Any]
@@ -129,6 +132,35 @@ def check_name(name: str, option: str = "name") -> str:
             f"'{name}' is not a valid name",
             option,
             "Use letters, digits, dots, underscores and hyphens, at most 63, beginning with a letter or digit.",
+        )
+    return name
+
+
+def host_name(record: t.Mapping[str, t.Any]) -> str:
+    """What a VM calls itself: the ``hostname`` it was given, else its name made one. All that tell a guest ask here."""
+    return record.get("hostname") or derive_host_name(record["config"]["name"])
+
+
+def derive_host_name(name: str) -> str:
+    """A VM's name as a host name, which has letters, digits and hyphens, and labels of them between dots.
+
+    Underscores become hyphens; labels lose hyphens at their ends, and go where nothing is left. A last label that
+    could be a number, which would be taken for an address, gets ``vm-`` before it.
+    """
+    labels = [label for label in (part.strip("-") for part in name.replace("_", "-").split(".")) if label]
+    if labels and NUMBER_RE.match(labels[-1]):
+        labels[-1] = f"vm-{labels[-1]}"
+    return ".".join(labels)[:MAX_HOST_NAME].rstrip("-.") or "vm"
+
+
+def check_host_name(name: str, option: str) -> str:
+    """*name* if it is a host name, labels of letters, digits and hyphens, that is no number or address."""
+    labels = name.split(".")
+    if len(name) > MAX_HOST_NAME or not all(map(LABEL_RE.match, labels)) or NUMBER_RE.match(labels[-1]):
+        raise InputError(
+            f"'{name}' is not a host name",
+            option,
+            f"Use letters, digits and hyphens, with dots between labels, at most {MAX_HOST_NAME}; not digits only.",
         )
     return name
 

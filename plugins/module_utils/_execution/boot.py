@@ -14,7 +14,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, Record, host_name
 
 COW_SERIAL = "cocoon-cow"
 # What an x86 kernel takes; it would cut off the rest.
@@ -44,7 +44,7 @@ def kernel_command_line(record: Record, image: Record) -> str:
         # KVM it does not test.
         parts.append("no_timer_check")
     nics = settings.settings_of(record)
-    name = record["config"]["name"]
+    name = host_name(record)
     if nics:
         parts.append("net.ifnames=0")
     # Cocoon says it with NICs only. A guest without any has a name as well.

@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data as user_data_text
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
 
 SEED = "cidata.json"
 VOLUME = "cidata.img"
@@ -153,7 +153,7 @@ def serial_number(paths: Paths, record: Record) -> str:
     clone = record.get("snapshot_id") and record.get("cidata_given")
     if not clone or storage_config(paths, record) is None:
         return ""
-    return f"ds=nocloud;i={record['id']};h={record['config']['name']}"
+    return f"ds=nocloud;i={record['id']};h={host_name(record)}"
 
 
 def _json(document: t.Any) -> bytes:
@@ -162,7 +162,7 @@ def _json(document: t.Any) -> bytes:
 
 
 def meta_data(record: Record) -> Record:
-    return {"instance-id": record["id"], "local-hostname": record["config"]["name"]}
+    return {"instance-id": record["id"], "local-hostname": host_name(record)}
 
 
 def cloud_config(record: Record, seed: Record) -> Record:

@@ -71,6 +71,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "command": wanted.get("command") or [],
         "env": wanted.get("env") or {},
         "working_dir": wanted.get("working_dir") or "",
+        "hostname": wanted.get("hostname") or "",
         "firmware": wanted.get("firmware"),
         "nics": wanted.get("nics") or [],
         "ports": wanted.get("ports") or [],

@@ -448,6 +448,7 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
         own_kernel=not kernel.needed(image),
         login=reserve.login_of(wanted),
         firmware=wanted.get("firmware"),
+        hostname=wanted.get("hostname") or "",
         first_booted=False,
         phase=PHASE_REBUILD,
         **run.driver(wanted["hypervisor"]).pin(wanted["accel"]),

@@ -20,7 +20,7 @@ import uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import identity_lines, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
 
 VERSION = 1
 SEED_BYTES = 64
@@ -35,7 +35,7 @@ def message(record: Record, old_macs: t.Sequence[str], guest_uuid: str) -> bytes
         f"cocoon-identity {VERSION}",
         f"time {time.time():.6f}",
         f"seed {os.urandom(SEED_BYTES).hex()}",
-        f"hostname {record['config']['name']}",
+        f"hostname {host_name(record)}",
         f"machine-id {uuid.UUID(guest_uuid).hex}",
         *identity_lines(settings_of(record), old_macs),
         "end",

@@ -62,7 +62,7 @@ SCALARS: t.Mapping[str, str] = {
 }
 # Fields of the record itself that bear an option's name.
 RECORDED = (
-    *("hypervisor", "accel", "kernel_args", "firmware", "watchdog"),
+    *("hypervisor", "accel", "kernel_args", "firmware", "watchdog", "hostname"),
     *("memory_backing", "labels", "owner", "ports", "balloon"),
     *CONTAINER,
 )
@@ -76,6 +76,7 @@ LOGIN_DIFFERS, IMAGE_DIFFERS = REBUILD, REBUILD
 NICS_DIFFER = RESTART
 PORTS_DIFFER = LIVE
 SECRET_ENV_DIFFERS = RESTART
+HOSTNAME, HOSTNAME_OF_DISK = RESTART, REBUILD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +192,7 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
     return [
         *_snapshot(record, definition),
         *_scalars(record, definition),
+        *_hostname(record, definition),
         *_owner(record, definition),
         *_storage(record, definition),
         *_login(record, definition),
@@ -209,6 +211,14 @@ def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
         before, after = have.get(option, DEFAULTS.get(option)), definition[option]
         if before != after:
             yield Difference(option, shown(option, before), shown(option, after), how, values={option: after})
+
+
+def _hostname(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    """A disk image hears of it at its first boot only, other guests at each."""
+    before, after = record.get("hostname") or "", definition.get("hostname")
+    if after is not None and before != after:
+        how = HOSTNAME_OF_DISK if record.get("image_type") == "cloudimg" else HOSTNAME
+        yield Difference("hostname", before, after, how, fields={"hostname": after})
 
 
 def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference]:

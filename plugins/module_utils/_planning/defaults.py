@@ -29,6 +29,7 @@ DEFAULTS: t.Mapping[str, t.Any] = {
     "env": {},
     "secret_env": {},
     "working_dir": "",
+    "hostname": "",
     "labels": {},
     "ports": [],
     "balloon": None,

@@ -30,6 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     MIB,
     MIN_DATA_DISK,
     USER_RE,
+    check_host_name,
     check_ip,
     check_mac,
     check_name,
@@ -347,6 +348,10 @@ def _ssh_keys(value: t.Any, option: str) -> list[str]:
     return [key for found in texts for key in found]
 
 
+def _hostname(value: t.Any, option: str) -> str:
+    return check_host_name(str(value), option) if value != "" else ""
+
+
 def _user_data(value: t.Any, option: str) -> Secret:
     return Secret(user_data.check(value, option))
 
@@ -475,6 +480,7 @@ _CHECKS: dict[str, Check] = {
     "password": _password,
     "ssh_keys": _ssh_keys,
     "user_data": _user_data,
+    "hostname": _hostname,
     "firmware": _choice(UEFI, BIOS),
     "kernel_args": _kernel_args,
     "entrypoint": _words,

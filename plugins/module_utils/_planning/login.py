@@ -17,14 +17,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 MAX_KEY = 16384
 # How the hashes of crypt(5) begin: MD5, SHA-256, SHA-512, bcrypt, yescrypt, gost-yescrypt, scrypt.
 _METHOD_RE = re.compile(r"\$(?:1|5|6|2[abxy]|y|gy|7)\$")
-_SALT, _HASH = r"[./0-9A-Za-z]", r"[./0-9A-Za-z]"
 _HASH_RE = re.compile(
-    rf"(?:\$1\${_SALT}{{1,8}}\${_HASH}{{22}}"
-    rf"|\$5\$(?:rounds=\d{{1,9}}\$)?[^$:\s]{{1,16}}\${_HASH}{{43}}"
-    rf"|\$6\$(?:rounds=\d{{1,9}}\$)?[^$:\s]{{1,16}}\${_HASH}{{86}}"
-    rf"|\$2[abxy]\$\d\d\${_HASH}{{53}}"
-    rf"|\$g?y\${_SALT}+\${_SALT}{{1,86}}\${_HASH}{{43}}"
-    rf"|\$7\${_SALT}{{11,97}}\${_HASH}{{43}})"
+    r"(?:\$1\$[^\$:\s]{1,8}\$[./0-9A-Za-z]{22}"
+    r"|\$5\$(?:rounds=[0-9]{1,9}\$)?[^\$:\s]{1,16}\$[./0-9A-Za-z]{43}"
+    r"|\$6\$(?:rounds=[0-9]{1,9}\$)?[^\$:\s]{1,16}\$[./0-9A-Za-z]{86}"
+    r"|\$2[abxy]\$[0-9]{2}\$[./0-9A-Za-z]{53}"
+    r"|\$g?y\$[./0-9A-Za-z]+\$[./0-9A-Za-z]{1,86}\$[./0-9A-Za-z]{43}"
+    r"|\$7\$[./0-9A-Za-z]{11,97}\$[./0-9A-Za-z]{43})\Z"
 )
 # An option before a key's type may hold spaces and commas between quotation marks.
 _OPTIONS_RE = re.compile(r'(?:[^\s"]|"(?:[^"\\]|\\.)*")+[ \t]+')
@@ -34,7 +33,7 @@ _KEY_RE = re.compile(r"([!-~]+)[ \t]+([A-Za-z0-9+/]+=*)(?:\s|\Z)")
 
 def is_hash(password: str) -> bool:
     """Whether a password is given as its crypt hash."""
-    return _HASH_RE.fullmatch(password) is not None
+    return _HASH_RE.match(password) is not None
 
 
 def check_password(password: str, option: str) -> str:

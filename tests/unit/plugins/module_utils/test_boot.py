@@ -41,6 +41,12 @@ def test_an_emulated_cpu_may_be_late_for_the_timer() -> None:
     assert "no_timer_check" not in boot.kernel_command_line({**RECORD, "accel": "kvm"}, IMAGE)
 
 
+def test_a_name_that_is_no_host_name() -> None:
+    named = {**RECORD, "config": {"name": "Deb_Two.7"}}
+    line = boot.kernel_command_line(named, IMAGE)
+    assert " cocoon.hostname=Deb-Two.vm-7 " in line and ":Deb-Two.vm-7:eth0:" in line and "Deb_Two" not in line
+
+
 def test_without_nics_the_name_is_all_that_is_said_about_the_network() -> None:
     line = boot.kernel_command_line({**RECORD, "network_configs": [], "kernel_args": ""}, IMAGE)
     assert line.endswith("cocoon.cow=cocoon-cow rw cocoon.hostname=web1")

@@ -19,8 +19,8 @@ import yaml
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata, storage
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import login
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 
@@ -62,6 +62,8 @@ def test_network_by_mac() -> None:
 
 
 def test_names() -> None:
+    named = {**RECORD, "config": {"name": "web_1."}}
+    assert cidata.meta_data(named)["local-hostname"] == "web-1"
     assert cidata.meta_data(RECORD) == {"instance-id": "a" * 26, "local-hostname": "web1"}
 
 

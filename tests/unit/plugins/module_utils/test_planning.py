@@ -228,7 +228,7 @@ TOP = ("hypervisor", "accel", "image_id", "image_digest", "kernel_args", "labels
 
 def _take(record, wanted):
     record["config"] = {"name": wanted["name"], **{key: wanted[key] for key in CONFIG}}
-    record.update({key: wanted[key] for key in (*TOP, "balloon")})
+    record.update({key: wanted[key] for key in (*TOP, "balloon", "hostname")})
     record["login"] = login_digests(wanted, "pepper")
     record["network_configs"] = _nic_configs(wanted["nics"])
     record["image_type"] = IMAGES[wanted["image"]]["type"]
@@ -383,6 +383,8 @@ ROWS = [
     ("secret_env", CONTAINER_VM, {"secret_env": {"PASSWORD": "new"}}, "restart", ["set_secret_env"]),
     ("secret_env gone", CONTAINER_VM, {"secret_env": {}}, "restart", ["set_secret_env"]),
     ("working_dir", CONTAINER_VM, {"working_dir": "/srv"}, "restart", ["configure"]),
+    ("hostname", {}, {"hostname": "db.example"}, "restart", ["configure"]),
+    ("hostname of a disk image", DISK_VM, {"hostname": "db"}, "rebuild", ["rebuild"]),
     ("watchdog", {}, {"watchdog": False}, "restart", ["configure"]),
     ("memory_backing", {}, {"memory_backing": "disk"}, "restart", ["configure"]),
     ("snapshot", {}, {"snapshot": "warm"}, "refused", []),
@@ -873,6 +875,7 @@ def test_create_applies_the_defaults():
         "disk_queue_size": 512, "network": None, "nics": [], "ports": [], "data_disks": [], "user": None,
         "password": None, "ssh_keys": None, "kernel_args": "", "labels": {}, "owner": "store-1",
         "entrypoint": [], "command": [], "env": {}, "secret_env": {}, "working_dir": "",
+        "hostname": "",
         "no_direct_io": False, "windows": False, "balloon": None, "watchdog": True,
         "user_data": None, "firmware": None, "memory_backing": "ram",
     }  # fmt: skip
@@ -1077,7 +1080,7 @@ def test_a_diff_shows_which_user_and_which_keys():
     assert "only its digest" in HOST.plan(old, change).diff["before"]["ssh_keys"]
     with pytest.raises(ChangeRefusedError) as caught:
         HOST.plan(made(), {"ssh_keys": [OTHER_KEY]}, UP)
-    words = "ssh_keys (+ ssh-ed25519 …AAAAIanother someone@another, - ssh-ed25519 …AAAAIexample someone@example)"
+    words = "ssh_keys (+ ssh-ed25519 …3nukQzizt6Lk someone@another, - ssh-ed25519 …3nukQzizt6Lk someone@example)"
     assert words in str(caught.value)
 
 

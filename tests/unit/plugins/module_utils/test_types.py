@@ -87,3 +87,30 @@ def test_derived_macs_are_local_unicast_and_differ_by_attempt() -> None:
 
 def test_now_is_rfc3339() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", types.now())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, name) for name in ("web1", "Web-1", "db.example", "0ad", "a1.2b", "x" * 63)),
+        *(("Deb_Two.x", "Deb-Two.x"), ("web_", "web"), ("web-", "web"), ("web.", "web"), ("a..b", "a.b")),
+        *(("a._.b", "a.b"), ("a_.-b", "a.b"), ("a__b", "a--b"), ("x" * 62 + "_", "x" * 62)),
+        *(("42", "vm-42"), ("10.0.0.1", "10.0.0.vm-1"), ("web.7", "web.vm-7"), ("0x1F", "vm-0x1F")),
+        *(("0" * 63, "vm-" + "0" * 60), ("x" * 61 + ".1", "x" * 61 + ".v"), ("0_.", "vm-0")),
+    ],
+)
+def test_host_names_made_of_names(name: str, expected: str) -> None:
+    assert types.check_name(name) == name
+    assert types.host_name({"config": {"name": name}}) == expected
+    assert types.check_host_name(expected, "hostname") == expected
+    assert types.derive_host_name(expected) == expected
+    assert types.host_name({"config": {"name": name}, "hostname": "given.example"}) == "given.example"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a_b", "-a", "a-", "a.", ".a", "a..b", "ä", "a b", "42", "a.7", "10.0.0.1", "0x1", "x" * 64, "a\n"]
+)
+def test_bad_host_names(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        types.check_host_name(name, "hostname")
+    assert caught.value.option == "hostname" and "hyphens" in str(caught.value)

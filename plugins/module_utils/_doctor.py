@@ -62,7 +62,7 @@ def check_python(facts: Facts) -> Check:
 
 
 def check_libraries(facts: Facts) -> list[Check]:
-    """The libraries, in the interpreter that runs the modules. Only the last is not needed for QEMU."""
+    """The libraries, in the interpreter that runs the modules. Only the last is for some hypervisors alone."""
     found = []
     for module, distribution in LIBRARIES.items():
         version = facts.libraries[module]
@@ -83,8 +83,9 @@ def check_hypervisor(facts: Facts) -> Check:
     works = [found for found in facts.hypervisors if found["available"]]
     if works:
         return check("hypervisor", PASS, ", ".join(f"{found['name']} {found['version']}" for found in works))
-    reasons = [f"{found['name']}: {found['reason']}" for found in facts.hypervisors if found["name"] == "qemu"]
-    remedy = "Install qemu-system-x86 (RHEL family: qemu-kvm), or run the role cocoon.microvm.host."
+    served = [found for found in facts.hypervisors if found.get("remedy")]
+    reasons = [f"{found['name']}: {found['reason']}" for found in served]
+    remedy = next((found["remedy"] for found in served), "Run the role cocoon.microvm.host.")
     return check("hypervisor", FAIL, "; ".join(reasons) or "none", remedy)
 
 
@@ -92,7 +93,8 @@ def check_uefi(facts: Facts) -> Check:
     """Without it disk images boot by BIOS, if they can."""
     found = any("uefi" in hypervisor.get("firmware", ()) for hypervisor in facts.hypervisors)
     detail = "installed" if found else "not installed; disks that boot by UEFI alone do not boot"
-    remedy = "Install ovmf (RHEL family: edk2-ovmf), or run the role cocoon.microvm.host."
+    remedies = [hypervisor["uefi_remedy"] for hypervisor in facts.hypervisors if hypervisor.get("uefi_remedy")]
+    remedy = next(iter(remedies), "Run the role cocoon.microvm.host.")
     return check("uefi", PASS if found else WARN, detail, remedy)
 
 

@@ -36,7 +36,6 @@ TOOLS: dict[str, tuple[str, ...]] = {
 }
 # Import name and the name under which it is distributed.
 LIBRARIES = {"pyroute2": "pyroute2", "jsonschema": "jsonschema", "requests_unixsocket": "requests-unixsocket"}
-BINARIES = {"cloud-hypervisor": "cloud-hypervisor", "firecracker": "firecracker", "qemu": "qemu-system-x86_64"}
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KINDS = {"vms": "vm", "images": "image", "networks": "network", "snapshots": "snapshot"}
 SUBORDINATE_FILES = ("/etc/subuid", "/etc/subgid")
@@ -179,7 +178,7 @@ def _hypervisor(name: str, paths: Paths) -> Record:
     try:
         return dataclasses.asdict(registry.driver(name, paths).probe())
     except CocoonError as exc:
-        binary = shutil.which(BINARIES[name], path=SEARCH_PATH)
+        binary = shutil.which(name, path=SEARCH_PATH)
         version = first_version(_output([binary, "--version"])) if binary else None
         return {
             "name": name,
@@ -189,6 +188,8 @@ def _hypervisor(name: str, paths: Paths) -> Record:
             "reason": str(exc),
             "accels": (),
             "firmware": (),
+            "remedy": None,
+            "uefi_remedy": None,
         }
 
 

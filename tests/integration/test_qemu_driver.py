@@ -19,7 +19,7 @@ import sys
 import tarfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline, probe
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, guest_uuid
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline, probe, sockets
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import driver as qemu
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, identify, start_time
@@ -85,14 +85,14 @@ class Lab:
     kernel: str = ""
     initrd: str = ""
 
-    def launch(self, **changes: object) -> Launch:
-        """A VM of its own directories, like those that the engine makes."""
+    def launch(self, pin: Mapping[str, str] | None = None, **changes: object) -> Launch:
+        """A VM of its own directories, like those that the engine makes; *pin* of another machine."""
         vm_id = new_id()
         for path, mode in ((self.paths.vm_run(vm_id), 0o700), (self.paths.vm_log(vm_id), 0o711)):
             os.mkdir(path, mode)
             os.chmod(path, mode)
         os.mkdir(self.paths.vm_dir(vm_id), 0o711)
-        pins = self.driver.pin("tcg")
+        pins = {**self.driver.pin("tcg"), **(pin or {})}
         values: dict[str, object] = {
             "vm_id": vm_id,
             "name": "guest",
@@ -101,8 +101,7 @@ class Lab:
             "cpu": 1,
             "memory": MEMORY,
             "accel": "tcg",
-            "machine": pins["machine"],
-            "cpu_model": pins["cpu_model"],
+            "pins": pins,
             "boot": BootConfig(kernel_path=self.kernel, initrd_path=self.initrd, cmdline="console=ttyS0 quiet panic=5"),
             "ram_path": self.paths.ram_file(vm_id),
             "run_dir": self.paths.vm_run(vm_id),
@@ -111,6 +110,9 @@ class Lab:
             "groups": (BLOB_GROUP,),
         }
         return Launch(**{**values, **changes})  # type: ignore[arg-type]
+
+    def start(self, launch: Launch) -> Process:
+        return self.driver.start(launch, self.driver.confine(launch))
 
     def disk(self, launch: Launch, name: str, size: int = 16 * MIB) -> str:
         """A raw disk file, the VM's own."""
@@ -131,7 +133,7 @@ class Guest:
         self.process = process
         self.run_dir = launch.run_dir
         self.console = socket.socket(socket.AF_UNIX)
-        self.console.connect(os.path.join(launch.run_dir, launcher.CONSOLE_SOCKET))
+        self.console.connect(sockets.endpoints(launch.run_dir).console or "")
         self.seen = b""
 
     def expect(self, pattern: bytes, timeout: float) -> re.Match[bytes]:
@@ -171,7 +173,7 @@ class Guest:
         self.console.close()
         launcher.kill(self.process)
         self.process.close()
-        launcher.clean(self.launch.run_dir, self.launch.ram_path)
+        qemu._clean(self.launch)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +223,7 @@ def bootable(lab: Lab) -> Lab:
 
 @contextlib.contextmanager
 def running(lab: Lab, launch: Launch) -> Iterator[Guest]:
-    guest = Guest(lab, launch, lab.driver.start(launch))
+    guest = Guest(lab, launch, lab.start(launch))
     try:
         yield guest
     finally:
@@ -247,7 +249,7 @@ def guest(bootable: Lab) -> Iterator[Guest]:
             Disk("cocoon-cow", bootable.disk(launch, "cow"), direct=True),
             Disk("first", bootable.disk(launch, "first"), removable=True),
         ),
-        fw_cfg={"opt/cocoon/login": login},
+        guest_data={"login": login},
     )
     with running(bootable, launch) as started:
         yield started.ready()
@@ -276,7 +278,7 @@ def test_boots_and_sees_its_devices(guest: Guest) -> None:
     assert guest.run("cat /sys/class/virtio-ports/vport*/name") == "org.qemu.guest_agent.0"
     vm_id = guest.launch.vm_id
     assert guest.run("cat /sys/class/dmi/id/product_serial") == vm_id
-    assert guest.run("cat /sys/class/dmi/id/product_uuid").lower() == commandline.guest_uuid(vm_id)
+    assert guest.run("cat /sys/class/dmi/id/product_uuid").lower() == guest_uuid(vm_id)
 
 
 def test_guest_has_the_features_of_x86_64_v2(guest: Guest) -> None:
@@ -526,17 +528,17 @@ def pids_of(uid: int) -> set[int]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"machine": "pc-q35-0.1"}, "unsupported machine type"),
-        ({"cpu_model": "qemu64-v1,avx512f=on"}, r"avx512f|doesn't support requested feature"),
+        ({"pin": {"machine": "pc-q35-0.1"}}, "unsupported machine type"),
+        ({"pin": {"cpu_model": "qemu64-v1,avx512f=on"}}, r"avx512f|doesn't support requested feature"),
         ({"boot": {"kernel_path": "/etc/shadow", "cmdline": "quiet"}}, "(?i)could not open.*shadow|permission denied"),
     ],
 )
 def test_hypervisor_that_dies_at_its_start(lab: Lab, changes: dict[str, object], message: str) -> None:
-    launch = lab.launch(**{"boot": {"kernel_path": "/dev/null", "cmdline": ""}, **changes})
+    launch = lab.launch(**{"boot": {"kernel_path": "/dev/null", "cmdline": ""}, **changes})  # type: ignore[arg-type]
     before = pids_of(launch.uid)
     began = time.monotonic()
     with pytest.raises(HypervisorError, match=message) as caught:
-        lab.driver.start(launch)
+        lab.start(launch)
     assert time.monotonic() - began < 10
     assert "did not start (exit status 1)" in str(caught.value)
     assert pids_of(launch.uid) == before
@@ -562,7 +564,8 @@ def test_launcher_killed_between_spawn_and_handshake(bootable: Lab) -> None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import driver as qemu
         qemu.QemuDriver._run = lambda *_all: os.kill(os.getpid(), signal.SIGKILL)
         paths, launch = pickle.loads(sys.stdin.buffer.read())
-        qemu.QemuDriver(paths, sys.argv[1]).start(launch)
+        driver = qemu.QemuDriver(paths, sys.argv[1])
+        driver.start(launch, driver.confine(launch))
         """
     )
     done = subprocess.run(
@@ -577,10 +580,10 @@ def test_launcher_killed_between_spawn_and_handshake(bootable: Lab) -> None:
     assert len(left) == 1
     (process,) = Process.scan(launch.uid, left)
     with process:
-        assert bootable.driver.status(launch.run_dir) == "prelaunch"
+        assert bootable.driver.status(launch.run_dir) == "paused"
         process.end(2.0)
         assert start_time(process.pid) is None
-    launcher.clean(launch.run_dir, launch.ram_path)
+    qemu._clean(launch)
 
 
 def test_same_disk_is_not_opened_twice(bootable: Lab) -> None:
@@ -589,7 +592,7 @@ def test_same_disk_is_not_opened_twice(bootable: Lab) -> None:
     other = bootable.launch(disks=launch.disks)
     with running(bootable, launch):
         with pytest.raises(HypervisorError, match="lock"):
-            bootable.driver.start(other)
+            bootable.start(other)
 
 
 def test_disk_image_boots_by_bios(lab: Lab) -> None:
@@ -619,9 +622,11 @@ def test_disk_image_boots_by_bios(lab: Lab) -> None:
 def test_pins_are_what_qemu_calls_them(lab: Lab) -> None:
     pins = lab.driver.pin("tcg")
     assert re.fullmatch(r"pc-q35-\S+", pins["machine"])
-    assert re.match(r"\d+\.\d+\.\d+$", pins["hypervisor_version"])
+    assert set(pins) == set(lab.driver.pinned)
+    version = lab.driver.version()
+    assert re.match(r"\d+\.\d+\.\d+$", version)
     found = lab.driver.probe()
-    assert found.available and "tcg" in found.accels and found.version == pins["hypervisor_version"]
+    assert found.available and "tcg" in found.accels and found.version == version
 
 
 def test_kvm_where_it_works(bootable: Lab) -> None:
@@ -629,7 +634,7 @@ def test_kvm_where_it_works(bootable: Lab) -> None:
     if problem:
         pytest.skip(f"needs KVM: {problem}")
     pins = bootable.driver.pin("kvm")
-    launch = bootable.launch(accel="kvm", cpu_model=pins["cpu_model"])
+    launch = bootable.launch(accel="kvm", pins=pins)
     with running(bootable, launch) as guest:
         guest.ready()
 

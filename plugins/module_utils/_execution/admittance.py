@@ -12,7 +12,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import p
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import identity
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import DEFAULT_TIMEOUT
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.commandline import guest_uuid
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import guest_uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import join_bridge
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 

@@ -16,6 +16,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, Record, host_name
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import BootStyle
+
 COW_SERIAL = "cocoon-cow"
 # What an x86 kernel takes; it would cut off the rest.
 MAX_COMMAND_LINE = 2047
@@ -26,23 +29,24 @@ def layer_serials(image: Record) -> list[str]:
     return [f"cocoon-layer{index}" for index in range(len(image["layers"]))]
 
 
-def kernel_command_line(record: Record, image: Record) -> str:
-    """The command line for QEMU's direct boot; the layers are named top first.
+def kernel_command_line(record: Record, image: Record, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> str:
+    """The command line for a direct boot; the layers are named top first.
 
-    :raises InputError: it is longer than a kernel takes.
+    :param limit: characters that the machine has room for.
+    :raises InputError: it is longer.
     """
+    disks = [*layer_serials(image), COW_SERIAL]
+    if style.disks == "path":
+        disks = [disk_path(place) for place in range(len(disks))]
     parts = [
-        "console=ttyS0",
+        f"console={style.console}",
         "loglevel=3",
         "boot=cocoon-overlay",
-        f"cocoon.layers={','.join(reversed(layer_serials(image)))}",
-        f"cocoon.cow={COW_SERIAL}",
+        f"cocoon.layers={','.join(reversed(disks[:-1]))}",
+        f"cocoon.cow={disks[-1]}",
         "rw",
+        *style.words,
     ]
-    if record.get("accel") == "tcg":
-        # On a busy host the timer's interrupts may come too late for the kernel's test of them, and it gives up. With
-        # KVM it does not test.
-        parts.append("no_timer_check")
     nics = settings.settings_of(record)
     name = host_name(record)
     if nics:
@@ -53,16 +57,25 @@ def kernel_command_line(record: Record, image: Record) -> str:
     if record.get("kernel_args"):
         parts.append(record["kernel_args"])
     line = " ".join(parts)
-    if len(line) > MAX_COMMAND_LINE:
+    if len(line) > limit:
         raise InputError(
-            f"VM '{name}' has a kernel command line of {len(line)} characters, and kernels take {MAX_COMMAND_LINE}",
+            f"VM '{name}' has a kernel command line of {len(line)} characters, and it takes {limit}",
             "kernel_args, nics",
             "Give fewer arguments and routes.",
         )
     return line
 
 
-def boot_config(record: Record, image: Record) -> BootConfig:
+def disk_path(place: int) -> str:
+    """``/dev/vda`` for the first disk, ``/dev/vdaa`` for the 27th: by bijective letters, as the kernel counts."""
+    name, rest = "", place + 1
+    while rest:
+        rest, letter = divmod(rest - 1, 26)
+        name = chr(ord("a") + letter) + name
+    return f"/dev/vd{name}"
+
+
+def boot_config(record: Record, image: Record, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> BootConfig:
     """Kernel, initrd and command line, or nothing for a disk image (which brings its own)."""
     boot = image.get("boot")
     if image["type"] != "oci" or not boot:
@@ -70,7 +83,7 @@ def boot_config(record: Record, image: Record) -> BootConfig:
     return {
         "kernel_path": boot["kernel_path"],
         "initrd_path": boot["initrd_path"],
-        "cmdline": kernel_command_line(record, image),
+        "cmdline": kernel_command_line(record, image, style, limit),
     }
 
 
@@ -88,11 +101,6 @@ def ram_path(record: Record, paths: Paths) -> str:
 
 def data_disk(vm_id: str, name: str, paths: Paths) -> str:
     return os.path.join(paths.vm_dir(vm_id), f"data-{name}.raw")
-
-
-def firmware_vars(vm_id: str, paths: Paths) -> str:
-    """The file with the variables of a VM's UEFI."""
-    return os.path.join(paths.vm_dir(vm_id), "OVMF_VARS.fd")
 
 
 def storage_configs(

@@ -3,13 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """VMs whose image brings no kernel: what their guest is to run, and how that ended.
 
-The guest reads what to run from a firmware item (``opt/cocoon/run``): strings that end with NUL, which none of them
+The guest reads what to run from an item of guest data (``run``): strings that end with NUL, which none of them
 can contain, each a letter and a value: ``a`` a word of the command, ``e`` NAME=value, ``u`` the user, ``d`` the
 working directory, ``s`` the signal that asks it to stop.
 
-It writes ``exit <code>`` to a second serial port, which goes to a file of the VM's log directory. The console's log
-does not do for that: what a container prints fills it, and then nothing more is kept. This file has room from the
-start. The guest may write what it likes to it, and can only lie about itself.
+It writes ``exit <code>`` to a second channel of its own, which goes to a file of the VM's log directory. The
+console's log does not do for that: what a container prints fills it, and then nothing more is kept. This file has
+room from the start. The guest may write what it likes to it, and can only lie about itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 RUN_FILE = "run.bin"
-RUN_ITEM = "opt/cocoon/run"
+RUN_ITEM = "run"
 SECRETS_FILE = "secret_env.json"
 STATUS_FILE = "status.log"
 KILLED = 128 + 9
@@ -40,7 +40,7 @@ def is_container(record: Record) -> bool:
 
 
 def encode(config: t.Mapping[str, t.Any]) -> bytes:
-    """The firmware item for an image's config."""
+    """The item of guest data for an image's config."""
     items = [f"a{word}" for word in [*(config.get("entrypoint") or ()), *(config.get("cmd") or ())]]
     items += [f"e{variable}" for variable in config.get("env") or ()]
     for letter, key in (("u", "user"), ("d", "working_dir"), ("s", "stop_signal")):
@@ -89,8 +89,8 @@ def prepare(paths: Paths, record: Record, image: Record) -> None:
         stream.write(encode(effective(image.get("config") or {}, record, secrets)))
 
 
-def firmware_items(paths: Paths, record: Record) -> dict[str, str]:
-    """The firmware items of a VM: name and file."""
+def guest_data(paths: Paths, record: Record) -> dict[str, str]:
+    """The items of guest data of a VM: name and file."""
     return {RUN_ITEM: run_path(paths, record)} if is_container(record) else {}
 
 

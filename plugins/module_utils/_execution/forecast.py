@@ -56,10 +56,10 @@ def _check_state(run: Run, record: Record | None, plan: Plan) -> None:
     if plan.step(Create) and wanted.get("snapshot"):
         snapshot = run.snapshot(wanted["snapshot"], wanted.get("disks_only", False))
         if snapshot is not None:
-            resuming.check_snapshot(run, snapshot, str(snapshot["machine"]), "snapshot")
+            resuming.check_snapshot(run, snapshot, snapshot, "snapshot")
     elif record and record.get("resume") and plan.step(Start) and not plan.step(Stop):
         resuming.check(run, record)
-        run.driver(record["hypervisor"]).check_resume(str(record["machine"]), record["resume"]["layout"])
+        resuming.check_driver(run.driver(record["hypervisor"]), record, record["resume"]["layout"])
 
 
 def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:

@@ -39,26 +39,21 @@ def observe(record: Record | None) -> Observed:
 
 def context(run: Run, required: Needs, snapshots: t.Mapping[str, Record | None]) -> Context:
     """Load just what the plan needs."""
-    probes: dict[str, t.Any] = {}
-    capabilities: dict[str, t.Any] = {}
-    auto = None
-    for name in required.drivers:
-        if name == "auto":
-            from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+    auto: tuple[str, ...] = ()
+    if "auto" in required.drivers:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 
-            auto = registry.resolve_auto(run.store.paths, "auto", {})
-            name = auto[0]
-        driver = run.driver(name)
-        probes[name] = driver.probe()
-        capabilities[name] = driver.capabilities
+        auto = registry.DRIVERS
+    drivers = {name: run.driver(name) for name in (*required.drivers, *auto) if name != "auto"}
     found = {name: run.image(name) for name in required.images}
     return Context(
         images=found,
         default_kernel=_default_kernel(run, found.values()),
         networks={name: run.network(name) for name in required.networks},
         snapshots=snapshots,
-        probes=probes,
-        capabilities=capabilities,
+        probes={name: driver.probe() for name, driver in drivers.items()},
+        capabilities={name: driver.capabilities for name, driver in drivers.items()},
+        limits={name: driver.limits for name, driver in drivers.items()},
         auto=auto,
         owner_default=run.store.store_id,
     )

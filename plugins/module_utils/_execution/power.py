@@ -11,7 +11,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools, create_copy
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     boot,
     cidata,
@@ -27,6 +27,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Driver, Launch, Nic
 
 LOGIN_FILE = "login.json"
 # Seconds between two pushes of the power button.
@@ -94,15 +97,16 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
             clear_runtime(run, record)
             promise_memory(run, record["id"], record["uid"], record["config"]["memory"])
     run.mark("start.memory")
-    resumes = bool(record.get("resume"))
+    resumes, driver = bool(record.get("resume")), run.driver(record["hypervisor"])
     try:
         if resumes:
             resuming.check(run, record)
-            run.driver(record["hypervisor"]).check_resume(record["machine"], record["resume"]["layout"])
+            resuming.check_driver(driver, record, record["resume"]["layout"])
         image = _bootable(run, record)
         record["blob_digests"] = run.blob_digests(record["image_id"])
         _refresh_nics(run, record)
-        record["boot_config"] = {**boot.boot_config(record, image), **_firmware(run, record)}
+        style, limit = driver.boot_style(record["accel"]), driver.limits.command_line
+        record["boot_config"] = {**boot.boot_config(record, image, style, limit), **_firmware(run, record)}
         if not resumes:
             cidata.prepare(run.store.paths, record)
         record["storage_configs"] = _storage_configs(run, record, image)
@@ -125,7 +129,7 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
             types.RUNNING,
             pid=process.pid,
             process=identify(process.pid),
-            socket_path=os.path.join(run.store.paths.vm_run(record["id"]), "qmp.sock"),
+            socket_path=driver.endpoints(run.store.paths.vm_run(record["id"])).api,
             started_at=types.now(),
             first_booted=True,
             phase=None,
@@ -186,53 +190,67 @@ def _bootable(run: Run, record: Record) -> Record:
 
 
 def _firmware(run: Run, record: Record) -> Record:
-    """The UEFI of a VM that boots by it, and a variable store of its own, made at its first start.
+    """The UEFI of a VM that boots by it, and the files of its own that it wants, made at the VM's first start.
 
     :raises UnsupportedError: it is not installed any more.
     """
     if record.get("firmware") != "uefi":
         return {}
-    path = boot.firmware_vars(record["id"], run.store.paths)
-    known = os.path.lexists(path)
-    code, variables = run.driver(record["hypervisor"]).uefi(os.lstat(path).st_size if known else None)
-    if not known:
-        create_copy(variables, path, record["uid"])
-        run.mark("start.firmware")
-    return {"firmware_path": code}
+    folder = run.store.paths.vm_dir(record["id"])
+    found = run.driver(record["hypervisor"]).firmware(folder)
+    for name, source in found.own.items():
+        path = os.path.join(folder, name)
+        if not os.path.lexists(path):
+            create_copy(source, path, record["uid"])
+            run.mark("start.firmware")
+    return {"firmware_path": found.code}
 
 
 def _spawn(run: Run, record: Record, image: Record) -> tuple[Process, float]:
     """Open the TAPs, start the process, and let go of the TAPs: they live as long as the process."""
     fds: list[int] = []
     try:
+        driver = run.driver(record["hypervisor"])
         hold = bool((record.get("resume") or {}).get("hold"))
-        nics = [_nic(config, fds, hold) for config in record["network_configs"]]
+        nics = [_nic(driver, config, fds, hold) for config in record["network_configs"]]
         run.mark("start.tap")
         paths = run.store.paths
         os.makedirs(paths.vm_run(record["id"]), 0o700, exist_ok=True)
         mount_log(paths.vm_log(record["id"]))
         container.make_status(paths, record)
         begun = time.monotonic()
-        process = run.driver(record["hypervisor"]).start(launch_of(run, record, image, nics))
+        launch = launch_of(run, record, image, nics)
+        process = driver.start(launch, driver.confine(launch))
         return process, begun
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _nic(config: NetworkConfig, opened: list[int], hold: bool) -> t.Any:
-    """A NIC on a TAP of its own, which is kept off the bridge while the guest takes itself for another one."""
+def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -> Nic:
+    """A NIC on a TAP of its own, which is kept off the bridge while the guest takes itself for another one.
+
+    :raises UnsupportedError: the driver opens TAPs itself, by their names.
+    """
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Nic
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import open_tap
 
+    if driver.nic_by != "fd":
+        raise UnsupportedError(f"networks have no NICs for {driver.name} yet", "nics", "Use nics: [].")
     fds = open_tap(config, max(1, config["num_queues"] // 2), attached=not hold)
     opened += fds
-    return Nic(mac=config["mac"], fds=tuple(fds), queue_size=config["queue_size"], mtu=config.get("mtu") or None)
+    return Nic(
+        mac=config["mac"],
+        fds=tuple(fds),
+        queue_size=config["queue_size"],
+        mtu=config.get("mtu") or None,
+        tap=config["tap"],
+    )
 
 
-def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[t.Any]) -> t.Any:
+def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[Nic]) -> Launch:
     """Everything the driver needs to know about one start."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Launch
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Launch, pins_of
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
     paths = run.store.paths
@@ -247,24 +265,23 @@ def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[t.Any]) 
         cpu=config["cpu"],
         memory=config["memory"],
         accel=record["accel"],
-        machine=record["machine"],
-        cpu_model=record["cpu_model"],
+        pins=pins_of(run.driver(record["hypervisor"]), record),
         boot=record["boot_config"],
         disks=tuple(disk_of(run, record, item) for item in record["storage_configs"]),
         nics=tuple(nics),
         ram_path=boot.ram_path(record, paths),
+        folder=paths.vm_dir(record["id"]),
         run_dir=paths.vm_run(record["id"]),
         console_log=paths.console_log(record["id"]),
         hypervisor_log=paths.hypervisor_log(record["id"]),
-        fw_cfg={
-            **({"opt/cocoon/login": login} if os.path.exists(login) else {}),
-            **container.firmware_items(paths, record),
+        guest_data={
+            **({"login": login} if os.path.exists(login) else {}),
+            **container.guest_data(paths, record),
         },
         status_log=container.status_path(paths, record) if container.is_container(record) else None,
         balloon=record.get("balloon"),
         watchdog=bool(record.get("watchdog")),
         file_limit=file_limit(record),
-        firmware_vars=boot.firmware_vars(record["id"], paths) if record["boot_config"].get("firmware_path") else None,
         resume=resuming.resume_of(run, record),
         serial=cidata.serial_number(paths, record),
     )
@@ -284,7 +301,7 @@ def raise_file_limit(process: Process, record: Record) -> None:
     limit_files(process.pid, file_limit(record))
 
 
-def disk_of(run: Run, record: Record, item: Record) -> t.Any:
+def disk_of(run: Run, record: Record, item: Record) -> Disk:
     """The driver's view of one entry of storage_configs."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk
 

@@ -33,6 +33,7 @@ def login_of(wanted: Record) -> Record:
 
 def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
     """A record in state ``creating`` for what is wanted; nothing is reserved yet."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import fresh_pins
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
 
     stamp = types.now()
@@ -60,7 +61,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "owner": wanted["owner"],
         "labels": wanted.get("labels") or {},
         "accel": wanted["accel"],
-        **driver.pin(wanted["accel"]),
+        **fresh_pins(driver, wanted["accel"]),
         **_source(run, wanted),
         "image_id": image["id"],
         "image_type": image["type"],
@@ -93,9 +94,11 @@ def _source(run: Run, wanted: Record) -> Record:
 
     if not wanted.get("snapshot_id"):
         return {}
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import pins_of
+
     snapshot = snapshots.load_by_id(run.store, wanted["snapshot_id"]) or {}
     full = snapshot.get("kind") == snapshots.FULL and not wanted.get("disks_only")
-    pins = {key: snapshot[key] for key in ("machine", "cpu_model") if full}
+    pins = pins_of(run.driver(snapshot["hypervisor"]), snapshot) if full else {}
     return {"snapshot": wanted["snapshot"], "snapshot_id": wanted["snapshot_id"], **pins}
 
 

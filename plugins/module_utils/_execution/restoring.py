@@ -35,9 +35,6 @@ NEXT = ".restored"
 # What a snapshot says of the machine, and a restored VM has again.
 CONFIG = ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "no_direct_io", "windows", "image")
 MACHINE = (
-    "accel",
-    "machine",
-    "cpu_model",
     "kernel_args",
     *(*CONTAINER, "own_kernel"),
     "balloon",
@@ -55,7 +52,7 @@ def restore(run: Run, record: Record, snapshot: Record) -> None:
     """
     snapshots.verify(run.store, snapshot)
     full = snapshot["kind"] == snapshots.FULL
-    resuming.check_snapshot(run, snapshot, snapshot["machine"], "name")
+    resuming.check_snapshot(run, snapshot, snapshot, "name")
     process = power.find_process(record)
     if process is not None:
         process.close()
@@ -84,20 +81,25 @@ def restore(run: Run, record: Record, snapshot: Record) -> None:
 def _promise(run: Run, record: Record, snapshot: Record) -> None:
     """Have the restored VM's disks promised: those of the snapshot, and data disks that came later."""
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
-        size = storage.wanted_bytes(_merged(record, snapshot))
+        size = storage.wanted_bytes(_merged(run, record, snapshot))
         admission.promise_disk(run, record["id"], max(size, record["promised_disk"]))
         record["promised_disk"] = max(size, record["promised_disk"])
         run.store.write_vm(record)
 
 
-def _merged(record: Record, snapshot: Record) -> Record:
-    """The record with the snapshot's machine and disks; data disks that came later are kept, detached."""
+def _merged(run: Run, record: Record, snapshot: Record) -> Record:
+    """The record with the snapshot's machine and disks; data disks that came later are kept, detached.
+
+    The hypervisor is the VM's own, and so is what another one's snapshot says of the machine that it made.
+    """
+    same = record["hypervisor"] == snapshot["hypervisor"]
+    pinned = ("accel", *run.driver(record["hypervisor"]).pinned) if same else ()
     names = {disk["name"] for disk in snapshot["data_disks"]}
     others = [disk for disk in [*record["detached_disks"], *record["data_disks"]] if disk["name"] not in names]
     return {
         **record,
         "config": {**record["config"], **{key: snapshot[key] for key in CONFIG}},
-        **{key: snapshot[key] for key in MACHINE},
+        **{key: snapshot[key] for key in (*MACHINE, *pinned)},
         "firmware": snapshot.get("firmware"),
         "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
         "detached_disks": others,
@@ -158,7 +160,7 @@ def finish(run: Run, record: Record, snapshot: Record) -> None:
     if cidata.takes(record):
         cidata.retain(run.store.paths, record, snapshot)
     runs = record["restore"]["runs"]
-    record.update(_merged(record, snapshot))
+    record.update(_merged(run, record, snapshot))
     _refresh_nics(record, snapshot)
     if record.get("held_images"):
         reserve.unpin_images(run, record)

@@ -23,9 +23,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Stat
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import writable_disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import MEMORY_FILE, STATE_FILE
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver, Layout, Resume, Saved
 
 MAP = "map"
 COPY = "copy"
@@ -64,17 +66,33 @@ def clone_disks(run: Run, record: Record, snapshot: Record) -> None:
 
 def disk_files(snapshot: Record) -> list[str]:
     """Names of a snapshot's files that are disks."""
-    return [name for name in snapshot["files"] if name not in snapshots.MACHINE_FILES]
+    return list(snapshots.disks_of(snapshot)["files"])
+
+
+def memory_name(driver: Driver, names: t.Iterable[str]) -> str | None:
+    """The one of the files of a saved machine that its RAM is in; ``None`` if its state has it."""
+    return next((name for name in names if driver.saved_files.get(name) == "memory"), None)
+
+
+def check_driver(driver: Driver, pins: Record, layout: Layout) -> None:
+    """Whether the hypervisor of this host can take up a saved machine.
+
+    :param pins: the record that says what machine it is: the VM's or the snapshot's.
+    :raises UnsupportedError: with the reason.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import saved_state
+
+    driver.check_resume(saved_state(driver, pins, layout))
 
 
 def link_memory(run: Run, record: Record, snapshot: Record, memory: str) -> None:
     """Have the VM go on from the snapshot's memory at its next start; its disks are in place."""
-    path = make_folder(run, record["id"])
+    path, driver = make_folder(run, record["id"]), run.driver(snapshot["hypervisor"])
     source = snapshots.directory(run.store, snapshot["id"])
-    os.link(os.path.join(source, STATE_FILE), os.path.join(path, STATE_FILE))
-    if MEMORY_FILE in snapshot["files"]:
-        os.link(os.path.join(source, MEMORY_FILE), os.path.join(path, MEMORY_FILE))
-    else:
+    for name in snapshot["files"]:
+        if name in driver.saved_files:
+            os.link(os.path.join(source, name), os.path.join(path, name))
+    if memory_name(driver, snapshot["files"]) is None:
         memory = STREAM
     fsync_dir(path)
     run.mark("clone.memory")
@@ -88,10 +106,10 @@ def link_memory(run: Run, record: Record, snapshot: Record, memory: str) -> None
     }
 
 
-def settle_hibernation(run: Run, record: Record, saved: t.Any) -> None:
+def settle_hibernation(run: Run, record: Record, saved: Saved) -> None:
     """Have the record say that the VM goes on from its saved memory, which is on disk."""
-    path = folder(run, record["id"])
-    memory = COPY if os.path.exists(os.path.join(path, MEMORY_FILE)) else STREAM
+    names = os.listdir(folder(run, record["id"]))
+    memory = COPY if memory_name(run.driver(record["hypervisor"]), names) else STREAM
     pending = record.get("identity_pending")
     record["resume"] = {
         "memory": memory,
@@ -108,7 +126,7 @@ def disk_times(run: Run, record: Record) -> dict[str, int]:
     return {os.path.basename(path): os.lstat(path).st_mtime_ns for path in writable_disks(run, record)}
 
 
-def resume_of(run: Run, record: Record) -> t.Any:
+def resume_of(run: Run, record: Record) -> Resume | None:
     """What the driver needs to let the VM go on, or ``None`` if it boots."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Resume
 
@@ -116,10 +134,10 @@ def resume_of(run: Run, record: Record) -> t.Any:
     if not saved:
         return None
     path = folder(run, record["id"])
-    memory = None if saved["memory"] == STREAM else os.path.join(path, MEMORY_FILE)
+    memory = None if saved["memory"] == STREAM else memory_name(run.driver(record["hypervisor"]), os.listdir(path))
     return Resume(
-        state=os.path.join(path, STATE_FILE),
-        memory=memory,
+        folder=path,
+        memory=memory and os.path.join(path, memory),
         shared=saved["memory"] == MAP,
         layout=saved["layout"],
         hold=saved["hold"],
@@ -184,15 +202,15 @@ def check_blobs(run: Run, image_id: str, saved: t.Mapping[str, str] | None, what
         )
 
 
-def check_snapshot(run: Run, snapshot: Record, machine: str, option: str) -> None:
+def check_snapshot(run: Run, snapshot: Record, pins: Record, option: str) -> None:
     """Whether the memory of a snapshot, if it has any, can be taken up on this host.
 
-    :param machine: the machine type of the VM that takes it up.
+    :param pins: the record of what takes it up: the machine that it is.
     :raises CocoonError: it cannot.
     """
     if snapshot["kind"] == snapshots.FULL:
         check_blobs(run, snapshot["image_id"], snapshot["blob_digests"], f"snapshot '{snapshot['name']}'", option)
-        run.driver(snapshot["hypervisor"]).check_resume(machine, snapshot["layout"])
+        check_driver(run.driver(snapshot["hypervisor"]), pins, snapshot["layout"])
 
 
 def forget(run: Run, record: Record) -> None:

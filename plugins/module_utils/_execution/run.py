@@ -15,6 +15,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Pr
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
+
 
 def _no_mark(_place: str) -> None:
     """Production runs have no use for marks."""
@@ -55,7 +58,7 @@ class Run:
         # Why an image could not be pulled, by its name and when that was to be done.
         self.unobtainable: dict[tuple[str, str], CocoonError] = {}
         self._snapshots: dict[str, Record | None] = {}
-        self._drivers: dict[str, t.Any] = {}
+        self._drivers: dict[str, Driver] = {}
         self._ensured: set[str] = set()
         self._verified: set[str] = set()
         self._blob_digests: dict[str, dict[str, str]] = {}
@@ -135,7 +138,8 @@ class Run:
                 snapshots.verify(self.store, snapshot)
                 self._verified.add(snapshot["id"])
 
-    def driver(self, name: str) -> t.Any:
+    def driver(self, name: str) -> Driver:
+        """The driver *name*, one for all that the run does with it."""
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 
         if name not in self._drivers:

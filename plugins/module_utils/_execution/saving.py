@@ -13,11 +13,16 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Reso
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, cidata
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE, PRIVATE
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import MEMORY_FILE, STATE_FILE, settle
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import settle
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, RUNNING, Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Saved, SavedFile
+
 BLOCK = 512
+INBOX = "inbox"
 # A disk with as much on it is copied while the guest runs on. Less is copied before it could notice.
 LARGE = 32 * MIB
 # What devices, option ROMs and video memory may come to, besides the guest's RAM.
@@ -30,7 +35,8 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 def writable_disks(run: Run, record: Record) -> list[str]:
     """Paths of the VM's own disks: the system disk, the data disks, and what else of its own the machine is made of."""
     paths = run.store.paths
-    more = [boot.firmware_vars(record["id"], paths), cidata.volume_path(paths, record["id"])]
+    own = (os.path.join(paths.vm_dir(record["id"]), name) for name in run.driver(record["hypervisor"]).own_files)
+    more = [*own, cidata.volume_path(paths, record["id"])]
     disks = [boot.data_disk(record["id"], disk["name"], paths) for disk in record["data_disks"]]
     return [boot.system_disk(record, paths), *disks, *(path for path in more if os.path.lexists(path))]
 
@@ -61,7 +67,7 @@ def check_space(run: Run, record: Record, memory: bool, disks: bool) -> None:
         )
 
 
-def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bool = False) -> t.Any:
+def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bool = False) -> Saved:
     """Write state, RAM and perhaps disks of a running VM into *directory*; its guest stands still meanwhile.
 
     :param stay: the guest is not let go on afterwards.
@@ -70,13 +76,15 @@ def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bo
     """
     shared = record.get("memory_mode") != PRIVATE
     memory = record["config"]["memory"]
-    memory_file = boot.ram_path(record, run.store.paths)
+    memory_file, driver = boot.ram_path(record, run.store.paths), run.driver(record["hypervisor"])
 
-    def inside() -> None:
+    def copy(files: t.Sequence[SavedFile]) -> None:
         run.mark("save.state")
-        if shared:
-            _copy(memory_file, os.path.join(directory, MEMORY_FILE), record["uid"])
-            run.mark("save.memory")
+        for file in files:
+            target = os.path.join(directory, file.name)
+            if file.path != target:  # whoever wrote it may hold it open: never a rename
+                _copy(file.path, target, record["uid"])
+                run.mark(f"save.{file.role}")
         if disks:
             copy_disks(run, record, directory, {serial for serial, _fd in large})
         if stay:  # while somebody lets the guest go on if this process dies
@@ -86,14 +94,14 @@ def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bo
     if shared and record.get("memory_backing") == "disk":
         _flush(memory_file, record["uid"])
     begin(run, record)
-    state = os.open(os.path.join(directory, STATE_FILE), NEW, 0o600)
+    inbox = _inbox(run, record, directory)
     large = _large_disks(run, record, directory) if disks else []
     try:
-        saved = run.driver(record["hypervisor"]).save(
+        saved = driver.save(
             run.store.paths.vm_run(record["id"]),
-            state,
-            inside,
-            shared=shared,
+            inbox,
+            copy,
+            ram=memory_file if shared else None,
             limit=DEVICES + (0 if shared else memory + memory // 16),
             disks=large,
             stay=stay,
@@ -102,10 +110,26 @@ def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bo
         finish(run, record)
         raise
     finally:
-        for fd in (state, *(fd for _serial, fd in large)):
+        for _serial, fd in large:
             os.close(fd)
+        if inbox != directory:
+            remove_tree(inbox)
     run.mark("save.saved")
     return saved
+
+
+def _inbox(run: Run, record: Record, directory: str) -> str:
+    """Where the driver leaves the saved state: *directory*, unless the VM's user writes it, who has no business there.
+
+    What a killed run left in that user's folder is gone.
+    """
+    if not run.driver(record["hypervisor"]).writes_inbox:
+        return directory
+    path = os.path.join(run.store.paths.vm_dir(record["id"]), INBOX)
+    remove_tree(path)
+    os.mkdir(path, 0o700)
+    os.chown(path, record["uid"], record["uid"])
+    return path
 
 
 def _flush(path: str, uid: int) -> None:

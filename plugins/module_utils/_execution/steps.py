@@ -169,7 +169,7 @@ def _clone(run: Run, record: Record, disks_only: bool) -> None:
     if snapshot is None or snapshot["id"] != record["snapshot_id"]:
         raise StateError(f"snapshot '{record['snapshot']}' has gone", "snapshot", "Take it again with cocoon_snapshot.")
     run.verify(snapshot)
-    resuming.check_snapshot(run, snapshot, record["machine"], "snapshot")
+    resuming.check_snapshot(run, snapshot, record, "snapshot")
     resuming.clone_disks(run, record, snapshot)
     for disk in record["data_disks"]:  # beside those of a snapshot of disks alone there may be new and larger ones
         before = next((item["size"] for item in snapshot["data_disks"] if item["name"] == disk["name"]), 0)
@@ -310,8 +310,8 @@ def keep(job: Job, values: t.Mapping[str, t.Any]) -> None:
     """Have the record say that these options have these values, and what follows from them."""
     record = job.known
     record.update(with_values(record, values))
-    if "accel" in values:  # another accelerator knows other CPU models; the machine stays
-        record["cpu_model"] = job.run.driver(record["hypervisor"]).pin(record["accel"])["cpu_model"]
+    if "accel" in values:
+        record.update(job.run.driver(record["hypervisor"]).repin(record["accel"]))
     if "cpu" in values:
         for config in record["network_configs"]:
             config["num_queues"] = record["config"]["cpu"] * 2
@@ -427,6 +427,7 @@ def set_ports(job: Job, step: steps.SetPorts) -> None:
 
 def rebuild(job: Job, step: steps.Rebuild) -> None:
     """A new system disk from the wanted image; id, MACs, addresses and data disks stay."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import fresh_pins
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
@@ -451,7 +452,7 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
         hostname=wanted.get("hostname") or "",
         first_booted=False,
         phase=PHASE_REBUILD,
-        **run.driver(wanted["hypervisor"]).pin(wanted["accel"]),
+        **fresh_pins(run.driver(wanted["hypervisor"]), wanted["accel"]),
     )
     run.store.write_vm(record)
     run.mark("rebuild.record")

@@ -60,7 +60,7 @@ def create_data_disk(run: Run, record: Record, disk: Record, before: int) -> Non
 
 
 def give_login(run: Run, record: Record, login: Record | None) -> None:
-    """Have the first boot find login data: on a volume if the image is a disk, else as an item of the firmware's."""
+    """Have the first boot find login data: on a volume if the image is a disk, else as an item of guest data."""
     if cidata.takes(record):
         password = (login or {}).get("password")
         hashed = {"password": _crypt(password)} if password else {}
@@ -249,8 +249,7 @@ def _refresh(run: Run, record: Record) -> None:
 def rebuild_system_disk(run: Run, record: Record, login: Record | None) -> None:
     """A new system disk in place of the old one; the guest boots for the first time again."""
     cidata.forget(run.store.paths, record)
-    remove_file(boot.firmware_vars(record["id"], run.store.paths))
-    for name in ("cow.raw", "overlay.qcow2", power.LOGIN_FILE):
+    for name in ("cow.raw", "overlay.qcow2", power.LOGIN_FILE, *run.driver(record["hypervisor"]).own_files):
         remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), name))
     run.mark("rebuild.removed")
     create_system_disk(run, record)

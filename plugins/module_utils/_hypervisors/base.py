@@ -8,9 +8,36 @@ from __future__ import annotations
 import dataclasses
 import socket
 import typing as t
+import uuid
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, Record
+
+UUID_SPACE = uuid.UUID("6f0a9a1c-52c5-4a2f-9b1d-0b8d5a3ee0c4")
+
+# What a VM's record keeps of its machine, by the driver's own keys: recorded once, never resolved again.
+Pins = t.Mapping[str, str]
+# Where a saved machine's devices are, in the driver's words.
+Layout = t.Mapping[str, object]
+
+# What a file of a saved machine is: its devices, or its RAM, which clones may share.
+STATE: t.Final = "state"
+MEMORY: t.Final = "memory"
+Role = t.Literal["state", "memory"]
+
+# How a guest is, whatever its hypervisor calls it.
+RunState = t.Literal["running", "paused", "io-error", "internal-error", "guest-panicked", "watchdog", "shutdown"]
+RUNS: t.Final = "running"
+STANDS: t.Final = "paused"
+IO_ERROR: t.Final = "io-error"
+
+# What becomes of a VM when its guest does it.
+Outcome = t.Literal["ends", "restarts", "stands", "ignored"]
+
+
+def guest_uuid(vm_id: str) -> str:
+    """The UUID that the guest of a VM has for its machine's."""
+    return str(uuid.uuid5(UUID_SPACE, vm_id))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +55,83 @@ class Capabilities:
     live_disk_resize: bool = False
     snapshots: bool = False
     live_disk_copy: bool = False
-    fw_cfg: bool = False
+    guest_data: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How much a driver can do; the planner refuses what is beyond.
+
+    :param fixed_disks: image layers, the system disk and the volume for the first boot.
+    :param removable_disks: data disks.
+    :param command_line: bytes of the kernel's command line.
+    :param nic_queues: depths that a NIC's queue may have.
+    :param disk_queues: depths that a disk's queue may have.
+    """
+
+    cpus: int
+    nics: int
+    fixed_disks: int
+    removable_disks: int
+    command_line: int
+    nic_queues: tuple[int, ...]
+    disk_queues: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GuestActions:
+    """What becomes of a VM when its guest powers off, reboots or panics."""
+
+    poweroff: Outcome
+    reboot: Outcome
+    panic: Outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class BootStyle:
+    """What a kernel that is booted directly is told of the machine.
+
+    :param console: the device of the console.
+    :param words: of the kernel's command line, beside the contract's.
+    :param disks: how layers and system disk are named there.
+    """
+
+    console: str
+    words: tuple[str, ...] = ()
+    disks: t.Literal["serial", "path"] = "serial"
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoints:
+    """Sockets of a running VM: of the hypervisor's API, and of the console where people can attach to it."""
+
+    api: str
+    console: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """The way to the agent inside a guest.
+
+    :param path: the unix socket on this host.
+    :param port: what is to be connected to beyond that socket, if the kind has ports.
+    """
+
+    kind: t.Literal["virtio-serial", "vsock"]
+    path: str
+    port: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Firmware:
+    """What a disk is booted by.
+
+    :param code: the file that all VMs share.
+    :param own: names of files in the VM's folder, each with the file that it is copied from where it is not there.
+    """
+
+    code: str
+    own: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,46 +160,74 @@ class Disk:
 
 @dataclasses.dataclass(frozen=True)
 class Nic:
-    """One virtio NIC on TAP queues that are open already.
+    """One virtio NIC on a TAP, as :attr:`Driver.nic_by` has it.
 
-    :param fds: one per queue pair; they stay the caller's, who closes them once the VM has been started.
+    :param fds: TAP queues that are open already, one per queue pair; they stay the caller's, who closes them once the
+        VM has been started.
+    :param tap: the name of the TAP; of one that is opened by name, in the network namespace of the VM's :class:`Jail`.
+    :param pairs: queue pairs of a TAP without *fds*.
     :param queue_size: virtqueue depth, a power of two from 256 to 1024.
     """
 
     mac: str
-    fds: tuple[int, ...]
+    fds: tuple[int, ...] = ()
     queue_size: int = 512
     mtu: int | None = None
+    tap: str = ""
+    pairs: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Resume:
     """Where a VM goes on from, instead of booting: the same devices in the same places, and their state.
 
-    :param state: file of the devices' state, which only we read.
-    :param memory: file of the guest's RAM; ``None`` if *state* has it too.
+    :param folder: has the files of the saved machine, which only we read, under the names that they were saved by.
+    :param memory: the one with the guest's RAM; ``None`` if its state has it too.
     :param shared: map *memory* as it is, and keep what the guest changes to itself; else it is copied to its own RAM.
     :param layout: what :meth:`Driver.save` said of the devices' places.
     :param hold: keep the NICs' links down until :meth:`Driver.admit`: the guest takes itself for another one.
     """
 
-    state: str
+    folder: str
     memory: str | None
     shared: bool
-    layout: t.Mapping[str, t.Any]
+    layout: Layout
     hold: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedFile:
+    """One file of a machine that is being saved.
+
+    :param name: what it is called in a snapshot.
+    :param path: where it lies now. The VM's user may be able to write it, so it is copied from there.
+    """
+
+    name: str
+    role: Role
+    path: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
     """What came of :meth:`Driver.save`.
 
-    :param layout: where the devices are, and who saved them, in the driver's words; has the ``version``.
+    :param layout: where the devices are, in the driver's words.
+    :param version: of the hypervisor that saved them.
     :param paused_seconds: how long the guest stood still.
     """
 
-    layout: dict[str, t.Any]
+    layout: Layout
+    version: str
     paused_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedState:
+    """A saved machine, as far as a hypervisor has to know it to tell whether it can take it up."""
+
+    pins: Pins
+    layout: Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +235,13 @@ class Launch:
     """All that a driver needs to start one VM. Sizes in bytes.
 
     :param groups: supplementary groups, one for each image blob that the VM may read.
-    :param machine: as :meth:`Driver.pin` gave it when the VM was created.
+    :param pins: as :meth:`Driver.pin` gave them when the VM was created.
     :param boot: ``kernel_path``, ``initrd_path`` and ``cmdline``; without a kernel the first disk is booted, by the
         UEFI in ``firmware_path`` or else by BIOS.
-    :param firmware_vars: the VM's own file with the variables of its UEFI.
+    :param folder: the VM's own, with the files that :meth:`Driver.firmware` named.
     :param run_dir: root's own (0700) directory of the VM; holds its sockets.
-    :param fw_cfg: item name (``opt/…``) to the file that holds its content.
-    :param status_log: file that takes what the guest writes to a second serial port; ``None`` for no such port.
+    :param guest_data: names of items for the guest, each with the file that holds its content.
+    :param status_log: file that takes what the guest writes to its second channel; ``None`` for no such channel.
     :param balloon: bytes that the balloon takes; ``None`` for no balloon.
     :param file_limit: the largest file that the process may make, its RAM and disks included; ``None`` for no limit.
     :param resume: a saved state to go on from instead of booting.
@@ -124,31 +255,49 @@ class Launch:
     cpu: int
     memory: int
     accel: str
-    machine: str
-    cpu_model: str
+    pins: Pins
     ram_path: str
     run_dir: str
     console_log: str
     hypervisor_log: str
     boot: BootConfig = dataclasses.field(default_factory=BootConfig)
+    folder: str = ""
     groups: tuple[int, ...] = ()
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
-    fw_cfg: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    guest_data: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     balloon: int | None = None
     watchdog: bool = False
     file_limit: int | None = None
     resume: Resume | None = None
-    firmware_vars: str | None = None
     status_log: str | None = None
     serial: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
-    """What was found of a hypervisor on this host; *reason* says why it is not available.
+class Jail:
+    """What a hypervisor process can reach.
 
-    *firmware*: what a disk can be booted by here, ``uefi`` and ``bios``.
+    :param netns: the network namespace that it runs in; ``None``: a new one with nothing in it.
+    :param groups: its supplementary groups.
+    :param files: paths in a root of its own, each with what is bound there; ``None``: the host's root, where the rights
+        of its user are all that it has.
+    :param devices: device nodes in a root of its own.
+    :param folder: the directory of its own that it may make files in; ``None``: it makes none.
+    """
+
+    groups: tuple[int, ...] = ()
+    netns: str | None = None
+    files: t.Mapping[str, str] | None = None
+    devices: tuple[str, ...] = ()
+    folder: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What was found of a hypervisor on this host; *reason* says why it is not available, *remedy* what to do about it.
+
+    *firmware*: what a disk can be booted by here, ``uefi`` and ``bios``; *uefi_remedy* says how to have the former.
     """
 
     name: str
@@ -158,45 +307,105 @@ class Probe:
     reason: str | None = None
     accels: tuple[str, ...] = ()
     firmware: tuple[str, ...] = ()
+    remedy: str | None = None
+    uefi_remedy: str | None = None
+
+
+class ArchiveForm(t.Protocol):
+    """What a driver has in ``cocoon.json``, the document of a snapshot that goes into an archive.
+
+    All that it reads there comes from elsewhere, and some of it goes into a command line: so the schemas.
+    """
+
+    # JSON Schemas (Draft 7) of fields beside the Go engine's, all of which are required; and of the layout.
+    properties: t.ClassVar[t.Mapping[str, t.Any]]
+    layout: t.ClassVar[t.Mapping[str, t.Any]]
+
+    def words(self, record: Record) -> Record:
+        """Those fields, of a snapshot's record."""
+
+    def version(self, document: Record) -> str:
+        """The hypervisor that saved it."""
+
+    def problems(self, layout: Layout, disks: t.Sequence[str]) -> list[str]:
+        """What does not hold together in the layout of a machine with the data disks *disks*."""
 
 
 class Driver(t.Protocol):
     """One hypervisor. Stateless: a running VM is addressed by its run_dir."""
 
-    name: str
-    capabilities: Capabilities
+    name: t.ClassVar[str]
+    capabilities: t.ClassVar[Capabilities]
+    limits: t.ClassVar[Limits]
+    # Asked before TAPs are made. By name: a TAP of the VM's user in the VM's own network namespace.
+    nic_by: t.ClassVar[t.Literal["fd", "name"]]
+    # Keys of the pins in the records of VMs and snapshots.
+    pinned: t.ClassVar[tuple[str, ...]]
+    # Files of a saved machine by their names in a snapshot. All others in a snapshot are disks.
+    saved_files: t.ClassVar[t.Mapping[str, Role]]
+    # Whether the hypervisor's process makes those files itself, in a folder of its user's.
+    writes_inbox: t.ClassVar[bool]
+    # Files in a VM's folder that are the driver's own, and part of the machine as its disks are.
+    own_files: t.ClassVar[tuple[str, ...]]
+    # What a guest's poweroff, reboot and panic mean.
+    guest_actions: t.ClassVar[GuestActions]
 
     def probe(self) -> Probe:
         """What is here; never raises."""
 
-    def pin(self, accel: str) -> dict[str, str]:
-        """``machine``, ``cpu_model`` and ``hypervisor_version``, recorded when a VM is created.
+    def pin(self, accel: str) -> Pins:
+        """What is to stay as it is for a VM that is made now: :attr:`pinned`.
 
         :raises UnsupportedError: *accel* does not work here, or the hypervisor is not installed.
         """
 
-    def uefi(self, store_size: int | None = None) -> tuple[str, str]:
-        """Paths of the UEFI code, and of an empty variable store for it.
+    def repin(self, accel: str) -> Pins:
+        """Of :meth:`pin`, what another accelerator changes for a VM that is there."""
 
-        :param store_size: bytes of the store that the VM has already.
-        :raises UnsupportedError: there is none here.
+    def version(self) -> str:
+        """Of the hypervisor on this host.
+
+        :raises UnsupportedError: it is not installed.
         """
 
-    def command(self, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
-        """The argument vector; pure.
+    def boot_style(self, accel: str) -> BootStyle:
+        """What a kernel is told of the machine."""
 
-        :param fds: the descriptor numbers of the sockets that :meth:`start` passes on.
+    def endpoints(self, run_dir: str) -> Endpoints:
+        """The sockets of a running VM."""
+
+    def guest_channel(self, run_dir: str) -> Channel:
+        """The way to the agent inside the guest."""
+
+    def firmware(self, folder: str) -> Firmware:
+        """The UEFI for the VM of *folder*, where files of its own may be there already.
+
+        :raises UnsupportedError: there is none here, or none that goes with them.
+        """
+
+    def confine(self, launch: Launch) -> Jail:
+        """What the process of *launch* is to reach, and no more."""
+
+    def dry_run(self, launch: Launch) -> list[str]:
+        """What :meth:`start` would run and ask, each as a line for a shell; pure but for the probe.
+
         :raises InputError: a value that the hypervisor cannot take.
         """
 
-    def start(self, launch: Launch, timeout: float = 60.0) -> Process:
+    def start(
+        self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[], None] | None = None, timeout: float = 60.0
+    ) -> Process:
         """The running process, its guest running.
 
+        :param on_nics_open: called when the process holds its TAPs, and before the guest runs.
         :raises HypervisorError: with the last lines of the hypervisor's log; nothing is left but the logs.
         """
 
-    def status(self, run_dir: str) -> str:
-        """``running``, ``paused``, ``shutdown``, … in the hypervisor's words."""
+    def status(self, run_dir: str) -> RunState:
+        """How the guest is.
+
+        :raises BusyError: another task talks to the hypervisor. :raises HypervisorError: it does not answer.
+        """
 
     def powerdown(self, run_dir: str) -> None:
         """Press the power button; the guest may ignore it."""
@@ -208,7 +417,7 @@ class Driver(t.Protocol):
         """Stop the vCPUs."""
 
     def resume(self, run_dir: str) -> None:
-        """Let the vCPUs go on."""
+        """Let the vCPUs go on, whatever stopped them; a guest that cannot go on boots anew."""
 
     def attach_disk(self, run_dir: str, disk: Disk) -> None:
         """Hot-add *disk*; nothing happens if a disk of that serial is there.
@@ -234,20 +443,22 @@ class Driver(t.Protocol):
     def save(
         self,
         run_dir: str,
-        state: int,
-        inside: t.Callable[[], None],
+        inbox: str,
+        copy: t.Callable[[t.Sequence[SavedFile]], None],
         *,
-        shared: bool,
+        ram: str | None,
         limit: int,
         disks: t.Sequence[tuple[str, int]] = (),
         stay: bool = False,
     ) -> Saved:
-        """Stop the guest, write the devices' state to the descriptor *state*, call *inside*, let the guest go on.
+        """Stop the guest, write its machine's state into *inbox*, call *copy*, let the guest go on.
 
         It goes on, too, if anything fails, or if this process is killed in between.
 
-        :param inside: copies what has to be of the same instant: RAM file and disks.
-        :param shared: the RAM is in a file that *inside* copies; else it becomes part of the state.
+        :param inbox: an empty folder; where :attr:`writes_inbox` says so, the VM's user's own.
+        :param copy: copies what has to be of the same instant: the files that it is given, and disks. What lies in
+            *inbox* already where the caller wants it is named, too.
+        :param ram: the file that the guest's RAM is shared with; ``None``: the RAM becomes part of the state.
         :param limit: bytes of state beyond which the hypervisor is not believed.
         :param disks: serials of raw disks, and descriptors of empty files of their size, which are filled with what
             the disks have at that instant, while the guest runs on.
@@ -255,11 +466,17 @@ class Driver(t.Protocol):
         :raises HypervisorError: the state could not be written.
         """
 
-    def check_resume(self, machine: str, layout: t.Mapping[str, t.Any]) -> None:
-        """Whether this host's hypervisor can load a state of *machine* (see :meth:`pin`) with that *layout*.
+    def reads_only(self) -> bool:
+        """Whether clones can map a snapshot's RAM file without the right to write to it."""
+
+    def check_resume(self, saved: SavedState) -> None:
+        """Whether this host's hypervisor can take up *saved*.
 
         :raises UnsupportedError: with the reason.
         """
+
+    def archive_form(self) -> ArchiveForm:
+        """What snapshots say of the machine in an archive."""
 
     def announce(self, run_dir: str, message: bytes) -> socket.socket:
         """Tell a resumed guest who it is now; its answer comes through the socket."""
@@ -272,3 +489,21 @@ class Driver(t.Protocol):
 
     def admit(self, run_dir: str, nics: int) -> None:
         """Raise the links of a guest that was held."""
+
+
+def fresh_pins(driver: Driver, accel: str) -> Record:
+    """Fields of the record of a VM that is made now: its pins, and the version of the hypervisor that gave them."""
+    return {**driver.pin(accel), "hypervisor_version": driver.version()}
+
+
+def pins_of(driver: Driver, record: Record) -> dict[str, str]:
+    """The pins in the record of a VM or a snapshot."""
+    return {key: record[key] for key in driver.pinned if record.get(key) is not None}
+
+
+def saved_state(driver: Driver, pins: Record, layout: Layout) -> SavedState:
+    """A saved machine.
+
+    :param pins: the record of the VM or of the snapshot.
+    """
+    return SavedState(pins_of(driver, pins), layout)

@@ -27,11 +27,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import Pro
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import copy_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_file
 
-QMP_SOCKET = "qmp.sock"
-CONSOLE_SOCKET = "console.sock"
-AGENT_SOCKET = "agent.sock"
-IDENTITY_SOCKET = "identity.sock"
-SOCKETS = (QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET)
 BACKLOG = 16
 
 # How much of the previous run's console is kept, and of the hypervisor's own words.
@@ -250,8 +245,8 @@ def exit_status(process: Process) -> int | None:
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 
-def clean(run_dir: str, ram_path: str) -> None:
-    """Remove what a hypervisor that has ended leaves: its sockets and its RAM file."""
-    for name in (*SOCKETS, IDENTITY_SOCKET):
+def clean(run_dir: str, sockets: t.Iterable[str], ram_path: str) -> None:
+    """Remove what a hypervisor that has ended leaves: its *sockets* in *run_dir*, and its RAM file."""
+    for name in sockets:
         remove_file(os.path.join(run_dir, name))
     remove_file(ram_path)

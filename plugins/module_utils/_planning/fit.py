@@ -66,7 +66,7 @@ def required_capabilities(definition: t.Mapping[str, t.Any], image: Record | Non
     if definition.get("watchdog"):
         needed["watchdog"] = "watchdog"
     if not (image and image.get("disk")):  # a disk finds them on a volume, which any driver can attach
-        needed.update((option, "fw_cfg") for option in SECRETS if definition.get(option))
+        needed.update((option, "guest_data") for option in SECRETS if definition.get(option))
     return needed
 
 
@@ -80,6 +80,35 @@ def check_capabilities(hypervisor: str, needed: t.Mapping[str, str], context: Co
             )
 
 
+def check_limits(wanted: Definition, image: Record, context: Context) -> None:
+    """:raises UnsupportedError: more than the driver has room for; names the option and the driver."""
+    hypervisor = wanted["hypervisor"]
+    limits = context.limits.get(hypervisor)
+    if limits is None:
+        return
+    counts = (
+        ("cpu", "vCPUs", wanted["cpu"], limits.cpus),
+        ("nics", "NICs", len(wanted.get("nics") or ()), limits.nics),
+        ("data_disks", "data disks", len(wanted.get("data_disks") or ()), limits.removable_disks),
+        # beside the system disk and a volume for the first boot
+        ("image", "image layers", len(image.get("layers") or ()), limits.fixed_disks - 2),
+    )
+    for option, what, count, most in counts:
+        if count > most:
+            raise UnsupportedError(
+                f"hypervisor {hypervisor} takes {most} {what} and not {count}",
+                option,
+                "Take fewer, or another hypervisor.",
+            )
+    for option, sizes in (("queue_size", limits.nic_queues), ("disk_queue_size", limits.disk_queues)):
+        if wanted[option] and wanted[option] not in sizes:
+            raise UnsupportedError(
+                f"hypervisor {hypervisor} has no queues of {wanted[option]}",
+                option,
+                f"Use one of {', '.join(map(str, sizes))}.",
+            )
+
+
 def check_driver(hypervisor: str, accel: str, context: Context) -> None:
     """:raises UnsupportedError: the hypervisor is not usable on this host, or not with that accelerator."""
     probe = context.probes[hypervisor]
@@ -87,42 +116,61 @@ def check_driver(hypervisor: str, accel: str, context: Context) -> None:
         raise UnsupportedError(
             f"{hypervisor} cannot be used on this host: {probe.reason or 'not found'}",
             "hypervisor",
-            "Install it, as the role cocoon.microvm.host does for qemu, or choose another one.",
+            probe.remedy or "Choose another one.",
         )
     if accel not in probe.accels:
         usable = ", ".join(probe.accels) or "none"
         raise UnsupportedError(
             f"{hypervisor} cannot use {accel} on this host (usable: {usable})",
             "accel",
-            "Choose another accelerator" + (" (tcg works on any host)." if hypervisor == "qemu" else "."),
+            f"Choose another accelerator: {usable}." if probe.accels else "Choose another hypervisor.",
         )
 
 
-def choose_driver(old: Definition, definition: Definition, context: Context) -> tuple[str, str]:
+def choose_driver(
+    old: Definition, definition: Definition, needed: t.Mapping[str, str], context: Context
+) -> tuple[str, str]:
     """(hypervisor, accel) of a VM to make or rebuild. What was resolved once is not resolved again.
+
+    :param needed: from :func:`required_capabilities`; what ``auto`` has to have.
 
     :raises UnsupportedError: nothing fits, or what is asked for cannot be used here.
     """
     hypervisor, accel = definition.get("hypervisor", "auto"), definition.get("accel", "auto")
     if hypervisor == "auto":
-        if old.get("hypervisor"):
-            hypervisor = old["hypervisor"]
-        elif context.auto:
-            hypervisor, found = context.auto
-            accel = found if accel == "auto" else accel
-        else:
-            reasons = "; ".join(f"{name}: {probe.reason}" for name, probe in context.probes.items() if probe.reason)
-            raise UnsupportedError(
-                "no hypervisor of this host fits the image and the options" + (f" ({reasons})" if reasons else ""),
-                "hypervisor",
-                "Install one, as the role cocoon.microvm.host does, or name the one to use.",
-            )
+        hypervisor = old.get("hypervisor") or resolve_auto(needed, accel, context)
     if accel == "auto":
         usable = context.probes[hypervisor].accels
         recorded = old.get("accel") if old.get("hypervisor") == hypervisor else None
         accel = recorded or ("kvm" if "kvm" in usable or not usable else usable[0])
     check_driver(hypervisor, accel, context)
     return hypervisor, accel
+
+
+def resolve_auto(needed: t.Mapping[str, str], accel: str, context: Context) -> str:
+    """The first hypervisor that works here, with *accel*, and has all that the options and the image need.
+
+    Where none has, the one that comes nearest: what it lacks is named where that is looked at.
+
+    :raises UnsupportedError: none works here.
+    """
+    works = [name for name in context.auto if context.probes[name].available]
+    speeds = [name for name in works if accel in ("auto", *context.probes[name].accels)]
+    fits = [
+        name
+        for name in speeds
+        if all(getattr(context.capabilities[name], capability) for capability in needed.values())
+    ]
+    for names in (fits, speeds, works):
+        if names:
+            return names[0]
+    reasons = [f"{name}: {context.probes[name].reason or 'not found'}" for name in context.auto]
+    remedies = [remedy for remedy in (context.probes[name].remedy for name in context.auto) if remedy]
+    raise UnsupportedError(
+        "no hypervisor can be used on this host" + (f" ({'; '.join(reasons)})" if reasons else ""),
+        "hypervisor",
+        remedies[0] if remedies else "Run the role cocoon.microvm.host, which installs one.",
+    )
 
 
 def find_image(record: Record | None, name: str | None, context: Context) -> Record:
@@ -224,7 +272,7 @@ def check_firmware(hypervisor: str, firmware: str, context: Context) -> None:
         raise UnsupportedError(
             f"UEFI for {hypervisor} is not installed on this host",
             "firmware",
-            "Install ovmf (RHEL family: edk2-ovmf), or run the role cocoon.microvm.host.",
+            context.probes[hypervisor].uefi_remedy or "Use firmware: bios, or another hypervisor.",
         )
 
 
@@ -309,6 +357,7 @@ def new_vm(record: Record | None, definition: Definition, context: Context) -> D
     wanted = _settle(record, old, definition, context)
     wanted["nics"] = new_nics(record, definition)
     wanted["data_disks"] = _new_disks(record, definition)
+    check_limits(wanted, find_image(record, wanted["image"], context), context)
     check_nics(wanted["nics"], context, "nics" in definition)
     check_reach(definition, wanted["nics"], wanted["ports"], context)
     return wanted
@@ -325,6 +374,7 @@ def rebuilt_vm(record: Record, definition: Definition, context: Context) -> Defi
         ]
     else:
         wanted["data_disks"] = [dict(disk, reattach=True) for disk in record.get("data_disks") or ()]
+    check_limits(wanted, find_image(record, wanted["image"], context), context)
     return wanted
 
 
@@ -338,7 +388,8 @@ def _settle(record: Record | None, old: Definition, definition: Definition, cont
     if "storage" not in definition and "storage" not in old:
         wanted["storage"] = max(wanted["storage"], (image.get("disk") or {}).get("virtual_size") or 0)
     wanted["image_id"], wanted["image_digest"] = image["id"], image["digest"]
-    hypervisor, accel = choose_driver(old, definition, context)
+    asked = {"balloon": "off", **old, **given}  # a default that a driver lacks is no reason against it
+    hypervisor, accel = choose_driver(old, definition, required_capabilities(asked, image), context)
     wanted["hypervisor"], wanted["accel"] = hypervisor, accel
     if "firmware" not in definition and record and record.get("image_digest") != image["digest"]:
         wanted["firmware"] = None  # what the former image was booted by does not bind this one

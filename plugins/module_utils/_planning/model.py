@@ -83,6 +83,12 @@ class ProbeLike(t.Protocol):
     @property
     def firmware(self) -> t.Sequence[str]: ...
 
+    @property
+    def remedy(self) -> str | None: ...
+
+    @property
+    def uefi_remedy(self) -> str | None: ...
+
 
 class CapabilitiesLike(t.Protocol):
     """The part of a driver's capabilities that the planner asks about."""
@@ -106,10 +112,32 @@ class CapabilitiesLike(t.Protocol):
     def watchdog(self) -> bool: ...
 
     @property
-    def fw_cfg(self) -> bool: ...
+    def guest_data(self) -> bool: ...
 
     @property
     def snapshots(self) -> bool: ...
+
+
+class LimitsLike(t.Protocol):
+    """How much a driver can do."""
+
+    @property
+    def cpus(self) -> int: ...
+
+    @property
+    def nics(self) -> int: ...
+
+    @property
+    def fixed_disks(self) -> int: ...
+
+    @property
+    def removable_disks(self) -> int: ...
+
+    @property
+    def nic_queues(self) -> t.Sequence[int]: ...
+
+    @property
+    def disk_queues(self) -> t.Sequence[int]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +161,8 @@ class Context:
     :param snapshots: records of complete snapshots by name, ``None`` = not there.
     :param probes: by hypervisor name.
     :param capabilities: by hypervisor name.
-    :param auto: what ``hypervisor: auto`` resolves to here: (hypervisor, accel), ``None`` = nothing fits.
+    :param limits: by hypervisor name.
+    :param auto: the hypervisors that ``auto`` may come to, the best first.
     :param owner_default: the owner of what gives none.
     :param default_kernel: the host has a kernel for images that bring none; told only if one of *images* does.
     """
@@ -143,7 +172,8 @@ class Context:
     snapshots: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
     probes: t.Mapping[str, ProbeLike] = dataclasses.field(default_factory=dict)
     capabilities: t.Mapping[str, CapabilitiesLike] = dataclasses.field(default_factory=dict)
-    auto: tuple[str, str] | None = None
+    limits: t.Mapping[str, LimitsLike] = dataclasses.field(default_factory=dict)
+    auto: tuple[str, ...] = ()
     owner_default: str = ""
     default_kernel: bool = False
 
@@ -154,7 +184,7 @@ class Needs:
 
     :param images: names or digests to resolve.
     :param networks: names to load.
-    :param drivers: hypervisors to probe; ``auto`` = resolve it (and probe what it resolves to).
+    :param drivers: hypervisors to probe; ``auto`` = all that there are.
     :param snapshots: names to load, and to ask again with.
     """
 

@@ -51,7 +51,7 @@ def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, 
     """A snapshot's record in state ``creating``: SnapshotConfig, then our own fields."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    config = vm["config"]
+    config, driver = vm["config"], run.driver(vm["hypervisor"])
     image = run.known_image(vm["image_id"])
     return {
         "id": types.new_id(),
@@ -71,7 +71,7 @@ def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, 
         "parent": vm.get("snapshot_id"),
         "owner": owner,
         "labels": labels,
-        **{key: vm.get(key) for key in ("accel", "machine", "cpu_model", "hypervisor_version", "kernel_args")},
+        **{key: vm.get(key) for key in ("accel", *driver.pinned, "hypervisor_version", "kernel_args")},
         **{key: vm.get(key, DEFAULTS[key]) for key in CONTAINER},
         "own_kernel": vm.get("own_kernel"),
         **{key: vm.get(key) for key in ("balloon", "watchdog", "image_id", "image_type", "image_digest", "firmware")},
@@ -111,7 +111,7 @@ def _fill(run: Run, vm: Record, record: Record, running: bool) -> None:
     saved = saving.save_running(run, vm, folder, disks=True)
     saving.finish(run, vm)
     record["layout"] = saved.layout
-    record["hypervisor_version"] = saved.layout["version"]
+    record["hypervisor_version"] = saved.version
     record["paused_seconds"] = saved.paused_seconds
 
 
@@ -132,15 +132,16 @@ def _complete(run: Run, vm: Record, record: Record, seconds: float) -> None:
 def seal(run: Run, record: Record) -> None:
     """Make the files durable and read-only, and note what they are."""
     folder = snapshots.directory(run.store, record["id"])
+    roles = run.driver(record["hypervisor"]).saved_files
     for name in sorted(os.listdir(folder)):
         if name in (snapshots.RECORD_FILE, snapshots.CLONES):
             continue
         path = os.path.join(folder, name)
         os.chmod(path, 0o400)
-        if name == snapshots.MEMORY_FILE:
+        if roles.get(name) == "memory":
             _open_to_clones(run, record, path)
         record["files"][name] = snapshots.file_facts(path)
-        if name in (snapshots.STATE_FILE, snapshots.LAYOUT_FILE):
+        if roles.get(name) == "state" or name == snapshots.LAYOUT_FILE:
             record["files"][name]["digest"] = snapshots.digest(path)
     snapshots.settle(folder)
     run.mark("snapshot.sealed")
@@ -160,9 +161,7 @@ def layout_document(run: Run, vm: Record, record: Record) -> Record:
         "boot_config": vm.get("boot_config") or {},
         "cpu": record["cpu"],
         "memory": record["memory"],
-        "machine": record["machine"],
-        "cpu_model": record["cpu_model"],
-        "qemu_version": record["hypervisor_version"],
+        **run.driver(record["hypervisor"]).archive_form().words(record),
         "firmware": record["firmware"] or "",
         "cocoon_microvm": {**{key: record[key] for key in OURS if record.get(key)}, **_always(record)},
     }

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``cocoon.json``, as it comes out of an archive: who wrote it is not known, and it decides what a hypervisor is told.
 
-Its fields are those of the Go engine for Firecracker, what QEMU needs, and under ``cocoon_microvm`` ours.
+Its fields are those of the Go engine, what the hypervisor's driver adds, and under ``cocoon_microvm`` ours.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import ArchiveForm
 
 MAX_BYTES = 1 << 20
 NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}\Z"
@@ -39,15 +42,6 @@ NIC = _object(
     },
     additionalProperties=False,
 )
-LAYOUT = _object(
-    ("ports", "slots", "version"),
-    {
-        "ports": {"enum": [8, 16]},
-        "slots": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 15}},
-        "version": {"type": "string", "pattern": r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z"},
-    },
-    additionalProperties=False,
-)
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_.-]{0,255}\Z"
 DIGEST = {"type": "string", "pattern": r"^sha256:[0-9a-f]{64}\Z"}
 WORD = {"type": "string", "maxLength": 64 << 10, "pattern": r"^[^\x00]*\Z"}
@@ -70,7 +64,7 @@ OURS = _object(
         "data_disks": {"type": "array", "maxItems": 16, "items": DISK},
         "nic_networks": {"type": "array", "maxItems": 8, "items": {"type": "string", "pattern": NAME}},
         "nic_configs": {"type": "array", "maxItems": 8, "items": NIC},
-        "layout": LAYOUT,
+        "layout": {"type": "object"},
         # Absent where an earlier version wrote it.
         "blob_digests": {
             "type": "object",
@@ -82,27 +76,26 @@ OURS = _object(
     additionalProperties=False,
 )
 SCHEMA = _object(
-    ("cpu", "memory", "machine", "cpu_model", "qemu_version", "cocoon_microvm"),
+    ("cpu", "memory", "cocoon_microvm"),
     {
         "storage_configs": {"type": "array", "maxItems": 256, "items": {"type": "object"}},
         "boot_config": {"type": "object"},
         "cpu": {"type": "integer", "minimum": 1, "maximum": 240},
         "memory": SIZE,
-        # These two go into a command line.
-        "machine": {"type": "string", "pattern": r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}\Z"},
-        "cpu_model": {
-            "type": "string",
-            "maxLength": 512,
-            "pattern": r"^[a-zA-Z0-9][a-zA-Z0-9_-]*(,[a-zA-Z0-9][a-zA-Z0-9._-]*=(on|off))*\Z",
-        },
-        "qemu_version": {"type": "string", "maxLength": 32},
         "firmware": {"enum": ["", "uefi", "bios"]},
         "cocoon_microvm": OURS,
     },
 )
 
 
-def check(document: t.Any) -> Record:
+def schema_of(form: ArchiveForm) -> Record:
+    """:data:`SCHEMA` with what the driver has to say."""
+    ours = {**OURS, "properties": {**OURS["properties"], "layout": form.layout}}
+    properties = {**SCHEMA["properties"], **form.properties, "cocoon_microvm": ours}
+    return {**SCHEMA, "required": [*SCHEMA["required"], *form.properties], "properties": properties}
+
+
+def check(document: t.Any, form: ArchiveForm) -> Record:
     """*document* if it is a ``cocoon.json`` of ours.
 
     :raises InputError: naming the field that is wrong.
@@ -110,13 +103,13 @@ def check(document: t.Any) -> Record:
     import jsonschema
 
     try:
-        jsonschema.validate(document, SCHEMA, cls=jsonschema.Draft7Validator)
+        jsonschema.validate(document, schema_of(form), cls=jsonschema.Draft7Validator)
     except jsonschema.ValidationError as exc:
         where = ".".join(str(part) for part in exc.absolute_path) or "the whole"
         raise InputError(
             f"cocoon.json of the archive is not valid ({where}: {exc.message[:120]})",
             "path",
-            "Archives of QEMU snapshots that this collection exported can be imported.",
+            "Archives that this collection exported can be imported.",
         ) from None
     ours = document["cocoon_microvm"]
     if (ours["kind"] == "full") != bool(ours.get("layout")) or len(ours["nic_networks"]) != len(ours["nic_configs"]):

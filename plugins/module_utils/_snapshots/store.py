@@ -7,7 +7,7 @@ Layout under ``root_dir/snapshots/<id>``::
 
     snapshot.json            the record: SnapshotConfig of the Go engine, ours beside it
     cocoon.json              disks and boot configuration, as in an archive
-    vmstate  mem             devices and RAM of a running VM; without mem the RAM is in vmstate
+    …                        devices and RAM of a running VM, by the names that its hypervisor's driver has for them
     cow.raw | overlay.qcow2  the system disk
     data-<name>.raw          data disks
     clones/<vm id>           VMs that were made from it
@@ -42,18 +42,12 @@ REMOVING = "removing"
 FULL = "full"
 DISKS = "disks"
 
-STATE_FILE = "vmstate"
-MEMORY_FILE = "mem"
 LAYOUT_FILE = "cocoon.json"
 RECORD_FILE = "snapshot.json"
 CLONES = "clones"
 
 NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,62}\Z")
 CHUNK = 1 << 20
-
-
-# What a snapshot has of a running machine besides its disks.
-MACHINE_FILES = (STATE_FILE, MEMORY_FILE, LAYOUT_FILE)
 
 
 def check_name(name: str, option: str = "name") -> str:
@@ -92,9 +86,22 @@ def usable(store: Store, name: str) -> Record | None:
     return record if record and record["state"] == COMPLETE else None
 
 
+def machine_files(record: Record) -> tuple[str, ...]:
+    """Names of what a snapshot may have of a running machine besides its disks."""
+    return (*_saved_files(record), LAYOUT_FILE)
+
+
+def _saved_files(record: Record) -> t.Mapping[str, str]:
+    """The files of a running machine, each with its role; none of a record that says nothing of its machine yet."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+
+    return registry.saved_files(record.get("hypervisor") or "")
+
+
 def disks_of(record: Record) -> Record:
     """A snapshot as if it had been taken of a VM that did not run: what else it has is not looked at."""
-    disks = {name: facts for name, facts in record["files"].items() if name not in MACHINE_FILES}
+    machine = machine_files(record)
+    disks = {name: facts for name, facts in record["files"].items() if name not in machine}
     return {**record, "kind": DISKS, "layout": {}, "blob_digests": {}, "files": disks}
 
 
@@ -208,7 +215,9 @@ def discard(store: Store, record: Record) -> None:
     folder = directory(store, record["id"])
     if record["state"] == COMPLETE:
         write(store, {**record, "state": REMOVING})
-    remove_file(os.path.join(folder, STATE_FILE))
+    for name, role in _saved_files(record).items():  # first what makes it a machine
+        if role == "state":
+            remove_file(os.path.join(folder, name))
     if record.get("image_id"):
         images.unpin(store, record["image_id"], record["id"])
     with contextlib.suppress(FileNotFoundError):

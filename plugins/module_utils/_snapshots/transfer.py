@@ -35,6 +35,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
+
 CONFIG = (
     *("id", "name", "description", "image", "image_blob_ids", "hypervisor", "cpu", "memory", "storage", "nics"),
     *("queue_size", "disk_queue_size", "network", "no_direct_io", "windows"),
@@ -142,7 +145,7 @@ def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bo
             stack.enter_context(locked(run.store.paths, names, run.options.lock_timeout))
         record = snapshots.load(run.store, wanted.name)
         config = archive.peek(path)
-        _check_hypervisor(config)
+        run.driver(_hypervisor(config))
         if record is not None and record["state"] == snapshots.COMPLETE:
             check_owner(record, wanted)
             if config.get("id") not in (record["id"], record.get("source_id")):
@@ -158,14 +161,21 @@ def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bo
     return _answer(run, record, "import", path, made)
 
 
-def _check_hypervisor(config: Record) -> None:
-    if config.get("hypervisor") != "qemu":
+def _hypervisor(config: Record) -> str:
+    """The hypervisor of the machine in an archive.
+
+    :raises UnsupportedError: there is no driver for it.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+
+    name = str(config.get("hypervisor") or "an unknown hypervisor")
+    if name not in registry.DRIVERS:
         raise UnsupportedError(
-            f"it is a snapshot of {config.get('hypervisor') or 'an unknown hypervisor'}, and a saved machine goes on"
-            " only under the hypervisor that saved it",
+            f"it is a snapshot of {name}, and a saved machine goes on only under the hypervisor that saved it",
             "path",
-            "Snapshots of QEMU can be imported.",
+            f"Snapshots of {', '.join(registry.DRIVERS)} can be imported.",
         )
+    return name
 
 
 def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None, told: Stage) -> tuple[Record, Record]:
@@ -207,11 +217,13 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
     layout = os.path.join(staging, snapshots.LAYOUT_FILE)
     if snapshots.LAYOUT_FILE not in envelope.files or os.path.getsize(layout) > document.MAX_BYTES:
         raise InputError("the archive has no cocoon.json that tells of its disks", "path", "Export it again.")
-    described = document.check(read_json(layout))
+    driver = run.driver(_hypervisor(envelope.config))
+    form = driver.archive_form()
+    described = document.check(read_json(layout), form)
     ours, config = described["cocoon_microvm"], envelope.config
-    _check_files(config, described, envelope, staging)
+    _check_files(driver, described, envelope, staging)
     if wanted.disks_only:
-        _drop_machine(described, staging)
+        _drop_machine(described, staging, snapshots.machine_files(config))
     stamp = types.now()
     record.update(
         {key: config.get(key) or default for key, default in EMPTY.items()},
@@ -224,9 +236,8 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
         parent=None,
         owner=wanted.owner or run.store.store_id,
         labels=wanted.labels or {},
-        hypervisor_version=ours.get("layout", {}).get("version") or described["qemu_version"],
-        machine=described["machine"],
-        cpu_model=described["cpu_model"],
+        hypervisor_version=form.version(described),
+        **{key: described[key] for key in driver.pinned},
         balloon=None,
         watchdog=False,
         kernel_args="",
@@ -241,13 +252,13 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
     _check_host(run, record)
 
 
-def _drop_machine(described: Record, staging: str) -> None:
+def _drop_machine(described: Record, staging: str, names: t.Iterable[str]) -> None:
     """Have what was unpacked be a snapshot of disks alone."""
     ours = described["cocoon_microvm"]
     ours["kind"] = snapshots.DISKS
     for key in ("layout", "blob_digests"):
         ours.pop(key, None)
-    for name in snapshots.MACHINE_FILES:
+    for name in names:
         remove_file(os.path.join(staging, name))
     write_json(os.path.join(staging, snapshots.LAYOUT_FILE), described)
 
@@ -258,41 +269,42 @@ EMPTY: dict[str, t.Any] = {
 }
 
 
-# What a VM with a disk image may have besides its disks: its UEFI's variables, and what it is told at its first boot.
-SMALL_FILES = ("OVMF_VARS.fd", "cidata.img")
 MAX_SMALL_FILE = 16 << 20
 
 
-def _check_files(config: Record, described: Record, envelope: archive.Envelope, staging: str) -> None:
+def _check_files(driver: Driver, described: Record, envelope: archive.Envelope, staging: str) -> None:
     """Whether the files are those, and as large, as the documents say.
 
     :raises InputError: they are not.
     """
-    ours = described["cocoon_microvm"]
+    config, ours = envelope.config, described["cocoon_microvm"]
+    # What a VM with a disk image may have besides: its firmware's own, and what it is told at its first boot.
+    small = {*driver.own_files, "cidata.img"} if ours["image_type"] == "cloudimg" else set()
+    memory = {name for name, role in driver.saved_files.items() if role == "memory"}
     system = "cow.raw" if ours["image_type"] == "oci" else "overlay.qcow2"
     sizes = {system: config.get("storage"), **{f"data-{disk['name']}.raw": disk["size"] for disk in ours["data_disks"]}}
     wanted = {*sizes, snapshots.LAYOUT_FILE}
-    optional = set(SMALL_FILES) if ours["image_type"] == "cloudimg" else set()
+    optional = set(small)
     if described.get("firmware") == "uefi" and ours["kind"] == snapshots.FULL:
-        wanted.add("OVMF_VARS.fd")
+        wanted.update(driver.own_files)
     if ours["kind"] == snapshots.FULL:
-        wanted.add(snapshots.STATE_FILE)
-        optional.add(snapshots.MEMORY_FILE)
-        sizes[snapshots.MEMORY_FILE] = config.get("memory")
+        wanted.update(set(driver.saved_files) - memory)
+        optional |= memory
+        sizes.update(dict.fromkeys(memory, config.get("memory")))
     problems = [f"{name} is missing" for name in sorted(wanted - set(envelope.files))]
     problems += [f"{name} does not belong to it" for name in sorted(set(envelope.files) - wanted - optional)]
     for name, info in envelope.files.items():
-        if name in sizes and name.endswith((".raw", snapshots.MEMORY_FILE)) and info.size != sizes[name]:
+        if name in sizes and (name.endswith(".raw") or name in memory) and info.size != sizes[name]:
             problems.append(f"{name} has {info.size} bytes and not {sizes[name]}")
-        if name in SMALL_FILES and info.size > MAX_SMALL_FILE:
+        if name in small and info.size > MAX_SMALL_FILE:
             problems.append(f"{name} has {info.size} bytes")
     for key in ("cpu", "memory"):
         if described[key] != config.get(key):
             problems.append(f"snapshot.json and cocoon.json differ in {key}")
     if len(ours["nic_configs"]) != config.get("nics", 0):
         problems.append("snapshot.json and cocoon.json differ in NICs")
-    if ours["kind"] == snapshots.FULL and set(ours["layout"]["slots"]) != {d["name"] for d in ours["data_disks"]}:
-        problems.append("the places of its disks are not known")
+    if ours["kind"] == snapshots.FULL:
+        problems += driver.archive_form().problems(ours["layout"], [disk["name"] for disk in ours["data_disks"]])
     if problems:
         raise InputError(f"the archive does not hold together: {'; '.join(problems)}", "path", "Export it again.")
     if system.endswith(".qcow2"):
@@ -325,7 +337,7 @@ def _check_host(run: Run, record: Record) -> None:
     vendor = record.pop("cpu_vendor", "")
     if record["kind"] != snapshots.FULL:
         return
-    resuming.check_snapshot(run, record, record["machine"], "path")
+    resuming.check_snapshot(run, record, record, "path")
     if record["accel"] == "kvm" and vendor != capture.cpu_vendor():
         raise UnsupportedError(
             f"it was saved on a CPU by {vendor or 'an unknown vendor'}, and this one is by {capture.cpu_vendor()}",

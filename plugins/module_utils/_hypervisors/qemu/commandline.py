@@ -18,11 +18,19 @@ slot         what
 from __future__ import annotations
 
 import json
+import os
 import typing as t
-import uuid
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    Disk,
+    Launch,
+    Layout,
+    Limits,
+    Nic,
+    guest_uuid,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.files import VARIABLES
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 
 SERIAL_LENGTH = 20
@@ -44,15 +52,24 @@ SPARE_PORTS = 4
 MAX_PORTS = 2 * FUNCTIONS
 MAX_FIXED_DISKS = (NIC_SLOT - DISK_SLOT) * FUNCTIONS
 MAX_NICS = LAST_NIC_SLOT - NIC_SLOT + 1
+LIMITS = Limits(
+    cpus=MAX_CPUS,
+    nics=MAX_NICS,
+    fixed_disks=MAX_FIXED_DISKS,
+    removable_disks=MAX_PORTS,
+    command_line=2047,  # of an x86 kernel
+    nic_queues=NIC_QUEUE_SIZES,
+    disk_queues=QUEUE_SIZES,
+)
 
 # What the VM's uid may still ask of the kernel is what QEMU needs to run, no more.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # The default takes up to 1 GiB of translated code per VM, which no admission check would see.
 TCG_CACHE_MIB = 128
 MAKER = {"manufacturer": "Cocoon", "product": "microVM"}
-UUID_SPACE = uuid.UUID("6f0a9a1c-52c5-4a2f-9b1d-0b8d5a3ee0c4")
 
 Options = dict[str, t.Any]
+Sockets = t.Mapping[str, t.Union[int, str]]
 
 
 def keyval(options: t.Mapping[str, t.Any]) -> str:
@@ -64,11 +81,6 @@ def keyval(options: t.Mapping[str, t.Any]) -> str:
         text = ("on" if value else "off") if isinstance(value, bool) else str(value)
         words.append(f"{key}={text.replace(',', ',,')}")
     return ",".join(words)
-
-
-def guest_uuid(vm_id: str) -> str:
-    """The SMBIOS UUID of a VM."""
-    return str(uuid.uuid5(UUID_SPACE, vm_id))
 
 
 def device_id(serial: str) -> str:
@@ -106,7 +118,7 @@ def check(launch: Launch) -> None:
         raise InputError("the balloon takes all of the memory", "balloon", "Give less than memory.")
     if not launch.boot.get("kernel_path") and not launch.disks:
         raise InputError("nothing to boot from", "image", "Give an image with a kernel or a disk.")
-    if launch.boot.get("firmware_path") and not launch.firmware_vars:
+    if launch.boot.get("firmware_path") and not launch.folder:
         raise InputError("UEFI without a file for its variables", "firmware", "Start the VM again.")
     if len(launch.nics) > MAX_NICS:
         raise InputError(f"{len(launch.nics)} NICs", "nics", f"QEMU takes {MAX_NICS}.")
@@ -187,12 +199,26 @@ def disk_device(disk: Disk, place: Options) -> Options:
     }
 
 
+class Places(t.TypedDict):
+    """What a saved machine's layout says: how many root ports there are, and which disk was in which."""
+
+    ports: int
+    slots: dict[str, int]
+    version: str
+
+
+def places(layout: Layout) -> Places:
+    """A layout that :meth:`QemuDriver.save` gave, or that a schema has let pass."""
+    return t.cast(Places, layout)
+
+
 def removable_ports(launch: Launch) -> dict[str, int]:
     """The root port of each removable disk: where it was when the state was saved, else in their order."""
     removable = [disk.serial for disk in launch.disks if disk.removable]
     if launch.resume is None:
         return {serial: number for number, serial in enumerate(removable)}
-    return {serial: launch.resume.layout["slots"][serial] for serial in removable}
+    slots = places(launch.resume.layout)["slots"]
+    return {serial: slots[serial] for serial in removable}
 
 
 def _disks(launch: Launch) -> list[str]:
@@ -215,7 +241,7 @@ def _disks(launch: Launch) -> list[str]:
 def _ports(launch: Launch) -> list[str]:
     words = []
     count = port_count(sum(disk.removable for disk in launch.disks))
-    for number in range(launch.resume.layout["ports"] if launch.resume else count):
+    for number in range(places(launch.resume.layout)["ports"] if launch.resume else count):
         port: Options = {
             "driver": "pcie-root-port",
             "id": port_id(number),
@@ -246,8 +272,11 @@ def identity_device() -> Options:
 
 
 def _nic(number: int, nic: Nic) -> list[str]:
-    pairs = len(nic.fds)
-    netdev = keyval({"id": f"net{number}", "fds": ":".join(map(str, nic.fds)), "vhost": False})
+    pairs = len(nic.fds) or nic.pairs
+    tap: Options = {"fds": ":".join(map(str, nic.fds))}
+    if not nic.fds:
+        tap = {"ifname": nic.tap, "script": "no", "downscript": "no", "queues": pairs}
+    netdev = keyval({"id": f"net{number}", **tap, "vhost": False})
     device: Options = {
         "driver": "virtio-net-pci",
         "id": nic_id(number),
@@ -266,7 +295,7 @@ def _nic(number: int, nic: Nic) -> list[str]:
     return ["-netdev", f"tap,{netdev}", "-device", keyval(device)]
 
 
-def _system_devices(launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
+def _system_devices(launch: Launch, sockets: Sockets) -> list[str]:
     def place(function: int) -> Options:
         return {"bus": "pcie.0", **function_address(SYSTEM_SLOT, function)}
 
@@ -281,7 +310,7 @@ def _system_devices(launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
         "-device",
         keyval({"driver": "virtio-serial-pci", "id": "serial", **place(1), **virtio}),
         "-chardev",
-        listening("agent", fds),
+        listening("agent", sockets),
         "-device",
         keyval({"driver": "virtserialport", "bus": "serial.0", "chardev": "agent", "name": "org.qemu.guest_agent.0"}),
     ]
@@ -295,9 +324,11 @@ def _system_devices(launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
     return words
 
 
-def listening(name: str, fds: t.Mapping[str, int], **more: t.Any) -> str:
+def listening(name: str, sockets: Sockets, **more: t.Any) -> str:
     """A character device on a socket that the launcher has bound."""
-    return "socket," + keyval({"id": name, "fd": fds[name], "server": True, "wait": False, **more})
+    bound = sockets[name]
+    where = "fd" if isinstance(bound, int) else "path"
+    return "socket," + keyval({"id": name, where: bound, "server": True, "wait": False, **more})
 
 
 def _boot(launch: Launch) -> list[str]:
@@ -315,11 +346,11 @@ FLASH = ("flash-code", "flash-vars")
 
 def _flash(launch: Launch) -> list[str]:
     """The block nodes of the UEFI firmware; the machine takes them by name. They are on no bus."""
-    code, variables = launch.boot.get("firmware_path"), launch.firmware_vars
-    if not code or not variables:
+    code = launch.boot.get("firmware_path")
+    if not code:
         return []
     words = []
-    for name, path, read_only in zip(FLASH, (code, variables), (True, False)):
+    for name, path, read_only in zip(FLASH, (code, os.path.join(launch.folder, VARIABLES)), (True, False)):
         node = {"driver": "raw", "node-name": name, "read-only": read_only, "file": _file(path, read_only, False)}
         words += ["-blockdev", json.dumps(node)]
     return words
@@ -336,7 +367,7 @@ def _memory(launch: Launch, rom: bool) -> Options:
 
 
 def _machine(launch: Launch, rom: bool) -> list[str]:
-    machine = {"type": launch.machine, "memory-backend": "ram", "usb": False, "vmport": "off"}
+    machine = {"type": launch.pins["machine"], "memory-backend": "ram", "usb": False, "vmport": "off"}
     # Not there, not probed by the guest's kernel: each costs boot time.
     machine.update({"smbus": False, "sata": False, "i8042": False})
     if launch.boot.get("firmware_path"):
@@ -345,7 +376,7 @@ def _machine(launch: Launch, rom: bool) -> list[str]:
     return [
         *("-machine", keyval(machine)),
         *("-accel", keyval(accel)),
-        *("-cpu", f"{launch.cpu_model},enforce=on"),
+        *("-cpu", f"{launch.pins['cpu_model']},enforce=on"),
         *("-smp", keyval({"cpus": launch.cpu, "sockets": 1, "cores": launch.cpu, "threads": 1})),
         *("-m", f"size={launch.memory}B"),
         *("-object", "memory-backend-file," + keyval(_memory(launch, rom))),
@@ -360,17 +391,18 @@ def _status(launch: Launch) -> list[str]:
     return ["-chardev", f"file,{device}", "-serial", "chardev:status"]
 
 
-def _identity(fds: t.Mapping[str, int]) -> list[str]:
+def _identity(sockets: Sockets) -> list[str]:
     """The line on which a guest that goes on as another one is told so; its port is plugged in when it is."""
-    return ["-chardev", listening(IDENTITY, fds)] if IDENTITY in fds else []
+    return ["-chardev", listening(IDENTITY, sockets)] if IDENTITY in sockets else []
 
 
-def build(binary: str, launch: Launch, fds: t.Mapping[str, int], rom: bool = False) -> list[str]:
+def build(binary: str, launch: Launch, sockets: Sockets, rom: bool = False) -> list[str]:
     """The argument vector.
 
     The VM's id stands in it (SMBIOS serial number), which is what proves a process ours.
 
-    :param fds: numbers of the listening sockets ``qmp``, ``console``, ``agent`` and perhaps ``identity``.
+    :param sockets: of ``qmp``, ``console``, ``agent`` and perhaps ``identity``: the number of the listening
+        descriptor, or the path for QEMU to listen at.
     :param rom: this QEMU maps a file that it may only read as memory that the guest may write.
     :raises InputError: a value that QEMU cannot take, naming the option.
     """
@@ -386,19 +418,19 @@ def build(binary: str, launch: Launch, fds: t.Mapping[str, int], rom: bool = Fal
         *_flash(launch),
         *_machine(launch, rom),
         *("-rtc", "base=utc"),
-        *("-chardev", listening("qmp", fds)),
+        *("-chardev", listening("qmp", sockets)),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", listening("console", fds, logfile=launch.console_log, logappend=True)),
+        *("-chardev", listening("console", sockets, logfile=launch.console_log, logappend=True)),
         *("-serial", "chardev:console"),
         *_status(launch),
         *_boot(launch),
-        *_system_devices(launch, fds),
-        *_identity(fds),
+        *_system_devices(launch, sockets),
+        *_identity(sockets),
         *_ports(launch),
         *_disks(launch),
     ]
     for number, nic in enumerate(launch.nics):
         words += _nic(number, nic)
-    for name in sorted(launch.fw_cfg):
-        words += ["-fw_cfg", keyval({"name": name, "file": launch.fw_cfg[name]})]
+    for name in sorted(launch.guest_data):
+        words += ["-fw_cfg", keyval({"name": f"opt/cocoon/{name}", "file": launch.guest_data[name]})]
     return [*words, "-incoming", "defer"] if launch.resume else words

@@ -24,23 +24,47 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    MEMORY,
+    STATE,
+    ArchiveForm,
+    BootStyle,
     Capabilities,
+    Channel,
     Disk,
+    Driver,
+    Endpoints,
+    Firmware,
+    GuestActions,
+    Jail,
     Launch,
+    Pins,
     Probe,
     Resume,
+    RunState,
     Saved,
+    SavedFile,
+    SavedState,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import (
     commandline,
+    dryrun,
     firmware,
     migration,
     probe,
+    runstate,
+    sockets,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.files import (
+    MEMORY_FILE,
+    SAVED,
+    STATE_FILE,
+    VARIABLES,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp, QmpClosedError, QmpError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
+REMEDY = "Install qemu-system-x86 (Debian, Ubuntu) or qemu-kvm (RHEL), or run the role cocoon.microvm.host."
 TURN = 10.0
 # Where QEMU keeps what was added by an id.
 DEVICES = "/machine/peripheral"
@@ -48,7 +72,7 @@ DEVICES = "/machine/peripheral"
 UNPLUG_REPEAT = 3.0
 
 
-class QemuDriver:
+class QemuDriver(Driver):
     """QEMU with a q35 machine, under KVM or TCG.
 
     :param binary: instead of the one that is found.
@@ -66,8 +90,15 @@ class QemuDriver:
         live_disk_resize=True,
         snapshots=True,
         live_disk_copy=True,
-        fw_cfg=True,
+        guest_data=True,
     )
+    limits = commandline.LIMITS
+    nic_by: t.ClassVar[t.Literal["fd", "name"]] = "fd"
+    pinned = ("machine", "cpu_model")
+    saved_files = SAVED
+    writes_inbox = False
+    own_files = (VARIABLES,)
+    guest_actions = GuestActions(poweroff="ends", reboot="restarts", panic="ignored")
 
     def __init__(self, paths: Paths, binary: str | None = None) -> None:
         self.paths = paths
@@ -77,11 +108,7 @@ class QemuDriver:
         """:raises UnsupportedError: QEMU is not installed."""
         path = self._binary or probe.find_binary()
         if path is None:
-            raise UnsupportedError(
-                "QEMU is not installed",
-                "hypervisor",
-                "Install qemu-system-x86 (Debian, Ubuntu) or qemu-kvm (RHEL), or run the role cocoon.microvm.host.",
-            )
+            raise UnsupportedError("QEMU is not installed", "hypervisor", REMEDY)
         return path
 
     def _facts(self) -> dict[str, t.Any]:
@@ -93,15 +120,42 @@ class QemuDriver:
             binary = self.binary()
             facts = self._facts()
         except (CocoonError, OSError) as exc:
-            return Probe(self.name, self._binary or probe.find_binary(), reason=str(exc))
+            problem = exc.message if isinstance(exc, CocoonError) else str(exc)
+            return Probe(self.name, self._binary or probe.find_binary(), reason=problem, remedy=REMEDY)
         reason = probe.too_old(facts["version"])
         on_kvm = reason is None and kvm.kvm_problem(self.paths) is None and "cpu_model" in self._model(facts, "kvm")
         accels = ("kvm", "tcg") if on_kvm else ("tcg",)
         firmwares = ("uefi", "bios") if firmware.available() else ("bios",)
-        return Probe(self.name, binary, facts["version"], reason is None, reason, accels, firmwares)
+        return Probe(
+            self.name,
+            binary,
+            facts["version"],
+            reason is None,
+            reason,
+            accels,
+            firmwares,
+            remedy=REMEDY if reason else None,
+            uefi_remedy=firmware.REMEDY,
+        )
 
-    def uefi(self, store_size: int | None = None) -> tuple[str, str]:
-        return firmware.find(store_size)
+    def version(self) -> str:
+        return str(self._facts()["version"])
+
+    def boot_style(self, accel: str) -> BootStyle:
+        # On a busy host the timer's interrupts may come too late for the kernel's test of them, and it gives up. With
+        # KVM it does not test.
+        return BootStyle("ttyS0", ("no_timer_check",) if accel == "tcg" else ())
+
+    def endpoints(self, run_dir: str) -> Endpoints:
+        return sockets.endpoints(run_dir)
+
+    def guest_channel(self, run_dir: str) -> Channel:
+        return sockets.guest_channel(run_dir)
+
+    def firmware(self, folder: str) -> Firmware:
+        variables = os.path.join(folder, VARIABLES)
+        found = firmware.find(os.lstat(variables).st_size if os.path.lexists(variables) else None)
+        return Firmware(found.code, {VARIABLES: found.variables})
 
     def _model(self, facts: dict[str, t.Any], accel: str) -> dict[str, t.Any]:
         """``cpu_model``, or the ``problem`` that there is with *accel*."""
@@ -112,7 +166,7 @@ class QemuDriver:
             lambda: probe.choose_model(binary, facts["machine"], accel),
         )
 
-    def pin(self, accel: str) -> dict[str, str]:
+    def pin(self, accel: str) -> Pins:
         problem = kvm.kvm_problem(self.paths) if accel == "kvm" else None
         if problem:
             raise UnsupportedError(problem, "accel", "Use tcg or auto.")
@@ -120,26 +174,35 @@ class QemuDriver:
         model = self._model(facts, accel)
         if "problem" in model:
             raise UnsupportedError(f"QEMU does not start with {accel}: {model['problem']}", "accel")
-        return {
-            "machine": facts["machine"],
-            "cpu_model": model["cpu_model"],
-            "hypervisor_version": facts["version"],
-        }
+        return {"machine": facts["machine"], "cpu_model": model["cpu_model"]}
 
-    def command(self, launch: Launch, fds: t.Mapping[str, int]) -> list[str]:
+    def repin(self, accel: str) -> Pins:
+        return {"cpu_model": self.pin(accel)["cpu_model"]}  # the machine stays
+
+    def command(self, launch: Launch, bound: commandline.Sockets) -> list[str]:
+        """The argument vector; pure but for the probe. *bound* as :func:`commandline.build` has it."""
         rom = bool(launch.resume and launch.resume.shared and self._facts()["rom"])
-        return commandline.build(self.binary(), launch, fds, rom)
+        return commandline.build(self.binary(), launch, bound, rom)
+
+    def confine(self, launch: Launch) -> Jail:
+        # All that it uses it is given as a descriptor, or may open by the rights of its user and groups.
+        return Jail(groups=launch.groups + (kvm.kvm_group() if launch.accel == "kvm" else ()))
+
+    def dry_run(self, launch: Launch) -> list[str]:
+        held = (sockets.IDENTITY,) if launch.resume and launch.resume.hold else ()
+        bound = {name.partition(".")[0]: os.path.join(launch.run_dir, name) for name in (*sockets.ALWAYS, *held)}
+        return dryrun.lines(launch, self.confine(launch), self.command(launch, bound))
 
     def reads_only(self) -> bool:
         """Whether clones can map a snapshot's RAM file without the right to write to it."""
         return bool(self._facts()["rom"])
 
-    def check_resume(self, machine: str, layout: t.Mapping[str, t.Any]) -> None:
+    def check_resume(self, saved: SavedState) -> None:
         facts = self._facts()
-        saved = str(layout["version"])
-        if probe.version_tuple(facts["version"]) < probe.version_tuple(saved):
+        machine, version = saved.pins["machine"], commandline.places(saved.layout)["version"]
+        if probe.version_tuple(facts["version"]) < probe.version_tuple(version):
             raise UnsupportedError(
-                f"it was saved by QEMU {saved}, and this host has {facts['version']}, which is older",
+                f"it was saved by QEMU {version}, and this host has {facts['version']}, which is older",
                 "hypervisor",
                 "A state is taken up by the release that saved it, or a newer one: upgrade QEMU on this host.",
             )
@@ -150,14 +213,18 @@ class QemuDriver:
                 "Use a host with a QEMU that has this machine; distributions name theirs differently.",
             )
 
-    def start(self, launch: Launch, timeout: float = 60.0) -> Process:
+    def start(
+        self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[], None] | None = None, timeout: float = 60.0
+    ) -> Process:
         deadline = time.monotonic() + timeout
         try:
-            process = self._spawn(launch)
+            process = self._spawn(launch, jail)
         except BaseException:
-            launcher.clean(launch.run_dir, launch.ram_path)
+            _clean(launch)
             raise
         try:
+            if on_nics_open:  # it was born with them
+                on_nics_open()
             # systemd works while QEMU starts up.
             unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
             self._run(launch, process, deadline)
@@ -167,7 +234,7 @@ class QemuDriver:
             # One that hung up is on its way out: its last words and its status are what the user needs.
             status = launcher.kill(process, 2.0 if isinstance(exc, QmpClosedError) else 0.0)
             process.close()
-            launcher.clean(launch.run_dir, launch.ram_path)
+            _clean(launch)
             if isinstance(exc, HypervisorError):
                 raise _start_error(launch, exc, status) from exc
             if isinstance(exc, BusyError):
@@ -177,11 +244,11 @@ class QemuDriver:
             raise
         return process
 
-    def _spawn(self, launch: Launch) -> Process:
+    def _spawn(self, launch: Launch, jail: Jail) -> Process:
         with contextlib.ExitStack() as stack:
             fds = {}
-            held = (launcher.IDENTITY_SOCKET,) if launch.resume and launch.resume.hold else ()
-            for name in (*launcher.SOCKETS, *held):
+            held = (sockets.IDENTITY,) if launch.resume and launch.resume.hold else ()
+            for name in (*sockets.ALWAYS, *held):
                 sock = launcher.listen(os.path.join(launch.run_dir, name))
                 stack.callback(sock.close)
                 fds[name.partition(".")[0]] = sock.fileno()
@@ -192,16 +259,14 @@ class QemuDriver:
             os.close(launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE))
             log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
             stack.callback(os.close, log)
-            groups = launch.groups + (kvm.kvm_group() if launch.accel == "kvm" else ())
             passed = [*fds.values(), *(fd for nic in launch.nics for fd in nic.fds)]
             limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
-            return launcher.spawn(argv, launch.uid, launch.gid, groups, passed, log, limit)
+            return launcher.spawn(argv, launch.uid, launch.gid, jail.groups, passed, log, limit)
 
     @staticmethod
     def _run(launch: Launch, process: Process, deadline: float) -> None:
         """Greet QEMU and let the guest go."""
-        path = os.path.join(launch.run_dir, launcher.QMP_SOCKET)
-        with Qmp.connect(path, deadline - time.monotonic(), process.pidfd) as qmp:
+        with Qmp.connect(sockets.qmp_path(launch.run_dir), deadline - time.monotonic(), process.pidfd) as qmp:
             if launch.resume:
                 _load(qmp, launch, deadline)
             elif launch.balloon:
@@ -220,11 +285,10 @@ class QemuDriver:
         :raises BusyError: another task held it for *timeout* seconds.
         :raises HypervisorError: it does not run.
         """
-        return Qmp.connect(os.path.join(run_dir, launcher.QMP_SOCKET), timeout)
+        return Qmp.connect(sockets.qmp_path(run_dir), timeout)
 
-    def status(self, run_dir: str) -> str:
-        with self.connect(run_dir) as qmp:
-            return _status(qmp)
+    def status(self, run_dir: str) -> RunState:
+        return runstate.ask(run_dir, TURN)
 
     def powerdown(self, run_dir: str) -> None:
         self._simple(run_dir, "system_powerdown")
@@ -239,40 +303,44 @@ class QemuDriver:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import backup
 
         with self.connect(run_dir) as qmp:
-            qmp.execute("cont")
+            runstate.go_on(qmp)
             backup.clean(qmp)  # or a run that was killed while it saved holds what it wrote to
 
     def save(
         self,
         run_dir: str,
-        state: int,
-        inside: t.Callable[[], None],
+        inbox: str,
+        copy: t.Callable[[t.Sequence[SavedFile]], None],
         *,
-        shared: bool,
+        ram: str | None,
         limit: int,
         disks: t.Sequence[tuple[str, int]] = (),
         stay: bool = False,
     ) -> Saved:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import backup
 
+        state = os.path.join(inbox, STATE_FILE)
+        files = [SavedFile(STATE_FILE, STATE, state)]
+        if ram is not None:
+            files.append(SavedFile(MEMORY_FILE, MEMORY, ram))
         with self.connect(run_dir) as qmp:
             _unplug_identity(qmp)
             backup.clean(qmp)
             ports = _root_ports(qmp)
-            status = _status(qmp)
+            status = runstate.word(qmp)
             if status == "postmigrate":  # saved before while it stood still: QEMU saves no guest twice at one instant
                 qmp.execute("cont")
                 qmp.execute("stop")
             runs = status == "running"
-            migration.prepare(qmp, ignore_shared=shared)
+            migration.prepare(qmp, ignore_shared=ram is not None)
             # The guard begins while the guest still runs; it takes a while to be there.
-            with migration.Guard(os.path.join(run_dir, launcher.QMP_SOCKET)) if runs else contextlib.nullcontext():
+            with migration.Guard(sockets.qmp_path(run_dir)) if runs else contextlib.nullcontext():
                 begun = time.monotonic()
                 if runs:
                     qmp.execute("stop")
                 try:
-                    migration.write_out(qmp, state, limit)
-                    inside()
+                    migration.write_file(qmp, state, limit)
+                    copy(files)
                     if disks:
                         backup.begin(qmp, disks)
                 except BaseException:
@@ -287,7 +355,12 @@ class QemuDriver:
             version = qmp.version()
         slots = {device[len("disk-") :]: _port_number(port) for port, device in ports.items() if device}
         layout = {"ports": len(ports), "slots": slots, "version": version}
-        return Saved(layout, round(paused, 6) if runs else 0.0)
+        return Saved(layout, version, round(paused, 6) if runs else 0.0)
+
+    def archive_form(self) -> ArchiveForm:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.archive import QemuArchive
+
+        return QemuArchive()
 
     def announce(self, run_dir: str, message: bytes) -> socket.socket:
         line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -296,7 +369,7 @@ class QemuDriver:
             with self.connect(run_dir) as qmp:
                 # First, or the message goes to the port of an earlier one, and with it.
                 _unplug_identity(qmp)
-                line.connect(os.path.join(run_dir, launcher.IDENTITY_SOCKET))
+                line.connect(os.path.join(run_dir, sockets.IDENTITY))
                 line.sendall(message)
                 qmp.execute("device_add", commandline.identity_device())
         except OSError as exc:
@@ -399,19 +472,11 @@ def _node_size(qmp: Qmp, node: str) -> int:
     return size
 
 
-def _status(qmp: Qmp) -> str:
-    answer = qmp.execute("query-status")
-    status = answer.get("status") if isinstance(answer, dict) else None
-    if not isinstance(status, str) or not status.replace("-", "").isalpha() or len(status) > 32:
-        raise HypervisorError("the hypervisor sent no sensible status")
-    return status
-
-
 def _load(qmp: Qmp, launch: Launch, deadline: float) -> None:
     """Make a QEMU that waits for it the VM whose state was saved; its guest does not run yet."""
     resume = t.cast(Resume, launch.resume)
     migration.prepare(qmp, ignore_shared=resume.memory is not None)
-    migration.read_in(qmp, resume.state, max(1.0, deadline - time.monotonic()))
+    migration.read_in(qmp, os.path.join(resume.folder, STATE_FILE), max(1.0, deadline - time.monotonic()))
     if resume.hold:
         for number in range(len(launch.nics)):
             qmp.execute("set_link", {"name": commandline.nic_id(number), "up": False})
@@ -425,6 +490,10 @@ def _unplug_identity(qmp: Qmp) -> None:
         return
     # Until it is wholly gone its line is in use.
     qmp.wait_event("DEVICE_DELETED", UNPLUG_REPEAT, device=commandline.IDENTITY)
+
+
+def _clean(launch: Launch) -> None:
+    launcher.clean(launch.run_dir, (*sockets.ALWAYS, sockets.IDENTITY), launch.ram_path)
 
 
 def _start_error(launch: Launch, exc: HypervisorError, status: int | None) -> HypervisorError:

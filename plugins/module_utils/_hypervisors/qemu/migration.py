@@ -25,6 +25,7 @@ CHUNK = 1 << 20
 # No network is in between, so nothing is to be held back.
 UNLIMITED = 1 << 50
 SAVE_TIMEOUT = 600.0
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # Waits until its input ends. One byte says that all went well; without it whoever held the other end
 # is dead, and the guest that it stopped is let go on.
@@ -148,6 +149,15 @@ def write_out(qmp: Qmp, target: int, limit: int, timeout: float = SAVE_TIMEOUT) 
     problem = "it is larger than it can be" if pump.overrun else problem
     if problem:
         raise HypervisorError(f"the state of the VM could not be saved: {problem}")
+
+
+def write_file(qmp: Qmp, path: str, limit: int) -> None:
+    """:func:`write_out` to a new file of ours at *path*."""
+    fd = os.open(path, NEW, 0o600)
+    try:
+        write_out(qmp, fd, limit)
+    finally:
+        os.close(fd)
 
 
 def read_in(qmp: Qmp, source: str, timeout: float) -> None:

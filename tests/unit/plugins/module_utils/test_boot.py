@@ -4,8 +4,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import BootStyle
+
+STYLE = BootStyle("ttyS0")
 
 IMAGE = {
     "id": "sha256:aa",
@@ -28,7 +35,7 @@ RECORD = {
 
 
 def test_the_command_line_is_the_contract() -> None:
-    assert boot.kernel_command_line(RECORD, IMAGE) == (
+    assert boot.kernel_command_line(RECORD, IMAGE, STYLE) == (
         "console=ttyS0 loglevel=3 boot=cocoon-overlay cocoon.layers=cocoon-layer1,cocoon-layer0"
         " cocoon.cow=cocoon-cow rw net.ifnames=0 cocoon.hostname=web1"
         " ip=10.0.0.2::10.0.0.1:255.255.255.0:web1:eth0:off:10.0.0.53"
@@ -36,9 +43,22 @@ def test_the_command_line_is_the_contract() -> None:
     )
 
 
-def test_an_emulated_cpu_may_be_late_for_the_timer() -> None:
-    assert " rw no_timer_check " in boot.kernel_command_line({**RECORD, "accel": "tcg"}, IMAGE)
-    assert "no_timer_check" not in boot.kernel_command_line({**RECORD, "accel": "kvm"}, IMAGE)
+def test_a_driver_adds_its_words() -> None:
+    style = dataclasses.replace(STYLE, console="hvc0", words=("clocksource=kvm-clock", "reboot=k"))
+    line = boot.kernel_command_line(RECORD, IMAGE, style)
+    assert line.startswith("console=hvc0 loglevel=3 ")
+    assert " rw clocksource=kvm-clock reboot=k net.ifnames=0 " in line
+
+
+def test_disks_by_their_places() -> None:
+    """Where a hypervisor gives serials of its own; the layers are still named top first."""
+    line = boot.kernel_command_line(RECORD, IMAGE, dataclasses.replace(STYLE, disks="path"))
+    assert " cocoon.layers=/dev/vdb,/dev/vda cocoon.cow=/dev/vdc " in line
+
+
+@pytest.mark.parametrize(("place", "path"), [(0, "/dev/vda"), (25, "/dev/vdz"), (26, "/dev/vdaa"), (52, "/dev/vdba")])
+def test_names_of_places(place: int, path: str) -> None:
+    assert boot.disk_path(place) == path
 
 
 def test_a_name_that_is_no_host_name() -> None:
@@ -48,7 +68,7 @@ def test_a_name_that_is_no_host_name() -> None:
 
 
 def test_without_nics_the_name_is_all_that_is_said_about_the_network() -> None:
-    line = boot.kernel_command_line({**RECORD, "network_configs": [], "kernel_args": ""}, IMAGE)
+    line = boot.kernel_command_line({**RECORD, "network_configs": [], "kernel_args": ""}, IMAGE, STYLE)
     assert line.endswith("cocoon.cow=cocoon-cow rw cocoon.hostname=web1")
 
 
@@ -63,7 +83,7 @@ def test_disks_stand_in_device_order() -> None:
 
 
 def test_a_disk_image_brings_its_own_kernel() -> None:
-    assert boot.boot_config(RECORD, {"type": "cloudimg", "boot": None}) == {}
+    assert boot.boot_config(RECORD, {"type": "cloudimg", "boot": None}, STYLE) == {}
     configs = boot.storage_configs({**RECORD, "image_type": "cloudimg"}, {"type": "cloudimg"}, Paths(), str)
     assert configs[0]["path"].endswith("/overlay.qcow2")
 

@@ -12,7 +12,11 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _doctor as doctor
 from ansible_collections.cocoon.microvm.plugins.module_utils._host import LIBRARIES, TOOLS, Facts
 
-QEMU = {"name": "qemu", "version": "7.2.22", "available": True, "reason": None, "firmware": ("uefi", "bios")}
+QEMU = {
+    **{"name": "qemu", "version": "7.2.22", "available": True, "reason": None},
+    **{"firmware": ("uefi", "bios"), "uefi_remedy": "Install ovmf."},
+}
+NO_QEMU = {**QEMU, "available": False, "reason": "not found", "remedy": "Install qemu-system-x86."}
 PYTHON = {"executable": "/usr/bin/python3", "version": "3.11.2", "distribution_packages": True}
 STORE = {"exists": True, "layout": 1, "counts": {"vms": 3, "images": 1}}
 GOOD = Facts(
@@ -63,7 +67,7 @@ def tools(**missing: None) -> dict[str, t.Any]:
         ({"kernel": "4.18.0-553.el8.x86_64"}, "kernel", "FAIL", "5.4"),
         ({"python": {**PYTHON, "version": "3.8.10"}}, "python", "FAIL", "ansible_python_interpreter"),
         (
-            {"hypervisors": [{**QEMU, "available": False, "reason": "not found"}]},
+            {"hypervisors": [NO_QEMU]},
             "hypervisor",
             "FAIL",
             "Install qemu-system-x86",
@@ -108,7 +112,7 @@ def test_each_thing_that_is_wrong_has_a_remedy(changes: dict[str, t.Any], name: 
 def test_no_hypervisor_at_all() -> None:
     found = outcome(hypervisors=[])
     assert list(found) == ["hypervisor", "uefi"]
-    assert "Install qemu-system-x86" in str(found["hypervisor"]["remedy"])
+    assert "Run the role cocoon.microvm.host" in str(found["hypervisor"]["remedy"])
 
 
 def test_libraries_of_an_interpreter_that_packages_do_not_reach() -> None:

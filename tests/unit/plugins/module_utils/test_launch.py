@@ -19,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
 UID, GID = os.getuid(), os.getgid()
+SOCKETS = ("api.sock", "console.sock")
 
 
 def test_listen_takes_the_place_of_an_old_socket(tmp_path: Path) -> None:
@@ -115,8 +116,8 @@ def test_exit_status_of_a_process_that_is_not_a_child() -> None:
 
 
 def test_clean_twice(tmp_path: Path) -> None:
-    for name in (*launch.SOCKETS, "ram", "other"):
+    for name in (*SOCKETS, "ram", "other"):
         (tmp_path / name).write_bytes(b"")
     for _time in range(2):
-        launch.clean(str(tmp_path), str(tmp_path / "ram"))
+        launch.clean(str(tmp_path), SOCKETS, str(tmp_path / "ram"))
         assert os.listdir(tmp_path) == ["other"]

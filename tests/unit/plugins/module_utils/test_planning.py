@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     UnsupportedError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Limits
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import asked
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import changes as table
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps as kinds
@@ -54,7 +55,7 @@ class Caps:
     live_disk_resize: bool = True
     balloon: bool = True
     watchdog: bool = True
-    fw_cfg: bool = True
+    guest_data: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Probe:
     reason: str | None = None
     accels: tuple = ("kvm", "tcg")
     firmware: tuple = ("uefi", "bios")
+    remedy: str | None = None
+    uefi_remedy: str | None = "Install ovmf."
 
 
 def image(name, hex_id, disk=None, kernel=True, features=("user", "password", "ssh_keys")):
@@ -97,21 +100,23 @@ NETWORKS = {
 class Host:
     """Fills a context with what ``needs`` asks for, so that a look-up beyond it fails the test."""
 
-    def __init__(self, caps=None, probes=None, auto=("qemu", "kvm"), images=None):
-        self.caps = caps or {"qemu": Caps(), "firecracker": Caps(qcow2=False, fw_cfg=False, hotplug_disks=False)}
+    def __init__(self, caps=None, probes=None, auto=("qemu",), images=None, limits=None):
+        self.caps = caps or {"qemu": Caps(), "firecracker": Caps(qcow2=False, guest_data=False, hotplug_disks=False)}
         self.probes = probes or {name: Probe() for name in self.caps}
         self.auto = auto
+        self.limits = limits or {}
         self.images = IMAGES if images is None else images
 
     def context(self, record, definition, observed):
         wanted = needs(record, definition, observed)
-        drivers = {self.auto[0] if name == "auto" and self.auto else name for name in wanted.drivers}
+        drivers = {*wanted.drivers, *(self.auto if "auto" in wanted.drivers else ())}
         return Context(
             images={name: self.images.get(name) for name in wanted.images},
             networks={name: NETWORKS.get(name) for name in wanted.networks},
             probes={name: self.probes[name] for name in drivers if name in self.probes},
             capabilities={name: self.caps[name] for name in drivers if name in self.caps},
-            auto=self.auto if "auto" in wanted.drivers else None,
+            limits=self.limits,
+            auto=self.auto if "auto" in wanted.drivers else (),
             owner_default="store-1",
         )
 
@@ -938,7 +943,7 @@ def test_firmware_is_for_disks(firmware):
 
 
 def test_login_data_of_disks_goes_on_a_volume():
-    host = Host(caps={"qemu": Caps(fw_cfg=False)})
+    host = Host(caps={"qemu": Caps(guest_data=False)})
     login = {"user": "me", "password": "x", "ssh_keys": [KEY], "user_data": "#cloud-config\n{}"}
     assert host.plan(None, {"image": "cloud", **login}).wanted["user"] == "me"
     with pytest.raises(UnsupportedError, match="takes no user_data"):
@@ -987,9 +992,9 @@ def test_no_watchdog_by_default_where_the_driver_has_none():
          "watchdog", "qemu"),
         ({"image": "tiny", "hypervisor": "qemu"}, Host(probes={"qemu": Probe(False, "no qemu binary", ())}),
          UnsupportedError, "hypervisor", "no qemu binary"),
-        ({"image": "tiny", "accel": "kvm"}, Host(probes={"qemu": Probe(accels=("tcg",))}, auto=("qemu", "tcg")),
-         UnsupportedError, "accel", "tcg works"),
-        ({"image": "tiny"}, Host(auto=None), UnsupportedError, "hypervisor", "no hypervisor"),
+        ({"image": "tiny", "accel": "kvm"}, Host(probes={"qemu": Probe(accels=("tcg",))}, auto=("qemu",)),
+         UnsupportedError, "accel", "usable: tcg"),
+        ({"image": "tiny"}, Host(auto=()), UnsupportedError, "hypervisor", "no hypervisor"),
     ],
 )  # fmt: skip
 def test_creation_that_cannot_be(definition, host, error, option, text):
@@ -998,6 +1003,66 @@ def test_creation_that_cannot_be(definition, host, error, option, text):
     assert caught.value.option == option
     assert text in str(caught.value)
     assert caught.value.remedy
+
+
+BOTH = {"firecracker": Caps(qcow2=False, guest_data=False, balloon=False), "qemu": Caps()}
+
+
+@pytest.mark.parametrize(
+    ("definition", "probes", "hypervisor", "accel"),
+    [
+        ({"image": "tiny"}, {}, "firecracker", "kvm"),
+        ({"image": "cloud"}, {}, "qemu", "kvm"),
+        ({"image": "tiny", "user": "me"}, {}, "qemu", "kvm"),
+        ({"image": "tiny", "balloon": "64M"}, {}, "qemu", "kvm"),
+        ({"image": "tiny", "balloon": "off"}, {}, "firecracker", "kvm"),
+        ({"image": "tiny", "accel": "tcg"}, {}, "qemu", "tcg"),
+        ({"image": "tiny"}, {"firecracker": Probe(False, "not found", ())}, "qemu", "kvm"),
+    ],
+)
+def test_auto_is_the_first_that_fits(definition, probes, hypervisor, accel):
+    found = {"firecracker": Probe(accels=("kvm",)), "qemu": Probe(), **probes}
+    plan = Host(caps=BOTH, probes=found, auto=("firecracker", "qemu")).plan(None, definition)
+    assert (plan.wanted["hypervisor"], plan.wanted["accel"]) == (hypervisor, accel)
+
+
+def test_auto_keeps_what_was_chosen():
+    begun = {**made("creating"), "phase": "create", "accel": "tcg"}
+    assert Host(caps=BOTH, auto=("firecracker", "qemu")).plan(begun, {"image": "tiny"}).wanted["hypervisor"] == "qemu"
+
+
+def test_a_default_that_the_driver_lacks_is_no_reason_against_it():
+    host = Host(caps={"firecracker": Caps(watchdog=False), "qemu": Caps()}, auto=("firecracker", "qemu"))
+    plan = host.plan(None, {"image": "tiny"})
+    assert (plan.wanted["hypervisor"], plan.wanted["watchdog"]) == ("firecracker", False)
+    assert host.plan(None, {"image": "tiny", "watchdog": True}).wanted["hypervisor"] == "qemu"
+
+
+SMALL = Limits(4, nics=2, fixed_disks=3, removable_disks=1, command_line=99, nic_queues=(256,), disk_queues=(16,))
+FITS = {"image": "layered", "cpu": 4, "queue_size": 256, "disk_queue_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("options", "option", "words"),
+    [
+        ({}, None, ""),
+        ({"cpu": 5}, "cpu", "qemu takes 4 vCPUs and not 5"),
+        ({"network": "lab", "nics": [{}, {}, {}]}, "nics", "qemu takes 2 NICs and not 3"),
+        ({"data_disks": [{"name": n, "size": "1G"} for n in "ab"]}, "data_disks", "takes 1 data disks and not 2"),
+        ({"image": "high"}, "image", "qemu takes 1 image layers and not 2"),
+        ({"queue_size": 512}, "queue_size", "no queues of 512"),
+        ({"disk_queue_size": 512}, "disk_queue_size", "no queues of 512"),
+    ],
+)
+def test_what_a_driver_has_no_room_for(options, option, words):
+    images = {"layered": {**IMAGES["tiny"], "layers": ["a"]}, "high": {**IMAGES["tiny"], "layers": ["a", "b"]}}
+    host = Host(limits={"qemu": SMALL}, images=images)
+    if option is None:
+        assert host.plan(None, {**FITS, **options}).action == "create"
+        return
+    with pytest.raises(UnsupportedError, match=words) as caught:
+        host.plan(None, {**FITS, **options})
+    assert caught.value.option == option
 
 
 @pytest.mark.parametrize(

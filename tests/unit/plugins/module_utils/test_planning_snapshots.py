@@ -484,7 +484,7 @@ NETWORKS = {
     "flat": {"name": "flat", "subnet": None, "gateway": None, "mtu": 1400},
 }
 ABLE = dict.fromkeys(
-    ("bios", "qcow2", "hotplug_disks", "live_disk_resize", "balloon", "watchdog", "fw_cfg", "snapshots"), True
+    ("bios", "qcow2", "hotplug_disks", "live_disk_resize", "balloon", "watchdog", "guest_data", "snapshots"), True
 )
 CAPABILITIES = types.SimpleNamespace(**ABLE, uefi=False)
 PROBE = types.SimpleNamespace(available=True, reason=None, accels=("kvm", "tcg"), firmware=("bios",))
@@ -512,7 +512,7 @@ def plan(
         snapshots=given,
         probes=t.cast(t.Any, dict.fromkeys(drivers, PROBE)),
         capabilities=t.cast(t.Any, dict.fromkeys(drivers, capabilities)),
-        auto=("qemu", "kvm") if "auto" in required.drivers else None,
+        auto=("qemu",) if "auto" in required.drivers else (),
         owner_default="store-1",
     )
     found = plan_vm(record, observed, wanted, context)

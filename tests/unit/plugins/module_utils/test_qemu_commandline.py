@@ -12,7 +12,13 @@ import typing as t
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, Resume
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    Disk,
+    Launch,
+    Nic,
+    Resume,
+    guest_uuid,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 
@@ -26,8 +32,7 @@ LAUNCH = Launch(
     cpu=2,
     memory=128 * MIB,
     accel="tcg",
-    machine="pc-q35-7.2",
-    cpu_model="qemu64-v1,ssse3=on",
+    pins={"machine": "pc-q35-7.2", "cpu_model": "qemu64-v1,ssse3=on"},
     ram_path="/ram/a,b",
     run_dir="/run/x",
     console_log="/log/x/console.log",
@@ -246,8 +251,8 @@ def test_watchdog(watchdog: bool) -> None:
     assert values(words, "-action") == (["watchdog=reset"] if watchdog else [])
 
 
-def test_fw_cfg() -> None:
-    words = build(fw_cfg={"opt/cocoon/login": "/vms/x/login,1"})
+def test_guest_data() -> None:
+    words = build(guest_data={"login": "/vms/x/login,1"})
     assert values(words, "-fw_cfg") == ["name=opt/cocoon/login,file=/vms/x/login,,1"]
 
 
@@ -280,8 +285,8 @@ def test_what_qemu_cannot_take(changes: dict[str, t.Any], error: type[Exception]
 
 
 def test_uuid_is_the_vms_own() -> None:
-    assert commandline.guest_uuid(VM_ID) == commandline.guest_uuid(VM_ID)
-    assert commandline.guest_uuid(VM_ID) != commandline.guest_uuid(VM_ID[::-1])
+    assert guest_uuid(VM_ID) == guest_uuid(VM_ID)
+    assert guest_uuid(VM_ID) != guest_uuid(VM_ID[::-1])
 
 
 def test_a_port_for_the_guest_s_last_word() -> None:
@@ -295,7 +300,7 @@ def test_a_port_for_the_guest_s_last_word() -> None:
 
 LAYOUT = {"ports": 8, "slots": {}, "version": "7.2.22"}
 TWO = {**LAYOUT, "slots": {"data": 3}}
-SAVED = Resume(state="/saved/vmstate", memory="/saved/me,m", shared=True, layout=LAYOUT)
+SAVED = Resume(folder="/saved", memory="/saved/me,m", shared=True, layout=LAYOUT)
 
 
 def resumed(
@@ -418,12 +423,12 @@ def test_uefi_is_flash_on_no_bus() -> None:
         data_disk("d"),
     )
     by_bios = build(boot={}, disks=disks)
-    by_uefi = build(boot={"firmware_path": "/code,1.fd"}, firmware_vars="/vm/vars.fd", disks=disks)
+    by_uefi = build(boot={"firmware_path": "/code,1.fd"}, folder="/vm", disks=disks)
     assert devices(by_uefi) == devices(by_bios)
     extra = [json.loads(value) for value in values(by_uefi, "-blockdev") if value not in values(by_bios, "-blockdev")]
     assert [(node["node-name"], node["file"]["filename"], node["read-only"]) for node in extra] == [
         ("flash-code", "/code,1.fd", True),
-        ("flash-vars", "/vm/vars.fd", False),
+        ("flash-vars", "/vm/OVMF_VARS.fd", False),
     ]
     (machine,) = values(by_uefi, "-machine")
     assert machine.endswith(",pflash0=flash-code,pflash1=flash-vars")

@@ -44,6 +44,7 @@ def make(store: Store, name: str = "warm", vm_id: str = "vm1", **changes: t.Any)
         "name": name,
         "state": snapshots.COMPLETE,
         "vm_id": vm_id,
+        "hypervisor": "qemu",
         "image_id": IMAGE,
         "created_at": "2026-01-01T00:00:00.000000Z",
         "blob_digests": {},
@@ -56,7 +57,7 @@ def make(store: Store, name: str = "warm", vm_id: str = "vm1", **changes: t.Any)
         path = folder(store, record) / file
         path.write_bytes(content)
         record["files"][file] = snapshots.file_facts(str(path))
-        if file in (snapshots.STATE_FILE, snapshots.LAYOUT_FILE):
+        if file in ("vmstate", snapshots.LAYOUT_FILE):
             record["files"][file]["digest"] = snapshots.digest(str(path))
     snapshots.write(store, record)
     return record

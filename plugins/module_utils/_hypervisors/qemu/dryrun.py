@@ -1,0 +1,44 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a start comes to, as lines for a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Jail, Launch
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import sockets
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.files import STATE_FILE
+
+
+def lines(launch: Launch, jail: Jail, argv: t.Sequence[str]) -> list[str]:
+    """The RAM file, the process as the VM's user with nothing but its groups, and the words that let the guest go."""
+    groups = ["--groups", ",".join(map(str, jail.groups))] if jail.groups else ["--clear-groups"]
+    user = ["--reuid", str(launch.uid), "--regid", str(launch.gid), *groups]
+    rights = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+    owner = f"{launch.uid}:{launch.gid}"
+    return [
+        shlex.join(["install", "-d", "-m", "0700", "-o", str(launch.uid), "-g", str(launch.gid), launch.run_dir]),
+        shlex.join(["truncate", "-s", str(launch.memory), launch.ram_path]),
+        shlex.join(["chown", owner, launch.ram_path]),
+        shlex.join(["setpriv", *user, *rights, *argv]) + " &",
+        *(_load(launch) if launch.resume else []),
+        _say(launch, "cont"),
+    ]
+
+
+def _load(launch: Launch) -> list[str]:
+    assert launch.resume is not None
+    state = os.path.join(launch.resume.folder, STATE_FILE)
+    return [f"# {shlex.quote(state)} is handed over as a descriptor: getfd, migrate-incoming fd:state"]
+
+
+def _say(launch: Launch, command: str) -> str:
+    """One command to the monitor, which wants to be greeted first."""
+    words = [json.dumps({"execute": name}) for name in ("qmp_capabilities", command)]
+    target = f"UNIX-CONNECT:{sockets.qmp_path(launch.run_dir)}"
+    return f"printf '%s\\n' {shlex.join(words)} | socat -t 2 - {shlex.quote(target)}"

@@ -1,0 +1,18 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Names of the files that are QEMU's: of a saved machine, and in a VM's folder."""
+
+from __future__ import annotations
+
+import typing as t
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Role
+
+# Without the second the first has the RAM in it.
+STATE_FILE = "vmstate"
+MEMORY_FILE = "mem"
+SAVED: t.Final[t.Mapping[str, Role]] = {STATE_FILE: "state", MEMORY_FILE: "memory"}
+# The variables of a VM's UEFI.
+VARIABLES = "OVMF_VARS.fd"

@@ -218,7 +218,7 @@ def _hostname(record: Record, definition: Definition) -> t.Iterator[Difference]:
     before, after = record.get("hostname") or "", definition.get("hostname")
     if after is not None and before != after:
         how = HOSTNAME_OF_DISK if record.get("image_type") == "cloudimg" else HOSTNAME
-        yield Difference("hostname", before, after, how, fields={"hostname": after})
+        yield Difference("hostname", before, after, how, values={"hostname": after})
 
 
 def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference]:

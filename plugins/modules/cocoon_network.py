@@ -80,6 +80,12 @@ options:
       - V(true) where omitted at creation of a network with a subnet and a bridge of its own.
       - Needed for published ports.
     type: bool
+  isolated:
+    description:
+      - Keep the guests of the network from reaching each other. The gateway, and what is behind it, they reach.
+      - V(false) where omitted at creation. On an adopted bridge, what else is on it is not isolated from them.
+      - Applied at once, to running guests too.
+    type: bool
   mtu:
     description:
       - MTU of the bridge and of guests that start from now on. The bridge has 1500 where omitted at creation.
@@ -209,6 +215,11 @@ network:
       type: bool
       returned: success
       sample: true
+    isolated:
+      description: Whether guests are kept from reaching each other.
+      type: bool
+      returned: success
+      sample: false
     mtu:
       description: The MTU, if one was given.
       type: int
@@ -271,6 +282,7 @@ def main() -> None:
         "range_start": {"type": "str"},
         "range_end": {"type": "str"},
         "nat": {"type": "bool"},
+        "isolated": {"type": "bool"},
         "mtu": {"type": "int"},
         "dns": {"type": "list", "elements": "str"},
         "owner": {"type": "str"},

@@ -84,6 +84,14 @@ networks:
       elements: str
       returned: success
       sample: []
+    faults:
+      description:
+        - What is wrong with the host's side of running guests' NICs, such as C(nics[0] of web1 is not on cm-lab). The
+          next run of M(cocoon.microvm.cocoon_network), or of M(cocoon.microvm.cocoon_vms) for these VMs, mends it.
+      type: list
+      elements: str
+      returned: success
+      sample: []
 """
 
 import typing as t

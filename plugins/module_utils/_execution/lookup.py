@@ -8,6 +8,7 @@ This is all that a run without changes does, so it imports nothing that such a r
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
@@ -70,7 +71,7 @@ def _default_kernel(run: Run, found: t.Iterable[Record | None]) -> bool:
 
 def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
-    observed = observe(record)
+    observed = _with_nics(run, record, observe(record))
     compared = compare_once(record, definition)
     required = needs(record, definition, observed, compared=compared)
     disks_only = definition.get("disks_only", False)
@@ -83,6 +84,18 @@ def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
 
         forecast.check(run, record, plan)
     return plan
+
+
+def _with_nics(run: Run, record: Record | None, observed: Observed) -> Observed:
+    """What there is to see of a running VM's NICs on the host's side, too."""
+    if not record or not observed.running:
+        return observed
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network.wires import GONE
+
+    faults = run.nic_faults(record)
+    lost = tuple(nic for nic, wrong in faults.items() if GONE in wrong)
+    nics = {nic: ", ".join(wrong) for nic, wrong in faults.items() if nic not in lost}
+    return dataclasses.replace(observed, nics=nics, lost=lost)
 
 
 # What a record holds for us alone.

@@ -154,6 +154,7 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkCon
         "network_name": name,
         "mtu": network.get("mtu") or 0,
         "dns": network.get("dns") or [],
+        "isolated": bool(network.get("isolated")),
         **t.cast(NetworkConfig, settings.asked(nic)),
     }
     if network.get("subnet"):

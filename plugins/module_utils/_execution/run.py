@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import processes_by_uid
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
 
 if t.TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Run:
         self._verified: set[str] = set()
         self._blob_digests: dict[str, dict[str, str]] = {}
         self._processes: dict[int, list[int]] | None = None
+        self._links: dict[str, t.Any] | None = None
+        self._network_documents: dict[str, Record | None] = {}
 
     def forget(self) -> None:
         """Look networks and images up again, and count anew what plans would take: another pass begins."""
@@ -71,6 +74,8 @@ class Run:
         self._snapshots.clear()
         self._blob_digests.clear()
         self._processes = None
+        self._links = None
+        self._network_documents.clear()
         self.memory_planned = self.disk_planned = 0
 
     def processes(self) -> dict[int, list[int]]:
@@ -79,6 +84,28 @@ class Run:
             if self._processes is None:
                 self._processes = processes_by_uid()
             return self._processes
+
+    def nic_faults(self, record: Record) -> dict[str, list[str]]:
+        """What is wrong with the host's side of a running VM's NICs, by one look at all interfaces a pass."""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import wires
+
+        if not wires.is_settled(record):
+            return {}
+        if self._links is None:
+            self._links = wires.look()
+        found = {}
+        for index, config in enumerate(record["network_configs"]):
+            wrong = wires.faults(config, self._network_document(config["network_id"]) or {}, self._links)
+            if wrong:
+                found[f"nics[{index}]"] = wrong
+        return found
+
+    def _network_document(self, network_id: str) -> Record | None:
+        """A network's record by its id, without all that goes with networks."""
+        if network_id not in self._network_documents:
+            path = os.path.join(self.store.paths.object_dir("network", network_id), "network.json")
+            self._network_documents[network_id] = read_json(path)
+        return self._network_documents[network_id]
 
     def network(self, name: str) -> Record | None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager

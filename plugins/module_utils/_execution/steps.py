@@ -464,6 +464,17 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
     run.mark("rebuild.done")
 
 
+def mend_nics(job: Job, _step: steps.MendNics) -> None:
+    """Plug the NICs of a running VM in again, on bridges that may have been made anew."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import wires
+
+    run, record = job.run, job.known
+    for config in record["network_configs"]:
+        run.ensure_network(config["network_name"])
+        wires.mend(config, run.known_network(config["network_name"]))
+        run.mark("mend_nics.one")
+
+
 def resume(job: Job, _step: steps.Resume) -> None:
     run, record = job.run, job.known
     run.driver(record["hypervisor"]).resume(run.store.paths.vm_run(record["id"]))
@@ -536,6 +547,7 @@ EXECUTORS: dict[type[steps.Step], t.Callable[[Job, t.Any], None]] = {
     steps.Rebuild: rebuild,
     steps.SetPorts: set_ports,
     steps.Start: start,
+    steps.MendNics: mend_nics,
     steps.Resume: resume,
     steps.Pause: pause,
     steps.Hibernate: hibernate,

@@ -20,7 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     NotFoundError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases, links, manager, plan, ports
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import guests, leases, links, manager, plan, ports
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, remove_tree, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, new_id, now
 
@@ -85,9 +85,12 @@ def facts_of(store: Store | None, name: str, absent: bool) -> plan.Facts:
         return plan.Facts(bare=True)
     foreign: list[str] = []
     missing: list[str] = []
+    nics: dict[str, str] = {}
     if not absent:
         # A record whose making did not end may have the name of a bridge that it never got.
-        missing = [] if record.get("phase") == CREATING else manager.missing(store, record)
+        if record.get("phase") != CREATING:
+            missing = manager.missing(store, record)
+            nics = guests.troubles(store, record)
     else:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
@@ -100,6 +103,7 @@ def facts_of(store: Store | None, name: str, absent: bool) -> plan.Facts:
         leases=len(leases.names(store, network_id, "leases")),
         ports=tuple(str(_port(item)) for item in ports.published(store, network_id)),
         missing=tuple(missing),
+        nics=nics,
         foreign_ports=() if users else tuple(foreign),
     )
 
@@ -267,6 +271,7 @@ def _bring_up(store: Store, record: Record) -> None:
         checkpoint("rules")
         if not record["adopted"]:
             kernel.activate(record)
+    guests.mend(store, record)
 
 
 def _update(store: Store, made: Record, old: Record) -> None:
@@ -355,6 +360,7 @@ def _described(store: Store, record: Record) -> Record:
     return {
         **t.cast(Record, shown(record)),
         "missing": _missing(store, record),
+        "faults": [f"{label}: {trouble}" for label, trouble in guests.troubles(store, record).items()],
         "users": [{"id": vm_id, "name": vm_name(vm_id)} for vm_id in leases.users(store, record["id"])],
         "leases": [{"ip": ip, "vm_id": vm_id, "vm": vm_name(vm_id)} for ip, vm_id in _by_address(holders)],
         "ports": [

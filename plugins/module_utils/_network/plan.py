@@ -15,7 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     InputError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings, subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_name
 
 # What a user can set, in the order of the documentation; names as in the record.
@@ -27,6 +27,7 @@ FIELDS = (
     "range_start",
     "range_end",
     "nat",
+    "isolated",
     "mtu",
     "dns",
     "owner",
@@ -35,8 +36,8 @@ FIELDS = (
 BRIDGE_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}\Z")
 # /proc/sys/net/*/conf has these beside the interfaces.
 RESERVED_BRIDGES = ("all", "default", "lo")
-DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
-MAX_DNS = 2  # as many as the kernel's ip= parameter takes
+# What records of earlier versions do not say.
+OLDER: t.Mapping[str, t.Any] = {"isolated": False}
 MIN_PREFIX, MAX_PREFIX = 8, 30
 MIN_MTU, MAX_MTU = 576, 65521
 UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
@@ -53,6 +54,7 @@ class Facts:
     :param leases: how many addresses are leased.
     :param ports: its published ports, as users write them.
     :param missing: what the kernel lacks of the recorded network.
+    :param nics: NICs of running VMs whose host side is not as it should be, and what is wrong, in words.
     :param foreign_ports: interfaces on its bridge, where there are no users.
     :param bare: the name is reserved, or left-overs are there, without a record.
     """
@@ -62,6 +64,7 @@ class Facts:
     leases: int = 0
     ports: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    nics: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     foreign_ports: tuple[str, ...] = ()
     bare: bool = False
 
@@ -90,7 +93,7 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
     """
     check_name(params["name"])
     given = {key: value for key, value in params.items() if value is not None}
-    found: Definition = {key: given[key] for key in ("nat", "owner", "force") if key in given}
+    found: Definition = {key: given[key] for key in ("nat", "isolated", "owner", "force") if key in given}
     found["name"] = params["name"]
     if "adopt" in given:
         found["adopted"] = given["adopt"]
@@ -143,8 +146,8 @@ def _check_mtu(mtu: int) -> int:
 
 def _check_dns(servers: t.Sequence[str]) -> list[str]:
     found = [check_ip(server, "dns") for server in servers]
-    if len(found) > MAX_DNS:
-        raise InputError(f"{len(found)} servers are given", "dns", f"A guest takes at most {MAX_DNS}.")
+    if len(found) > settings.MAX_DNS:
+        raise InputError(f"{len(found)} servers are given", "dns", f"A guest takes at most {settings.MAX_DNS}.")
     return found
 
 
@@ -168,7 +171,7 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
     if record is None:
         made = _defaults(wanted, store_id)
     else:
-        made = {key: record.get(key) for key in FIELDS}
+        made = {key: recorded(record, key) for key in FIELDS}
         if "subnet" in wanted and wanted["subnet"] != record["subnet"]:
             made.update(gateway=None, range_start=None, range_end=None)
         made.update(wanted)
@@ -178,6 +181,11 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
     made["backend"] = (record or {}).get("backend", "bridge")
     _check_target(made)
     return made
+
+
+def recorded(record: Record, key: str) -> t.Any:
+    """A field of a record, whichever version wrote it."""
+    return record.get(key, None if record.get("adopted") else OLDER.get(key))
 
 
 def _first(subnet: str) -> str:
@@ -196,8 +204,9 @@ def _defaults(wanted: Definition, store_id: str | None) -> Record:
         "range_start": None,
         "range_end": None,
         "nat": nat,
+        "isolated": None if adopted else False,
         "mtu": None,
-        "dns": list(DEFAULT_DNS) if nat or (adopted and wanted.get("gateway")) else [],
+        "dns": list(settings.DEFAULT_DNS) if nat or (adopted and wanted.get("gateway")) else [],
         "owner": store_id,
         "labels": {},
     }
@@ -256,7 +265,8 @@ def public(record: Record | None) -> Record:
     """What a diff shows of a network."""
     if record is None:
         return {}
-    return {key: record[key] for key in ("name", *FIELDS) if record.get(key) is not None}
+    fields = {key: recorded(record, key) for key in ("name", *FIELDS)}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> Plan:
@@ -271,12 +281,12 @@ def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> 
         made = target(definition, None, store_id)
         return Plan("create", made, {}, public(made))
     made = target(definition, record, store_id)
-    changes = [key for key in FIELDS if made[key] != record.get(key)]
+    changes = [key for key in FIELDS if made[key] != recorded(record, key)]
     _check_changes(definition, made, facts, changes)
     before, after = public(record), public({**record, **made})
-    if facts.missing or record.get("phase"):
-        before["host"] = dict.fromkeys(facts.missing, "missing") or "unfinished"
-        after["host"] = dict.fromkeys(facts.missing, "present") or "complete"
+    if facts.missing or facts.nics or record.get("phase"):
+        before["host"] = {**dict.fromkeys(facts.missing, "missing"), **facts.nics} or "unfinished"
+        after["host"] = {**dict.fromkeys((*facts.missing, *facts.nics), "present")} or "complete"
     if changes:
         return Plan("update", made, before, after)
     return Plan("repair" if "host" in before else "none", made, before, after)

@@ -59,7 +59,9 @@ def _from_guest(inputs: Inputs) -> list[str]:
     nets = inputs.networks
     nat = [net for net in nets if net["nat"]]
     # A bridge's own traffic comes by here where br_netfilter is loaded.
-    rules = [f'iifname "{net["bridge"]}" oifname "{net["bridge"]}" accept' for net in nets]
+    # Isolated guests do not get to each other by way of the gateway either.
+    shared = [net for net in nets if not net.get("isolated")]
+    rules = [f'iifname "{net["bridge"]}" oifname "{net["bridge"]}" accept' for net in shared]
     rules.append(f"oifname {_names(net['bridge'] for net in nets)} drop")
     if nat:
         bridges = _names(net["bridge"] for net in nat)

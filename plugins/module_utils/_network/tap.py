@@ -18,7 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ResourceError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import links
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig
 
 TUNSETIFF = 0x400454CA
@@ -31,11 +31,10 @@ IFF_TUN_EXCL = 0x8000
 MAX_PAIRS = 256
 # Bursts to a guest wait here rather than being dropped; the Go engine's value.
 QUEUE_LENGTH = 10000
-NETLINK_ROUTE = 0
 RTM_NEWQDISC = 36
 TCA_KIND = 1
 TC_H_ROOT = 0xFFFFFFFF
-NLM_F_CREATE_OR_REPLACE_WITH_ACK = 0x1 | 0x4 | 0x100 | 0x400
+CREATE_OR_REPLACE = 0x100 | 0x400
 
 
 def open_tap(config: NetworkConfig, pairs: int, attached: bool = True) -> list[int]:
@@ -109,7 +108,7 @@ def join_bridge(config: NetworkConfig) -> None:
         try:
             if config.get("bridge_dev"):
                 _bridge_mtu(control, config["bridge_dev"])
-                _attach(control, config["tap"], config["bridge_dev"])
+                _attach(control, config)
         except OSError as exc:
             if exc.errno != errno.EBUSY:  # it is on the bridge already
                 raise CocoonError(f"cannot put the TAP {config['tap']} on its bridge: {exc.strerror}") from exc
@@ -131,7 +130,7 @@ def _configure(config: NetworkConfig, attached: bool) -> None:
             if _set_noqueue(links.index_of(name) or 0):
                 control.set_queue_length(name, QUEUE_LENGTH)
             if bridge and attached:
-                _attach(control, name, bridge)
+                _attach(control, config)
             control.set_up(name)
         except OSError as exc:
             raise CocoonError(f"cannot set up the TAP {name}: {exc.strerror}") from exc
@@ -143,16 +142,9 @@ def _set_noqueue(index: int) -> bool:
     A multi-queue TAP has 256 transmit queues, whatever is asked for, and the default discipline gives
     each of them rings of the queue length: 61 MB and 0.26 s a TAP. The TAP's own ring is all that counts.
     """
-    name = b"noqueue\0"
-    attribute = struct.pack("=HH", 4 + len(name), TCA_KIND) + name
-    body = struct.pack("=BxxxiIII", socket.AF_UNSPEC, index, 0, TC_H_ROOT, 0) + attribute
-    header = struct.pack("=IHHII", 16 + len(body), RTM_NEWQDISC, NLM_F_CREATE_OR_REPLACE_WITH_ACK, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE) as channel:
-        channel.settimeout(10)
-        channel.bind((0, 0))
-        channel.send(header + body)
-        reply = channel.recv(65536)
-    return len(reply) >= 20 and struct.unpack_from("=i", reply, 16)[0] == 0
+    body = struct.pack("=BxxxiIII", socket.AF_UNSPEC, index, 0, TC_H_ROOT, 0)
+    body += netlink.attribute(TCA_KIND, b"noqueue\0")
+    return netlink.ask(netlink.ROUTE, RTM_NEWQDISC, body, CREATE_OR_REPLACE) == 0
 
 
 def _bridge_mtu(control: links.Control, bridge: str) -> int:
@@ -161,11 +153,15 @@ def _bridge_mtu(control: links.Control, bridge: str) -> int:
     raise NotFoundError(f"the bridge {bridge} is not there", "network", "Run cocoon_network for this network.")
 
 
-def _attach(control: links.Control, name: str, bridge: str) -> None:
-    index = links.index_of(name)
+def _attach(control: links.Control, config: NetworkConfig) -> None:
+    bridge, index = config["bridge_dev"], links.index_of(config["tap"]) or 0
     try:
-        control.add_port(bridge, index or 0)
+        control.add_port(bridge, index)
     except OSError as exc:
         if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             raise ConflictError(f"{bridge} is not a bridge", "bridge", "Name a Linux bridge.") from exc
         raise
+    if config.get("isolated"):
+        code = wires.set_port(index, isolated=True)
+        if code:
+            raise OSError(code, os.strerror(code))

@@ -145,11 +145,15 @@ class Observed:
     """What the host says about a VM's process, whatever its record says.
 
     :param mounted: the data disks that the guest uses, by its agent's word; ``None`` = nobody says.
+    :param nics: which NICs of a running VM are not plugged in as they should be, and what is wrong, in words.
+    :param lost: NICs whose host side is gone, which only a restart brings back.
     """
 
     running: bool = False
     paused: bool = False
     mounted: frozenset[str] | None = None
+    nics: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    lost: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +216,8 @@ class Change:
 class Plan:
     """What a run does to one VM, and what check mode says it would do.
 
-    :param action: ``none create rebuild update restart start stop pause resume hibernate restore identify remove``.
+    :param action: ``none create rebuild update restart start stop pause resume hibernate restore identify
+        repair remove``.
     :param wanted: for a create or rebuild, every option with its value.
     :param restarts: a running VM goes down and comes back (counts toward ``max_unavailable``).
     """

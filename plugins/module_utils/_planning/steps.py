@@ -221,6 +221,14 @@ class Start(Step):
 
 
 @dataclasses.dataclass(frozen=True)
+class MendNics(Step):
+    """Plug the NICs of a running VM in again."""
+
+    name = "mend_nics"
+    rank = 152
+
+
+@dataclasses.dataclass(frozen=True)
 class Resume(Step):
     name = "resume"
     rank = 155

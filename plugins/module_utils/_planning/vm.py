@@ -45,6 +45,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     Create,
     Hibernate,
     Identify,
+    MendNics,
     Pause,
     Rebuild,
     Remove,
@@ -298,6 +299,8 @@ class _Existing:
         runs = self.state in STARTS or (self.state in ("present", "hibernated") and resumes)
         wanted = self._rebuilt() if rebuild else None
         steps = self._power_steps(stop, runs) + self._change_steps(stop, wanted)
+        if self.running and not stop:
+            steps += self._mend_nics(changes)
         steps = self._ordered(steps, resumed=self.suspended and not stop)
         names = {step.name for step in steps}
         if self.differences or names & {"start", "hibernate"}:
@@ -315,6 +318,16 @@ class _Existing:
             self._state_after(before, names),
             restarts,
         )
+
+    def _mend_nics(self, changes: list[Change]) -> list[Step]:
+        """Plug NICs in again that the host has lost track of; a guest that was cut off is a change to tell of."""
+        for nic in self.observed.lost:
+            self.warnings.append(
+                f"VM '{self.name}': the TAP of {nic} is gone from the host, so the guest is cut off there until it is"
+                " restarted (state: restarted)"
+            )
+        changes += [Change(nic, trouble, "in order", LIVE) for nic, trouble in self.observed.nics.items()]
+        return [MendNics()] if self.observed.nics else []
 
     def _stops(self) -> bool:
         """Whether the state asked for means to shut a running VM down, or to drop the memory of a hibernated one.
@@ -516,8 +529,10 @@ class _Existing:
     def _action(self, names: set[str], rebuild: bool, changes: t.Sequence[Change], restarts: bool) -> str:
         if rebuild:
             return "rebuild"
-        if changes:
+        if self.differences:
             return "update"
+        if "mend_nics" in names:
+            return "repair"
         if self.state == "restarted" or restarts:
             return "restart"
         words = ("hibernate", "start", "stop", "pause", "resume", "restore", "identify")

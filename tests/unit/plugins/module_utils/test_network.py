@@ -165,6 +165,9 @@ def test_bridge_names(name: str, taken: bool, bridge: str) -> None:
         ({"nat": False}, {"users": ("a",)}, "update", {"nat": False}),
         ({"labels": {"a": "b"}}, {"users": ("a",)}, "update", {"labels": {"a": "b"}}),
         ({"range_start": "10.1.0.9"}, {"users": ("a",)}, "update", {"range_start": "10.1.0.9"}),
+        ({"isolated": False}, {"users": ("a",)}, "none", {}),
+        ({"isolated": True}, {"users": ("a",)}, "update", {"isolated": True}),
+        ({}, {"nics": {"nics[0] of a": "down"}}, "repair", {}),
         ({"subnet": "10.2.0.0/24"}, {}, "update", {"subnet": "10.2.0.0/24", "gateway": "10.2.0.1"}),
         ({"owner": "you", "force": True}, {}, "update", {"owner": "you"}),
         ({}, {"missing": ("rules",)}, "repair", {}),
@@ -180,7 +183,7 @@ def test_plans(options: dict[str, Any], facts: dict[str, Any], action: str, chan
     before, after = dict(decision.before), dict(decision.after)
     host = (before.pop("host", None), after.pop("host", None))
     assert {key: after[key] for key in after if after[key] != before.get(key)} == changes
-    assert (host != (None, None)) is bool(facts.get("missing"))
+    assert (host != (None, None)) is bool(facts.get("missing") or facts.get("nics"))
 
 
 def test_an_unfinished_network_is_finished() -> None:
@@ -338,6 +341,7 @@ def test_the_whole_text() -> None:
     ("networks", "named", "absent"),
     [
         ([network(nat=False)], {}, ["masquerade", "eth0", "to_guest {\n    oif", "dnat"]),
+        ([network(isolated=True)], {}, ['iifname "cm-lab" oifname "cm-lab" accept']),
         ([network(nat=False, subnet=None, gateway=None)], {}, ["saddr", "echo-request", "None"]),
         ([network()], {"uplinks": ()}, ["eth0", "{  }"]),
         ([network()], {}, ["published", "prerouting", "status & dnat"]),
@@ -358,6 +362,7 @@ def test_every_difference_is_in_the_digest() -> None:
         rendered(network(), uplinks=("eth1",)),
         rendered(network(), guarded=("eth0",)),
         rendered(network(nat=False)),
+        rendered(network(isolated=True)),
         rendered(network(), other),
         rendered(network(), ports=PORTS),
         rendered(network(), ports=PORTS[:2]),

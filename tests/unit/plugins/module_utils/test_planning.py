@@ -1293,3 +1293,29 @@ def test_importing_the_planner_takes_in_nothing_beyond_the_standard_library():
     command = [sys.executable, "-S", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# ------------------------------------------------------------------------------------ NICs that were unplugged
+
+
+UNPLUGGED = Observed(running=True, nics={"nics[0]": "not on cm-lab"})
+
+
+@pytest.mark.parametrize("state", ["present", "started"])
+def test_a_nic_that_was_unplugged_is_a_change(state):
+    plan = HOST.plan(made("running"), {"state": state}, UNPLUGGED)
+    assert (plan.action, steps(plan), plan.restarts) == ("repair", ["mend_nics"], False)
+    how = {"vm": "repair", "nics[0]": "live"}
+    assert plan.diff == {"before": {"nics[0]": "not on cm-lab"}, "after": {"nics[0]": "in order", "how": how}}
+    plan = HOST.plan(made("running"), {"state": state, "labels": {"a": "b"}}, UNPLUGGED)
+    assert (plan.action, steps(plan)) == ("update", ["configure", "mend_nics"])
+
+
+@pytest.mark.parametrize("options", [{"state": "stopped"}, {"state": "restarted"}, {"cpu": 7, "allow_restart": True}])
+def test_a_vm_that_stops_needs_no_mending(options):
+    assert "mend_nics" not in steps(HOST.plan(made("running"), options, UNPLUGGED))
+
+
+def test_a_tap_that_is_gone_is_a_warning():
+    plan = HOST.plan(made("running"), {"state": "started"}, Observed(running=True, lost=("nics[1]",)))
+    assert not plan.changed and "nics[1] is gone" in plan.warnings[0]

@@ -1,0 +1,53 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The running VMs of a network, seen from the network: whether their NICs are on it."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+
+def running(store: Store, network: Record) -> t.Iterator[tuple[str, Record]]:
+    """(what to call it, record) of each NIC that a running VM has on the network."""
+    for vm_id in leases.users(store, network["id"]):
+        record = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json")) or {}
+        if not wires.is_settled(record):
+            continue
+        process = Process.find(record.get("process"))
+        if process is None:
+            continue
+        process.close()
+        for index, config in enumerate(record["network_configs"]):
+            if config.get("network_id") == network["id"]:
+                yield f"nics[{index}] of {record['config']['name']}", config
+
+
+def troubles(store: Store, network: Record) -> dict[str, str]:
+    """What is wrong with those NICs and can be mended, in words; usually nothing."""
+    links = None
+    found = {}
+    for label, config in running(store, network):
+        links = wires.look() if links is None else links
+        wrong = wires.faults(config, network, links)
+        if wrong and wrong != [wires.GONE]:  # what is gone only a restart brings back
+            found[label] = ", ".join(wrong)
+    return found
+
+
+def mend(store: Store, network: Record) -> None:
+    """Put the NICs of running VMs back on the network.
+
+    :raises CocoonError: the kernel refuses it.
+    """
+    for label in troubles(store, network):
+        # Looked up again: in between the VM may have ended, and begun anew as somebody who is to be kept off.
+        config = dict(running(store, network)).get(label)
+        if config is not None:
+            wires.mend(config, network)

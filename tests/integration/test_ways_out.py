@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,14 @@ class Site:
 
     def ssh(self, port: int, script: str, user: str = "root") -> str:
         """Run a script in a guest, from the neighbour and by the published port."""
-        return self.outside.run(*ssh_words(user, UPLINK, self.key, port), script, timeout=BOOT).strip()
+        words = [*ssh_words(user, UPLINK, self.key, port), script]
+        deadline = time.monotonic() + BOOT
+        while True:
+            try:
+                return self.outside.run(*words, timeout=BOOT).strip()
+            except AssertionError as exc:  # a busy machine may be slower than ssh is patient
+                if "timed out" not in str(exc) or time.monotonic() > deadline:
+                    raise
 
     def fetch(self, port: int) -> str:
         """What a guest's web server answers the neighbour."""

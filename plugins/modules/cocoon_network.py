@@ -86,6 +86,12 @@ options:
       - V(false) where omitted at creation. On an adopted bridge, what else is on it is not isolated from them.
       - Applied at once, to running guests too.
     type: bool
+  anti_spoofing:
+    description:
+      - Drop what a guest sends under another MAC or address than its own, and what only routers and DHCP servers send.
+      - V(true) where omitted at creation, and on an adopted bridge V(false). A guest that routes for others needs
+        V(false). Applied at once, to running guests too.
+    type: bool
   mtu:
     description:
       - MTU of the bridge and of guests that start from now on. The bridge has 1500 where omitted at creation.
@@ -220,6 +226,11 @@ network:
       type: bool
       returned: success
       sample: false
+    anti_spoofing:
+      description: Whether guests are kept from using addresses that are not theirs.
+      type: bool
+      returned: success
+      sample: true
     mtu:
       description: The MTU, if one was given.
       type: int
@@ -283,6 +294,7 @@ def main() -> None:
         "range_end": {"type": "str"},
         "nat": {"type": "bool"},
         "isolated": {"type": "bool"},
+        "anti_spoofing": {"type": "bool"},
         "mtu": {"type": "int"},
         "dns": {"type": "list", "elements": "str"},
         "owner": {"type": "str"},

@@ -9,6 +9,7 @@ One bad item fails alone. Locks are held while things change and not while guest
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import typing as t
@@ -22,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup i
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.readiness import await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Create, Remove, Start, Step
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Create, Remove, SetNics, Start, Step
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -161,6 +162,7 @@ def _execute(run: Run, items: t.Sequence[Item]) -> None:
         item.job = Job(run, item.record, item.definition)
     _allocate(run, items)
     ready = [item for item in items if item.error is None]
+    _guard(run, ready)
     if len(ready) == 1:
         _carry_out(ready[0])
     elif ready:
@@ -172,6 +174,20 @@ def _execute(run: Run, items: t.Sequence[Item]) -> None:
     except (CocoonError, OSError) as exc:
         for item in ready:
             item.error = item.error or explained(exc, "firewall")
+
+
+def _guard(run: Run, items: t.Sequence[Item]) -> None:
+    """The firewall for the NICs of all that start, in one go; each start sees to its own if this fails."""
+    starting = [item.job.record for item in items if item.job and item.job.record and item.plan and _starts(item.plan)]
+    if len(starting) > 1:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._execution.power import guard_nics
+
+        with contextlib.suppress(CocoonError, OSError):
+            guard_nics(run, starting)
+
+
+def _starts(plan: Plan) -> bool:
+    return plan.step(Start) is not None and plan.step(SetNics) is None
 
 
 def _explicit_first(item: Item) -> int:

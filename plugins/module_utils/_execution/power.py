@@ -115,6 +115,7 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
                 await_tools(item["path"], record["uid"])
         set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
         run.mark("start.record")
+        guard_nics(run, [record])
         process, begun = _spawn(run, record, image)
     except (CocoonError, OSError) as exc:
         clear_runtime(run, record)
@@ -160,6 +161,21 @@ def _refresh_nics(run: Run, record: Record) -> None:
         config.update(mtu=network.get("mtu") or 0, dns=network.get("dns") or [])
         config["isolated"] = bool(network.get("isolated"))
     reserve.route_nics(run, record["network_configs"])
+
+
+def guard_nics(run: Run, records: t.Iterable[Record]) -> None:
+    """See to it that these VMs can send only what is theirs, before their NICs are on their bridges.
+
+    :raises ToolError: nft is missing or refused the rules.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard
+
+    pairs = [
+        (config, run.known_network(config["network_name"]))
+        for record in records
+        for config in record["network_configs"]
+    ]
+    guard.ensure(run.store, pairs)
 
 
 def _storage_configs(run: Run, record: Record, image: Record) -> list[Record]:

@@ -219,6 +219,15 @@ def give_back_nics(
             manager.detach(run.store, config["network_id"], record["id"])
 
 
+def drop_guards(run: Run, configs: t.Iterable[NetworkConfig]) -> None:
+    """Of NICs that are gone for good, or whose VM is, nothing is left in the firewall."""
+    taps = {config["tap"] for config in configs}
+    if taps:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard
+
+        guard.remove(run.store, sorted(taps))
+
+
 def port_target(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record | None]) -> int | None:
     """Which NIC published ports lead to: the way out, as answers go there, else the first that has an address.
 
@@ -336,7 +345,9 @@ def _release_holdings(run: Run, record: Record) -> None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 
         snapshots.forget_clone(run.store, record["snapshot_id"], record["id"])
-    give_back_nics(run, record, [*(record.get("network_configs") or []), *(record.get("planned_nics") or [])])
+    nics = [*(record.get("network_configs") or []), *(record.get("planned_nics") or [])]
+    drop_guards(run, nics)
+    give_back_nics(run, record, nics)
     run.mark("remove.lease")
     for image_id in {record.get("image_id"), *(record.get("held_images") or [])} - {None}:
         images.unpin(run.store, image_id, record["id"])

@@ -87,7 +87,7 @@ class Run:
 
     def nic_faults(self, record: Record) -> dict[str, list[str]]:
         """What is wrong with the host's side of a running VM's NICs, by one look at all interfaces a pass."""
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import wires
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, wires
 
         if not wires.is_settled(record):
             return {}
@@ -95,7 +95,10 @@ class Run:
             self._links = wires.look()
         found = {}
         for index, config in enumerate(record["network_configs"]):
-            wrong = wires.faults(config, self._network_document(config["network_id"]) or {}, self._links)
+            network = self._network_document(config["network_id"])
+            if network is None:
+                continue
+            wrong = wires.faults(config, network, self._links) + guard.faults(self.store.store_id, config, network)
             if wrong:
                 found[f"nics[{index}]"] = wrong
         return found

@@ -394,6 +394,8 @@ def set_nics(job: Job, step: steps.SetNics) -> None:
 def _settle_nics(run: Run, record: Record) -> None:
     """Give back NICs that the record lists besides its own, and publish its ports. The host's lock is held."""
     reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
+    kept = {config["tap"] for config in record["network_configs"]}
+    reserve.drop_guards(run, [config for config in record["planned_nics"] if config["tap"] not in kept])
     reserve.take_ports(run, record)
     run.sync_networks()
     run.mark("set_nics.settled")
@@ -471,6 +473,8 @@ def mend_nics(job: Job, _step: steps.MendNics) -> None:
     run, record = job.run, job.known
     for config in record["network_configs"]:
         run.ensure_network(config["network_name"])
+    power.guard_nics(run, [record])
+    for config in record["network_configs"]:
         wires.mend(config, run.known_network(config["network_name"]))
         run.mark("mend_nics.one")
 

@@ -8,7 +8,7 @@ Callers hold the lock ``firewall:table`` to load, as the later of two loads must
 
 from __future__ import annotations
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import forwarding, leases, nftables, ports
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import forwarding, guard, leases, nftables, ports
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.ruleset import Inputs, Ruleset, render, table_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -48,7 +48,8 @@ def missing(store: Store) -> list[str]:
     ruleset, uplinks = _wanted(store)
     found = []
     table = table_name(store.store_id)
-    if not (nftables.is_loaded(ruleset) if ruleset else nftables.is_absent(table)):
+    gone = nftables.is_absent(table) and nftables.is_absent(table, nftables.BRIDGE) if ruleset is None else False
+    if not (nftables.is_loaded(ruleset) if ruleset else gone):
         found.append("rules")
     if forwarding.needs_work(store, uplinks):
         found.append("uplink")
@@ -67,6 +68,7 @@ def apply(store: Store) -> bool:
     if ruleset is None:
         forwarding.release(store)
         nftables.remove(table_name(store.store_id))
+        guard.remove_all(store)
         return True
     if not nftables.is_loaded(ruleset):
         nftables.load(ruleset.text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, leases, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -35,8 +35,8 @@ def troubles(store: Store, network: Record) -> dict[str, str]:
     found = {}
     for label, config in running(store, network):
         links = wires.look() if links is None else links
-        wrong = wires.faults(config, network, links)
-        if wrong and wrong != [wires.GONE]:  # what is gone only a restart brings back
+        wrong = wires.faults(config, network, links) + guard.faults(store.store_id, config, network)
+        if wrong and wires.GONE not in wrong:  # what is gone only a restart brings back
             found[label] = ", ".join(wrong)
     return found
 
@@ -50,4 +50,5 @@ def mend(store: Store, network: Record) -> None:
         # Looked up again: in between the VM may have ended, and begun anew as somebody who is to be kept off.
         config = dict(running(store, network)).get(label)
         if config is not None:
+            guard.ensure(store, [(config, network)])
             wires.mend(config, network)

@@ -21,9 +21,15 @@ NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_GETTABLE = 1
 NFT_MSG_NEWRULE = 6
 NFT_MSG_GETRULE = 7
-NFPROTO_INET = 1
+NFT_MSG_GETSETELEM = 13
+INET, BRIDGE = 1, 7
 NFTA_TABLE_NAME = NFTA_RULE_TABLE = 1
+NFTA_RULE_CHAIN = 2
 NFTA_RULE_USERDATA = 7
+NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 2, 3
+NFTA_LIST_ELEM = NFTA_SET_ELEM_KEY = NFTA_DATA_VALUE = 1
+NESTED = 0x8000
+IFNAMSIZ = 16
 MAX_TRIES = 20
 
 
@@ -42,46 +48,64 @@ def remove(table: str) -> None:
 
 def is_loaded(ruleset: Ruleset) -> bool:
     """Whether the kernel has exactly this ruleset's rules: as many, and the digest among the comments."""
-    comments = _dump(ruleset.table)
+    found = comments(ruleset.table)
     digest = ruleset.digest.encode()
-    return len(comments) == ruleset.rules and any(digest in comment for comment in comments)
+    return len(found) == ruleset.rules and any(digest in comment for comment in found)
 
 
-def is_absent(table: str) -> bool:
+def is_absent(table: str, family: int = INET) -> bool:
     """Whether there is no such table, not even an empty one."""
+    return _is_absent(_request(NFT_MSG_GETTABLE, netlink.ACK, family, _name(NFTA_TABLE_NAME, table)))
+
+
+def has_element(table: str, name: str, interface: str) -> bool:
+    """Whether the map *name* of a table of the bridge family has an entry for *interface*."""
+    value = netlink.attribute(NFTA_DATA_VALUE, interface.encode().ljust(IFNAMSIZ, b"\0"))
+    element = netlink.attribute(NFTA_LIST_ELEM | NESTED, netlink.attribute(NFTA_SET_ELEM_KEY | NESTED, value))
+    body = _name(NFTA_TABLE_NAME, table) + _name(NFTA_SET_ELEM_LIST_SET, name)
+    body += netlink.attribute(NFTA_SET_ELEM_LIST_ELEMENTS | NESTED, element)
+    return not _is_absent(_request(NFT_MSG_GETSETELEM, netlink.ACK, BRIDGE, body))
+
+
+def _is_absent(request: bytes) -> bool:
+    """Whether the kernel's answer is that there is no such thing."""
     with netlink.channel(netlink.NETFILTER) as channel:
-        channel.send(_request(NFT_MSG_GETTABLE, netlink.ACK, table))
+        channel.send(request)
         data = channel.recv(1 << 16)
     message = netlink.HEADER.unpack_from(data)[1]
     return message == netlink.ERROR and _failed(struct.unpack_from("=i", data, netlink.HEADER.size)[0]) == []
 
 
-def _request(kind: int, flags: int, table: str) -> bytes:
-    """A request about one table; its name is attribute 1 of every kind."""
-    body = struct.pack("=BBH", NFPROTO_INET, 0, 0) + netlink.attribute(NFTA_TABLE_NAME, table.encode() + b"\0")
-    return netlink.request(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, body)
+def _name(kind: int, name: str) -> bytes:
+    return netlink.attribute(kind, name.encode() + b"\0")
 
 
-def _dump(table: str) -> list[bytes]:
-    """The user data (comment) of every rule of the table, empty where a rule has none; [] if there is no table."""
+def _request(kind: int, flags: int, family: int, body: bytes) -> bytes:
+    return netlink.request(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, struct.pack("=BBH", family, 0, 0) + body)
+
+
+def comments(table: str, chain: str | None = None, family: int = INET) -> list[bytes]:
+    """The user data (comment) of every rule of a table or chain, empty where a rule has none; [] if it is not there."""
     for _attempt in range(MAX_TRIES):
-        found = _dump_once(table)
+        found = _dump_once(table, chain, family)
         if found is not None:
             return found
     return []  # rules that change all the time are not ours as we left them
 
 
-def _dump_once(table: str) -> list[bytes] | None:
+def _dump_once(table: str, chain: str | None, family: int) -> list[bytes] | None:
     """``None`` if the rules changed meanwhile."""
     found: list[bytes] = []
-    for kind, flags, body in netlink.messages(netlink.NETFILTER, _request(NFT_MSG_GETRULE, netlink.DUMP, table)):
+    body = _name(NFTA_RULE_TABLE, table) + (_name(NFTA_RULE_CHAIN, chain) if chain else b"")
+    for kind, flags, data in netlink.messages(netlink.NETFILTER, _request(NFT_MSG_GETRULE, netlink.DUMP, family, body)):
         if flags & netlink.INTERRUPTED:
             return None
         if kind == netlink.ERROR:
-            return _failed(struct.unpack_from("=i", body)[0])
+            return _failed(struct.unpack_from("=i", data)[0])
         if kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWRULE:
-            values = netlink.attributes(body[4:])
-            if values.get(NFTA_RULE_TABLE) == table.encode() + b"\0":
+            values = netlink.attributes(data[4:])
+            names = (values.get(NFTA_RULE_TABLE), values.get(NFTA_RULE_CHAIN))
+            if names[0] == table.encode() + b"\0" and (not chain or names[1] == chain.encode() + b"\0"):
                 found.append(values.get(NFTA_RULE_USERDATA, b""))
     return found
 

@@ -28,6 +28,7 @@ FIELDS = (
     "range_end",
     "nat",
     "isolated",
+    "anti_spoofing",
     "mtu",
     "dns",
     "owner",
@@ -37,7 +38,7 @@ BRIDGE_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}\Z")
 # /proc/sys/net/*/conf has these beside the interfaces.
 RESERVED_BRIDGES = ("all", "default", "lo")
 # What records of earlier versions do not say.
-OLDER: t.Mapping[str, t.Any] = {"isolated": False}
+OLDER: t.Mapping[str, t.Any] = {"isolated": False, "anti_spoofing": True}
 MIN_PREFIX, MAX_PREFIX = 8, 30
 MIN_MTU, MAX_MTU = 576, 65521
 UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
@@ -93,7 +94,9 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
     """
     check_name(params["name"])
     given = {key: value for key, value in params.items() if value is not None}
-    found: Definition = {key: given[key] for key in ("nat", "isolated", "owner", "force") if key in given}
+    found: Definition = {
+        key: given[key] for key in ("nat", "isolated", "anti_spoofing", "owner", "force") if key in given
+    }
     found["name"] = params["name"]
     if "adopt" in given:
         found["adopted"] = given["adopt"]
@@ -204,7 +207,7 @@ def _defaults(wanted: Definition, store_id: str | None) -> Record:
         "range_start": None,
         "range_end": None,
         "nat": nat,
-        "isolated": None if adopted else False,
+        **{key: None if adopted else value for key, value in OLDER.items()},
         "mtu": None,
         "dns": list(settings.DEFAULT_DNS) if nat or (adopted and wanted.get("gateway")) else [],
         "owner": store_id,

@@ -38,7 +38,8 @@ TINY = "tiny"
 # A guest that takes no processor time: its kernel halts the machine at its first instruction.
 GUEST = {"image": IDLE, "network": NETWORK, "memory": "64M", "storage": "32M", "accel": "tcg"}
 NETWORK_OPTIONS = (
-    "bridge adopt subnet gateway range_start range_end nat isolated mtu dns owner labels force lock_timeout".split()
+    *("bridge adopt subnet gateway range_start range_end nat isolated anti_spoofing".split()),
+    *("mtu dns owner labels force lock_timeout".split()),
 )
 
 # With this in the environment a mark is also whatever is about to change a file or to touch a process.

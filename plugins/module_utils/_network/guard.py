@@ -1,0 +1,145 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Frames that guests have no right to send: each TAP has a chain of rules that drops them before the bridge sees them.
+
+A table of the bridge family, beside the store's other one. A map leads from a TAP's name to its chain, so what a
+frame costs does not depend on how many guests there are, and a VM's chains come and go without the others being read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import nftables
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.ruleset import table_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+MAP = "guards"
+ARRIVING = "arriving"
+UNGUARDED = "not guarded"
+# What every table has; all of it may be there already.
+_BASE = (
+    "add table bridge {table}",
+    "add map bridge {table} {map} {{ type ifname : verdict; }}",
+    "add chain bridge {table} {arriving} {{ type filter hook prerouting priority -300; policy accept; }}",
+    "flush chain bridge {table} {arriving}",
+    'add rule bridge {table} {arriving} iifname vmap @{map} comment "{map}"',
+)
+
+Config = t.Mapping[str, t.Any]
+
+
+def is_wanted(config: Config, network: Record) -> bool:
+    """Whether a NIC of that network is guarded: on our own bridges unless told otherwise, on others only if told."""
+    if not config.get("bridge_dev") or config.get("netns_path"):
+        return False
+    told = network.get("anti_spoofing")
+    return bool(not network.get("adopted") if told is None else told)
+
+
+def rules(config: Config) -> list[str]:
+    """What is dropped of what comes from one guest. Pure.
+
+    Another source MAC, tags of a VLAN; where we gave the address, any other one in IPv4 and ARP, and in IPv6 any but
+    the link-local one that follows from the MAC, claims to other neighbours' addresses, and what only routers and
+    servers send.
+    """
+    mac = config["mac"]
+    found = [
+        f"ether saddr != {mac} drop",
+        "ether type { 8021q, 0x88a8 } drop",
+        f"arp saddr ether != {mac} drop",
+    ]
+    address = (config.get("network") or {}).get("ip")
+    if address:
+        local = ipaddress.IPv6Address(_link_local(mac))
+        found += [
+            f"arp saddr ip != {{ 0.0.0.0, {address} }} drop",
+            f"ip saddr != {address} drop",
+            f"ip6 saddr != {{ ::, {local} }} drop",
+            f"icmpv6 type nd-neighbor-advert @th,64,128 != {int(local):#034x} drop",
+            "icmpv6 type { nd-router-advert, nd-redirect } drop",
+            "ether type ip udp sport 67 drop",
+            "ether type ip6 udp sport 547 drop",
+        ]
+    return found
+
+
+def _link_local(mac: str) -> int:
+    """The IPv6 link-local address that follows from a MAC (modified EUI-64)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return (0xFE80 << 112) + int.from_bytes(bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:], "big")
+
+
+def _digest(config: Config) -> str:
+    return hashlib.sha256("\n".join(rules(config)).encode()).hexdigest()[:32]
+
+
+def text(table: str, configs: t.Iterable[Config]) -> str:
+    """One transaction that guards those NICs, whatever was there. Pure."""
+    lines = [line.format(table=table, map=MAP, arriving=ARRIVING) for line in _BASE]
+    for config in configs:
+        chain, digest = config["tap"], _digest(config)
+        lines += [f"add chain bridge {table} {chain}", f"flush chain bridge {table} {chain}"]
+        lines += [f'add rule bridge {table} {chain} {rule} comment "{digest}"' for rule in rules(config)]
+        lines.append(f'add element bridge {table} {MAP} {{ "{chain}" : goto {chain} }}')
+    return "\n".join([*lines, ""])
+
+
+def removal(table: str, taps: t.Iterable[str]) -> str:
+    """One transaction after which those TAPs have no rules, whether they had or not. Pure."""
+    lines = [line.format(table=table, map=MAP, arriving=ARRIVING) for line in _BASE]
+    for tap in taps:
+        lines += [
+            f"add chain bridge {table} {tap}",
+            f'add element bridge {table} {MAP} {{ "{tap}" : goto {tap} }}',
+            f'delete element bridge {table} {MAP} {{ "{tap}" }}',
+            f"flush chain bridge {table} {tap}",
+            f"delete chain bridge {table} {tap}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def faults(store_id: str, config: Config, network: Record) -> list[str]:
+    """Whether a NIC lacks its guard, in words; usually nothing. No process is started."""
+    table = table_name(store_id)
+    if not is_wanted(config, network):
+        stale = nftables.has_element(table, MAP, config["tap"]) if config.get("bridge_dev") else False
+        return ["guarded"] if stale else []
+    digest = _digest(config).encode()
+    comments = nftables.comments(table, config["tap"], nftables.BRIDGE)
+    right = len(comments) == len(rules(config)) and all(digest in comment for comment in comments)
+    entry = nftables.comments(table, ARRIVING, nftables.BRIDGE)
+    hooked = len(entry) == 1 and nftables.has_element(table, MAP, config["tap"])
+    return [] if right and hooked else [UNGUARDED]
+
+
+def ensure(store: Store, pairs: t.Sequence[tuple[Config, Record]]) -> None:
+    """Guard those NICs of those networks that are to be guarded, and no others.
+
+    :raises ToolError: nft is missing or refused it.
+    """
+    wrong = [pair for pair in pairs if faults(store.store_id, *pair)]
+    wanted = [config for config, network in wrong if is_wanted(config, network)]
+    if wanted:
+        nftables.load(text(table_name(store.store_id), wanted))
+    remove(store, [config["tap"] for config, network in wrong if not is_wanted(config, network)])
+
+
+def remove(store: Store, taps: t.Iterable[str]) -> None:
+    """Drop the guards of TAPs that are gone for good."""
+    table = table_name(store.store_id)
+    there = [tap for tap in taps if nftables.has_element(table, MAP, tap)]
+    if there:
+        nftables.load(removal(table, there))
+
+
+def remove_all(store: Store) -> None:
+    """Drop the table, with the last network."""
+    table = table_name(store.store_id)
+    if not nftables.is_absent(table, nftables.BRIDGE):
+        nftables.load(f"add table bridge {table}\ndelete table bridge {table}\n")

@@ -12,7 +12,7 @@ version_added: 0.1.0
 author: The cocoon.microvm authors (@cocoonstack)
 description:
   - Puts the VMs that are listed for a hypervisor and the VMs that are inventory hosts of their own into one list,
-    each over the defaults.
+    each over the defaults, of which a null takes an option away.
   - A VM that is defined in both ways is refused.
 options:
   _input:

@@ -28,6 +28,10 @@ options:
     description: Options that apply where a definition does not have them.
     type: dict
     default: {}
+  keep_null:
+    description: Leave nulls in their places, so that P(cocoon.microvm.cocoon_definitions#filter) finds them.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -60,12 +64,12 @@ from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import
 )
 
 
-def cocoon_merge(variables: t.Any, base: str, defaults: t.Any = None) -> list[Definition]:
+def cocoon_merge(variables: t.Any, base: str, defaults: t.Any = None, keep_null: bool = False) -> list[Definition]:
     """Merge definitions by name over several variables."""
     if not isinstance(variables, Mapping):
         raise AnsibleFilterError("cocoon_merge takes a dictionary of variables")
     try:
-        return merge_variables(variables, base, defaults)
+        return merge_variables(variables, base, defaults, keep_null)
     except DefinitionError as exc:
         raise AnsibleFilterError(str(exc)) from exc
 

@@ -87,8 +87,25 @@ def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str
     records = all_records(store)
     force = bool(params.get("force"))
     owner = params.get("owner") or store.store_id
-    names = plan_prune(definitions, records, owner, force=force)
+    names = plan_prune(definitions, records, owner, elsewhere=params.get("elsewhere") or {}, force=force)
     return [prune_definition(name, owner, force) for name in names]
+
+
+def unlisted(params: t.Mapping[str, t.Any], listed: t.Container[str]) -> list[Record]:
+    """The owner's VMs that are there and not *listed*: ``name state wanted_on``.
+
+    :param params: the module's parameters; ``elsewhere`` has the hosts that VMs are wanted on, by name.
+    """
+    store = Store.load(Paths.from_params(params))
+    if store is None:
+        return []
+    owner, elsewhere = params.get("owner") or store.store_id, params.get("elsewhere") or {}
+    return [
+        {"name": name, "state": record["state"], "wanted_on": elsewhere.get(name)}
+        for record in all_records(store)
+        for name in [record["config"]["name"]]
+        if record.get("owner") == owner and name not in listed and record["state"] != REMOVED
+    ]
 
 
 def all_records(store: Store) -> list[Record]:
@@ -150,4 +167,4 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
     }
 
 
-__all__ = ["CocoonError", "converge_vms", "vm_info"]
+__all__ = ["CocoonError", "converge_vms", "unlisted", "vm_info"]

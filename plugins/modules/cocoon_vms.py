@@ -44,6 +44,12 @@ options:
     description:
       - Owner of the VMs that name none themselves, and whose VMs O(prune) looks at; the store's ID where omitted.
     type: str
+  elsewhere:
+    description:
+      - VMs that are wanted on other hosts, by name, each with the name of that host. O(prune) leaves them alone, as
+        their disks may be on their way there.
+      - Where this is given, RV(unlisted) tells which VMs are on the host and not in O(vms).
+    type: dict
   parallel:
     description:
       - How many VMs are worked on at a time.
@@ -139,6 +145,21 @@ vms:
   description: The records of the VMs that are there, by name; see RV(cocoon.microvm.cocoon_vm#module:vm).
   returned: always
   type: dict
+unlisted:
+  description: The VMs of O(owner) that are on the host, and are neither in O(vms) nor pruned.
+  returned: with O(elsewhere)
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The VM's name.
+      type: str
+    state:
+      description: Its state, as its record has it.
+      type: str
+    wanted_on:
+      description: The host that O(elsewhere) names for it.
+      type: str
 failed_vms:
   description: Names of the VMs that failed.
   returned: failure
@@ -153,7 +174,7 @@ deferred:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms, unlisted
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
     progress_options,
@@ -166,7 +187,15 @@ COUNT = {"type": "int"}
 
 
 def converge(module: AnsibleModule) -> dict:
-    return bulk_answer(converge_vms(module.params, module.params["vms"], module.check_mode))
+    answer = bulk_answer(converge_vms(module.params, module.params["vms"], module.check_mode))
+    if module.params["elsewhere"] is not None:
+        answer["unlisted"] = unlisted(module.params, [result["name"] for result in answer["results"]])
+        answer["warnings"] += [
+            f"VM '{vm['name']}' is here, not listed, and left alone, because it is wanted on {vm['wanted_on']}"
+            for vm in answer["unlisted"]
+            if vm["wanted_on"]
+        ]
+    return answer
 
 
 def main() -> None:
@@ -175,6 +204,7 @@ def main() -> None:
         "prune": {"type": "bool", "default": False},
         "force": {"type": "bool", "default": False},
         "owner": {"type": "str"},
+        "elsewhere": {"type": "dict"},
         "parallel": {"type": "int", "default": 16},
         "max_unavailable": {"type": "int", "default": 1},
         **store_options(),

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import host_definition
 
 Variables = t.Mapping[str, t.Any]
+# Where a VM has no address that is known: a name that no resolver knows (RFC 2606), as the VM's own might be somebody
+# else's.
+NOWHERE = "cocoon-knows-no-address.invalid"
 # Connections that start commands on the controller itself: no jump is needed from there.
 LOCAL = ("local", "ansible.builtin.local")
 
@@ -94,6 +97,16 @@ def _records(result: t.Any) -> list[Variables]:
     return [record for record in (vms.values() if isinstance(vms, Mapping) else vms) if record]
 
 
+def _unreached(variables: Variables) -> dict[str, t.Any] | None:
+    """The variables of a VM host whose address is not known; ``None`` where the inventory says how to reach it."""
+    ours = variables.get("cocoon_connection") or {}
+    if variables.get("ansible_host") not in (None, ours.get("address")):
+        return None
+    theirs = ours.get("user_args", variables.get("ansible_ssh_common_args") or "")
+    closed = {**ours, "address": NOWHERE, "user_args": theirs, "id": None}
+    return {"ansible_host": NOWHERE, "ansible_ssh_common_args": theirs, "cocoon_connection": closed}
+
+
 def connections(
     hostvars: Mapping[str, Variables],
     hosts: Mapping[str, t.Sequence[str]],
@@ -101,18 +114,26 @@ def connections(
     variable: str,
     ssh_args: str = "",
 ) -> list[dict[str, t.Any]]:
-    """What ``add_host`` takes for each VM host that has an address.
+    """What ``add_host`` takes for each VM host: how it is reached, or that it cannot be.
+
+    A VM host that this run has not learned the address of must not be reached by its bare name, which may be that of
+    another machine. One that an earlier play of the run has found stays as it is, and so does one that has no address
+    of ours.
 
     :param hosts: VM hosts by hypervisor.
     :param results: by hypervisor, the inventory host whose *variable* holds the result with its VM records.
     """
     found = []
-    for hypervisor, holder in results.items():
-        records = _records(hostvars[holder].get(variable))
+    for hypervisor in hosts:
+        holder = results.get(hypervisor)
+        records = _records(hostvars[holder].get(variable)) if holder else []
         known = {(record.get("config") or {}).get("name"): record for record in records}
-        for host in hosts.get(hypervisor, ()):
+        for host in hosts[hypervisor]:
             record = known.get(host_definition(host, hostvars[host])["name"])
             if record and address_of(record):
                 variables = connection(host, hostvars[host], record, hypervisor, hostvars[hypervisor], ssh_args)
                 found.append({"host": host, "variables": variables})
+            elif record is None and (holder or not hostvars[host].get("cocoon_connection")):
+                closed = _unreached(hostvars[host])
+                found += [{"host": host, "variables": closed}] if closed else []
     return found

@@ -15,6 +15,7 @@ Definition = dict[str, t.Any]
 
 HOST_VARIABLE = "cocoon_host"
 VM_VARIABLE = "cocoon_vm"
+LIST_VARIABLE = "cocoon_vms"
 
 
 class DefinitionError(Exception):
@@ -30,15 +31,18 @@ def plain(value: t.Any) -> t.Any:
     return value
 
 
-def merge(base: Mapping[str, t.Any], over: Mapping[str, t.Any]) -> Definition:
-    """*base* overridden by *over*: dictionaries merge, everything else is replaced, ``None`` takes a key away."""
+def merge(base: Mapping[str, t.Any], over: Mapping[str, t.Any], keep_null: bool = False) -> Definition:
+    """*base* overridden by *over*: dictionaries merge, everything else is replaced, ``None`` takes a key away.
+
+    :param keep_null: leave ``None`` in its place, for another merge with what lies below.
+    """
     merged = dict(base)
     for key, value in over.items():
-        if value is None:
+        if value is None and not keep_null:
             merged.pop(key, None)
         elif isinstance(value, Mapping):
             inner = merged.get(key)
-            merged[key] = merge(inner if isinstance(inner, Mapping) else {}, value)
+            merged[key] = merge(inner if isinstance(inner, Mapping) else {}, value, keep_null)
         else:
             merged[key] = plain(value)
     return merged
@@ -82,20 +86,23 @@ def by_name(variable: str, value: t.Any) -> dict[str, Definition]:
     return found
 
 
-def merge_variables(variables: Mapping[str, t.Any], base: str, defaults: t.Any = None) -> list[Definition]:
+def merge_variables(
+    variables: Mapping[str, t.Any], base: str, defaults: t.Any = None, keep_null: bool = False
+) -> list[Definition]:
     """All definitions of *base* and its suffixed variables, merged by name, in the order of their first mention.
 
     :param defaults: options that apply where a definition does not have them.
+    :param keep_null: leave ``None`` in its place, for :func:`with_defaults`.
     """
     merged: dict[str, Definition] = {}
     for variable in ordered(variables, base):
         for name, definition in by_name(variable, variables[variable]).items():
-            merged[name] = merge(merged.get(name) or merge({}, defaults or {}), definition)
+            merged[name] = merge(merged.get(name) or merge({}, defaults or {}), definition, keep_null)
     return list(merged.values())
 
 
 def with_defaults(definitions: t.Iterable[Definition], defaults: t.Any) -> list[Definition]:
-    """Each definition over *defaults*.
+    """Each definition over *defaults*, of which its nulls take options away.
 
     :raises DefinitionError: *defaults* is not a dictionary, or a name is there twice.
     """
@@ -126,10 +133,98 @@ def needing(definitions: t.Iterable[Definition], images: t.Container[str], netwo
     return found
 
 
+def suffixed(variables: t.Iterable[str], base: str) -> list[str]:
+    """Those of *variables* that are *base* or ``<base>_<suffix>``, in the order of merging."""
+    return ordered((name for name in variables if name == base or str(name).startswith(f"{base}_")), base)
+
+
+def vm_names(definition: Definition) -> list[str]:
+    """The names of the VMs that a definition stands for: with ``count`` as many, ``<name>-1`` and so on."""
+    count = definition.get("count")
+    if count is None:
+        return [definition["name"]]
+    try:
+        return [f"{definition['name']}-{number}" for number in range(1, int(count) + 1)]
+    except (TypeError, ValueError):
+        raise DefinitionError(f"VM '{definition['name']}': count '{count}' is not a number") from None
+
+
+# What tells which VMs a definition stands for, and whether they are wanted.
+OUTLINE = ("name", "state", "count")
+
+
+def _outlined(value: t.Any) -> t.Any:
+    """A variable's definitions with no more than their outlines: what is not looked at cannot fail to template."""
+    if isinstance(value, Mapping):
+        return {name: _outline(definition) for name, definition in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_outline(definition) for definition in value]
+    return value
+
+
+def _outline(definition: t.Any) -> t.Any:
+    if not isinstance(definition, Mapping):
+        return definition
+    return {key: definition[key] for key in OUTLINE if key in definition}
+
+
+def inventory_names(
+    hostvars: Mapping[str, Mapping[str, t.Any]], vm_hosts: Mapping[str, t.Sequence[str]], hypervisor: str
+) -> dict[str, str]:
+    """What the inventory says of the VMs of *hypervisor*: the wanted state by name.
+
+    :param vm_hosts: VM hosts by hypervisor.
+    :raises DefinitionError: a definition that cannot be meant.
+    """
+    variables = hostvars[hypervisor]
+    values = {name: _outlined(variables[name]) for name in suffixed(variables, LIST_VARIABLE)}
+    listed = merge_variables(values, LIST_VARIABLE, keep_null=True)
+    for host in vm_hosts.get(hypervisor) or ():
+        found = hostvars[host]
+        listed.append(host_definition(host, {name: _outline(found[name]) for name in vm_variables(found)}, True))
+    base = _outline(variables.get("cocoon_defaults") or {})
+    return {
+        name: str(found.get("state") or "started")
+        for definition in listed
+        for found in [merge(base, definition)]
+        for name in vm_names(found)
+    }
+
+
+def wanted_elsewhere(defined: Mapping[str, Mapping[str, str]], here: str) -> dict[str, str]:
+    """The VMs that other hypervisors than *here* want, by name, each with its hypervisor.
+
+    :param defined: wanted states by name by hypervisor, see :func:`inventory_names`.
+    """
+    others = ((host, names) for host, names in defined.items() if host != here)
+    return {name: host for host, names in others for name, state in names.items() if state != "absent"}
+
+
+def misplaced(
+    defined: Mapping[str, Mapping[str, str]],
+    here: str,
+    existing: t.Container[str],
+    there: Mapping[str, t.Iterable[str]],
+) -> dict[str, str]:
+    """The VMs that *here* would make anew although they are on another hypervisor, which the inventory does not list
+    them for any more; by name, each with that hypervisor.
+
+    :param existing: the VMs that are on *here*.
+    :param there: names of the VMs that are on the others, by hypervisor.
+    """
+    wanted = {name for name, state in defined[here].items() if state != "absent" and name not in existing}
+    return {
+        name: host
+        for host, names in there.items()
+        if host != here
+        for name in names
+        if name in wanted and name not in defined.get(host, {})
+    }
+
+
 def vm_variables(variables: Mapping[str, t.Any]) -> list[str]:
     """The names of the variables that make up the VM of an inventory host, in the order of merging."""
-    names = (name for name in variables if name == VM_VARIABLE or str(name).startswith(f"{VM_VARIABLE}_"))
-    return ordered(names, VM_VARIABLE)
+    return suffixed(variables, VM_VARIABLE)
 
 
 def invert(hostvars: Mapping[str, Mapping[str, t.Any]], hypervisors: t.Container[str] = ()) -> dict[str, list[str]]:
@@ -154,8 +249,11 @@ def invert(hostvars: Mapping[str, Mapping[str, t.Any]], hypervisors: t.Container
     return found
 
 
-def host_definition(host: str, variables: Mapping[str, t.Any]) -> Definition:
-    """The VM that the inventory host *host* is; its name is the host's unless ``cocoon_vm`` says otherwise."""
+def host_definition(host: str, variables: Mapping[str, t.Any], keep_null: bool = False) -> Definition:
+    """The VM that the inventory host *host* is; its name is the host's unless ``cocoon_vm`` says otherwise.
+
+    :param keep_null: leave ``None`` in its place, for :func:`with_defaults`.
+    """
     names = vm_variables(variables)
     if not names:
         raise DefinitionError(f"host '{host}' has {HOST_VARIABLE} but no {VM_VARIABLE}")
@@ -164,10 +262,10 @@ def host_definition(host: str, variables: Mapping[str, t.Any]) -> Definition:
         value = variables[variable]
         if value is not None and not isinstance(value, Mapping):
             raise DefinitionError(f"host '{host}': {variable} must be a dictionary of options")
-        merged = merge(merged, value or {})
+        merged = merge(merged, value or {}, keep_null)
     return {**merged, "name": str(merged.get("name") or host)}
 
 
 def host_definitions(hostvars: Mapping[str, Mapping[str, t.Any]], hosts: t.Iterable[str]) -> list[Definition]:
-    """The VMs that the inventory hosts *hosts* are."""
-    return [host_definition(host, hostvars[host]) for host in hosts]
+    """The VMs that the inventory hosts *hosts* are, for :func:`with_defaults`."""
+    return [host_definition(host, hostvars[host], keep_null=True) for host in hosts]

@@ -184,8 +184,9 @@ def test_prune_compares_with_the_whole_inventory(site: Site) -> None:
     assert sorted(site.vms(1)) == ["a1", "a2", "web1", "web2"]
     assert site.run().total("changed") == 0
     prune = {"cocoon_prune": True}
-    refused = site.run("--limit", "hv1", variables=prune, ok=False)
-    assert "Run without --limit" in refused.output
+    limited = site.run("--limit", "hv1", variables=prune)
+    assert "nothing is pruned" in limited.output
+    assert limited.total("changed") == 0
     broken = copy.deepcopy(site.inventory["vms"]["hosts"]["web2"])
     site.inventory["vms"]["hosts"]["web2"]["cocoon_vm"] = {"memory": "{{ no_such_variable }}"}
     assert "no_such_variable" in site.run(variables=prune, ok=False).output
@@ -194,6 +195,79 @@ def test_prune_compares_with_the_whole_inventory(site: Site) -> None:
     site.run(variables=prune)
     assert sorted(site.vms(1)) == ["a1", "web1", "web2"]
     assert sorted(site.vms(2)) == ["web3"]
+
+
+def test_a_vm_that_moves_in_the_inventory_is_neither_pruned_nor_made_anew(site: Site) -> None:
+    site.run()
+    before = site.vms(2)["web3"]
+    site.inventory["vms"]["hosts"]["web3"]["cocoon_host"] = "hv1"
+    prune = {"cocoon_prune": True, "cocoon_show_table": True}
+    refused = site.run("--limit", "web3", ok=False)
+    assert "web3 is on hv2" in " ".join(refused.output.split()), refused.output
+    # A list that is empty may not prune: hv2 has another VM.
+    site.hypervisor("hv2")["cocoon_vms"] = {"other": None}
+    for check in (True, False):
+        kept = site.run(variables=prune, ok=False, check=check)
+        said = " ".join(kept.output.split())
+        assert "web3 is on hv2" in said and "is wanted on hv1" in said
+        assert site.vms(2)["web3"] == before
+        assert sorted(site.vms(1)) == ["web1", "web2"]
+    rows = kept.results("cocoon.microvm.vms : Show the VMs that are here and not listed", "hv2")[0]["msg"]
+    assert [line.split() for line in rows[1:]] == [["web3", "created", "hv1"]]
+    # Listed where it is, it is to go, and one of the same name is new.
+    site.hypervisor("hv2")["cocoon_vms"]["web3"] = {"state": "absent"}
+    site.run(variables=prune)
+    assert sorted(site.vms(1)) == ["web1", "web2", "web3"]
+    assert sorted(site.vms(2)) == ["other"]
+
+
+def test_what_a_limit_excludes_is_left_alone(site: Site) -> None:
+    site.run()
+    before = site.vms(1)
+    for host in ("web1", "web2"):
+        site.inventory["vms"]["hosts"][host]["cocoon_vm"] = {"memory": "72M"}
+    run = site.run("--limit", "all:!web1", variables={"cocoon_prune": True})
+    assert changed(run) == ["web2"]
+    assert site.vms(1)["web1"] == before["web1"]
+    assert changed(site.run("--limit", "all:!web*")) == []
+    assert changed(site.run("--limit", "hv1")) == ["web1"]
+
+
+def test_a_null_takes_away_what_the_defaults_give(site: Site) -> None:
+    site.hypervisor("hv1")["cocoon_defaults"]["labels"] = {"from": "defaults"}
+    site.hypervisor("hv1")["cocoon_vms"] = {"a1": {"labels": None}, "a2": None}
+    site.inventory["vms"]["hosts"]["web1"]["cocoon_vm"] = {"labels": {"host": None}}
+    site.inventory["vms"]["hosts"]["web2"]["cocoon_vm"] = {"labels": None}
+    site.run("--limit", "hv1")
+    labels = {name: vm["labels"] for name, vm in site.vms(1).items()}
+    assert labels == {"a1": {}, "a2": {"from": "defaults"}, "web1": {"from": "defaults"}, "web2": {}}
+
+
+REACH = [
+    {"ansible.builtin.import_playbook": SITE},
+    {
+        "hosts": "vms",
+        "gather_facts": False,
+        "strategy": "ansible.builtin.linear",
+        "tasks": [{"name": "see", "ansible.builtin.debug": {"msg": "{{ ansible_host }}"}}],
+    },
+]
+
+
+@pytest.mark.parametrize("strategy", ["free", "host_pinned"])
+def test_the_strategy_of_the_configuration_does_no_harm(site: Site, strategy: str) -> None:
+    run = site.playbooks(REACH, copy.deepcopy(site.inventory), variables=QUIET, env={"ANSIBLE_STRATEGY": strategy})
+    assert run.results("see", "web1")[0]["msg"].startswith("10.71.0.")
+
+
+def test_a_vm_whose_hypervisor_is_down_is_not_reached_by_its_bare_name(site: Site) -> None:
+    site.hypervisor("hv2").update(ansible_connection="ssh", ansible_host="192.0.2.99", ansible_port=1)
+    env = {"ANSIBLE_TIMEOUT": "2"}
+    run = site.playbooks(REACH, copy.deepcopy(site.inventory), variables=QUIET, env=env, ok=None)
+    assert run.stats["hv2"]["unreachable"] == 1
+    site.hypervisor("hv2").update(ansible_connection="local")  # for what comes after the test
+    assert run.results("see", "web3")[0]["msg"].endswith(".invalid")
+    assert run.results("see", "web1")[0]["msg"].startswith("10.71.0.")
 
 
 def test_a_task_prunes_only_without_a_limit(site: Site) -> None:

@@ -17,6 +17,7 @@ def plan_prune(
     records: t.Iterable[Record],
     owner: str,
     *,
+    elsewhere: t.Container[str] = (),
     limited: bool = False,
     incomplete: bool = False,
     force: bool = False,
@@ -25,6 +26,7 @@ def plan_prune(
 
     :param definitions: the whole list of the task, items in state ``absent`` included.
     :param records: of all VMs of the store.
+    :param elsewhere: names of VMs that are wanted on other hosts: one may be on its way there, and these are its disks.
     :param limited: the play runs under ``--limit``, so that the list may lack VMs of other hosts.
     :param incomplete: a definition could not be made out (a template failed).
     :param force: data disks go too, those that an earlier removal kept among them.
@@ -45,6 +47,8 @@ def plan_prune(
         for record in records
         if record.get("owner") == owner
         and record["config"]["name"] not in listed
+        and record["config"]["name"] not in elsewhere
+        and not record.get("moving")
         and (force or record.get("state") != REMOVED)
     )
 

@@ -166,12 +166,25 @@ def plan_vm(
     :param compared: from :func:`compare_once`.
     :raises CocoonError: it cannot or may not be done; nothing has been touched.
     """
+    _refuse_moving(record)
     state = definition.get("state", DEFAULT_STATE)
     if state == "absent":
         return _plan_absent(record, observed, definition)
     if record is None or not is_made(record):
         return _plan_new(record, observed, definition, context)
     return _Existing(record, observed, definition, context, compared).plan()
+
+
+def _refuse_moving(record: Record | None) -> None:
+    """:raises ChangeRefusedError: the VM is on its way between two hosts, and only the move may touch it."""
+    moving = (record or {}).get("moving")
+    if record and moving:
+        other = f"to {moving['to']}" if "to" in moving else f"here from {moving['from']}"
+        raise ChangeRefusedError(
+            f"VM '{record['config']['name']}' is on its way {other}",
+            "name",
+            "Let the move come to its end: run the playbook that began it again, or cocoon.microvm.move.",
+        )
 
 
 def current_state(record: Record | None, observed: Observed) -> str:

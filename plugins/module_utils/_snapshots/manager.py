@@ -10,7 +10,7 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import observe, view
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
@@ -95,6 +95,10 @@ def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record
     vm_name = wanted.vm or (record or {}).get("vm")
     vm = store.vm_record(vm_name) if vm_name else None
     vm = vm if is_made(vm) else None
+    if vm and vm.get("moving") and wanted.state != "absent":
+        raise ChangeRefusedError(
+            f"VM '{vm_name}' is on its way to another host", "vm", "Let the move come to its end first."
+        )
     if wanted.state == "present":
         others = _siblings(store, vm, record) if wanted.keep is not None or wanted.max_age is not None else []
         return planning.plan_present(record, vm, wanted, others, time.time()), record, vm

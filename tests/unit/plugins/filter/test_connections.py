@@ -99,19 +99,34 @@ def test_two_vms_at_the_same_address_do_not_share_a_connection() -> None:
     assert one % {"directory": "/cp"} == "/cp/cocoon-k3jq5n7c2v4m6x8z-%r"
 
 
+@pytest.mark.parametrize("nics", [[], None])
+def test_a_vm_that_has_no_address_of_ours_is_left_alone(nics: t.Any) -> None:
+    assert connect({}, {}, {"vms": [{**RECORD, "network_configs": nics}]}) == []
+
+
 @pytest.mark.parametrize(
     "result",
     [
         {},
         {"vms": []},
-        {"vms": [{**RECORD, "network_configs": []}]},
-        {"vms": [{**RECORD, "network_configs": None}]},
         {"vms": [{**RECORD, "config": {"name": "another"}}]},
         {"failed": True, "msg": "no answer"},
     ],
 )
-def test_a_vm_that_is_not_there_or_has_no_address_is_left_alone(result: Vars) -> None:
-    assert connect({}, {}, result) == []
+def test_a_vm_that_is_not_known_is_not_reached_by_its_bare_name(result: Vars) -> None:
+    (found,) = connect({"ansible_ssh_common_args": "-4"}, {}, result)
+    assert found["variables"]["ansible_host"].endswith(".invalid")
+    later = connect({**found["variables"]}, {}, {"vms": [RECORD]})[0]["variables"]
+    assert (later["ansible_host"], later["ansible_ssh_common_args"][:4]) == ("10.0.0.5", "-4 -")
+    assert connect({"ansible_host": "198.51.100.1"}, {}, result) == []
+
+
+def test_vms_of_a_hypervisor_that_was_not_asked_are_closed_unless_they_are_known_already() -> None:
+    hostvars: dict[str, Vars] = {"hv1": {}, "hv2": {}, "web1": {"cocoon_host": "hv1", "cocoon_vm": {}}}
+    (found,) = cocoon_connections(hostvars, {"hv1": ["web1"]}, {"hv2": "hv2"})
+    assert found["variables"]["ansible_host"].endswith(".invalid")
+    hostvars["web1"].update(variables({}, {}))
+    assert cocoon_connections(hostvars, {"hv1": ["web1"]}, {"hv2": "hv2"}) == []
 
 
 @pytest.mark.parametrize(

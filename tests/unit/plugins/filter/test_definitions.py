@@ -10,6 +10,9 @@ import pytest
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_definitions import cocoon_definitions
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_elsewhere import cocoon_elsewhere
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_exclusions import cocoon_exclusions
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_inventory_vms import cocoon_inventory_vms
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_merge import cocoon_merge
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_pending import cocoon_pending
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_vm_hosts import cocoon_vm_hosts
@@ -164,3 +167,103 @@ def test_a_vm_host_with_something_else_than_options() -> None:
 )
 def test_vms_that_need_what_is_not_there_yet(definition: Vars, pending: bool) -> None:
     assert cocoon_pending([{"name": "a", **definition}], ["new"], ["fresh"]) == (["a"] if pending else [])
+
+
+def test_a_null_takes_away_what_the_defaults_give() -> None:
+    listed = cocoon_merge(
+        {"cocoon_vms_x": {"a": {"cpu": 2, "memory": None}}, "cocoon_vms": {"a": {"cpu": None, "labels": {"x": None}}}},
+        "cocoon_vms",
+        keep_null=True,
+    )
+    hostvars = {"w": {"cocoon_vm": {"memory": None}, "cocoon_vm_x": {"memory": "1G"}}}
+    defaults = {"cpu": 1, "memory": "512M", "labels": {"x": "1", "y": "2"}}
+    assert cocoon_definitions(listed, hostvars, ["w"], defaults) == [
+        {"name": "a", "labels": {"y": "2"}},
+        {"name": "w", "cpu": 1, "labels": {"x": "1", "y": "2"}},
+    ]
+
+
+WHOLE: dict[str, Vars] = {
+    "hv1": {"cocoon_vms": {"a": {"memory": "1G"}}, "cocoon_vms_ci": [{"name": "runner", "count": 2}]},
+    "hv2": {"cocoon_vms": {"a": None, "b": {"state": "stopped"}}, "cocoon_defaults": {"state": "absent"}},
+    "hv3": {},
+    "web1": {"cocoon_host": "hv1", "cocoon_vm": {"name": "web"}},
+    "web2": {"cocoon_host": "hv2", "cocoon_vm": {"state": None}},
+}
+
+
+def test_what_the_whole_inventory_wants() -> None:
+    hosts = cocoon_vm_hosts(WHOLE)
+    assert cocoon_inventory_vms(WHOLE, ["hv1", "hv2", "hv3"], hosts) == {
+        "hv1": {"a": "started", "runner-1": "started", "runner-2": "started", "web": "started"},
+        "hv2": {"a": "absent", "b": "stopped", "web2": "started"},
+        "hv3": {},
+    }
+
+
+class Untemplated(dict[str, t.Any]):
+    """A definition of which only the outline can be had."""
+
+    def __getitem__(self, key: str) -> t.Any:
+        if key == "memory":
+            raise AssertionError("not to be looked at")
+        return super().__getitem__(key)
+
+
+def test_an_option_that_is_not_looked_at_cannot_fail_to_template() -> None:
+    broken = {"hv1": {"cocoon_vms": {"a": Untemplated(memory="{{ no_such }}")}}}
+    assert cocoon_inventory_vms(broken, ["hv1"], {}) == {"hv1": {"a": "started"}}
+
+
+@pytest.mark.parametrize("value", [3, {"a": {"count": "many"}}])
+def test_an_inventory_that_cannot_be_meant_names_the_hypervisor(value: t.Any) -> None:
+    with pytest.raises(AnsibleFilterError, match="hypervisor 'hv1': "):
+        cocoon_inventory_vms({"hv1": {"cocoon_vms": value}}, ["hv1"], {})
+
+
+DEFINED = {"hv1": {"web1": "started", "old": "absent"}, "hv2": {"listed": "started", "gone": "absent"}, "hv3": {}}
+
+
+@pytest.mark.parametrize(
+    ("here", "expected"),
+    [
+        ("hv1", {"listed": "hv2"}),
+        ("hv2", {"web1": "hv1"}),
+        ("hv3", {"web1": "hv1", "listed": "hv2"}),
+    ],
+)
+def test_what_is_wanted_elsewhere(here: str, expected: Vars) -> None:
+    assert cocoon_elsewhere(DEFINED, here) == expected
+
+
+@pytest.mark.parametrize(
+    ("existing", "there", "expected"),
+    [
+        pytest.param([], {"hv2": ["web1"]}, {"web1": "hv2"}, id="it was moved in the inventory"),
+        pytest.param(["web1"], {"hv2": ["web1"]}, {}, id="it is here already"),
+        pytest.param([], {"hv1": ["web1"], "hv2": ["old", "other"]}, {}, id="others are none of its business"),
+        pytest.param([], {"hv3": ["web1"], "hv9": []}, {"web1": "hv3"}, id="a third one has it"),
+    ],
+)
+def test_what_would_be_made_anew(existing: list[str], there: Vars, expected: Vars) -> None:
+    assert cocoon_elsewhere(DEFINED, "hv1", existing, there) == expected
+
+
+@pytest.mark.parametrize("state", ["started", "absent"])
+def test_a_vm_that_its_hypervisor_lists_is_its_own(state: str) -> None:
+    defined = {"hv1": {"probe": "started"}, "hv2": {"probe": state}}
+    assert cocoon_elsewhere(defined, "hv1", [], {"hv2": ["probe"]}) == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("", []),
+        ("all", []),
+        ("all:!web1", ["web1"]),
+        ("all,!web[1:3],!~db.*", ["web[1:3]", "~db.*"]),
+        ("hv1:&prod:!old", ["old"]),
+    ],
+)
+def test_exclusions(limit: str, expected: list[str]) -> None:
+    assert cocoon_exclusions(limit) == expected

@@ -1195,6 +1195,14 @@ def test_login_that_was_never_given_differs_but_no_keys_are_no_keys():
     assert not HOST.plan(record, {"ssh_keys": []}).changed
 
 
+@pytest.mark.parametrize("moving, words", [({"to": "hv1"}, "to hv1"), ({"from": "hv2"}, "here from hv2")])
+@pytest.mark.parametrize("definition", [{"state": "started"}, {"state": "absent", "force": True}, {"cpu": 2}])
+@pytest.mark.parametrize("state", ["stopped", "creating"])
+def test_a_vm_on_its_way_is_touched_by_nothing_else(state, definition, moving, words):
+    with pytest.raises(ChangeRefusedError, match=words):
+        HOST.plan(made(state, moving={"token": "x", **moving}), definition)
+
+
 # ------------------------------------------------------------------------------------ prune
 
 
@@ -1205,6 +1213,7 @@ def test_login_that_was_never_given_differs_but_no_keys_are_no_keys():
         (["web1", "db1"], {}, []),
         (["other"], {}, ["db1", "web1"]),
         (["web1"], {"force": True}, ["db1", "old"]),
+        (["web1"], {"force": True, "elsewhere": {"db1": "hv2", "old": "hv2"}}, []),
     ],
 )
 def test_prune(listed, options, expected):
@@ -1213,6 +1222,7 @@ def test_prune(listed, options, expected):
         {"config": {"name": "db1"}, "owner": "us", "state": "stopped"},
         {"config": {"name": "theirs"}, "owner": "them", "state": "running"},
         {"config": {"name": "nobody"}, "state": "creating"},
+        {"config": {"name": "leaving"}, "owner": "us", "state": "hibernated", "moving": {"to": "hv2"}},
         {"config": {"name": "old"}, "owner": "us", "state": "removed"},
     ]
     assert plan_prune([{"name": name} for name in listed], records, "us", **options) == expected

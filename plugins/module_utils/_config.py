@@ -44,6 +44,11 @@ class Paths:
         return os.path.join(self.root, "images")
 
     @property
+    def moves(self) -> str:
+        """What is on its way from or to another host."""
+        return os.path.join(self.root, "moves")
+
+    @property
     def ram(self) -> str:
         """The tmpfs of guest RAM files."""
         return os.path.join(self.run, "ram")

@@ -306,6 +306,23 @@ def reserve(run: Run, wanted: Record, kept: Record | None = None) -> Record:
     return record
 
 
+def reserve_moved(run: Run, record: Record) -> None:
+    """Take everything for a VM that comes from another host, under the id that it has. The host's lock is held.
+
+    :param record: complete but for ``uid``, which it gets here.
+    :raises CocoonError: something is taken or unknown; what was reserved until then is given back.
+    """
+    record["uid"] = _free_uid(run, record["id"])
+    promise_disk(run, record["id"], record["promised_disk"])
+    run.store.index("vm").reserve(record["config"]["name"], record["id"])
+    run.mark("create.name")
+    try:
+        _reserve_rest(run, record)
+    except Exception:
+        release(run, record)
+        raise
+
+
 def _reserve_rest(run: Run, record: Record) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 

@@ -63,7 +63,7 @@ def test_names_of_places(place: int, path: str) -> None:
 
 def test_a_name_that_is_no_host_name() -> None:
     named = {**RECORD, "config": {"name": "Deb_Two.7"}}
-    line = boot.kernel_command_line(named, IMAGE)
+    line = boot.kernel_command_line(named, IMAGE, STYLE)
     assert " cocoon.hostname=Deb-Two.vm-7 " in line and ":Deb-Two.vm-7:eth0:" in line and "Deb_Two" not in line
 
 

@@ -10,8 +10,10 @@ following links, and external tools touch them only as that VM's uid.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
+import json
 import os
 import stat
 import time
@@ -26,7 +28,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import copy_data, segments
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, flock, fsync_dir, locked, remove_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
+    Store,
+    flock,
+    fsync_dir,
+    hashed,
+    locked,
+    remove_file,
+    remove_tree,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
 MKFS_EXT4 = ("mkfs.ext4", "-F", "-m", "0", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,discard")
@@ -40,12 +50,19 @@ TOOL_LIMITS = ("prlimit", f"--as={2 << 30}", "--cpu=600", "--")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def create_cow(store: Store, path: str, size: int, uid: int) -> None:
-    """The writable disk of a VM that boots from layers: a sparse raw file of *size* bytes holding an empty ext4.
+def create_cow(store: Store, path: str, image: Record, size: int, uid: int) -> None:
+    """The writable disk of a VM that boots from layers: a sparse raw file of *size* bytes holding an ext4.
+
+    That is empty, but for folders of the image whose attributes the layers alone would not show: ``upper`` on it is the
+    topmost layer, in the Cocoon images' initramfs as in ours.
 
     :raises ResourceError: no space left.
     """
-    template = _template(store, f"cow-{size}.raw", lambda temporary: _format_template(temporary, size))
+    folders = image.get("folders") or []
+    name = f"cow-{size}.raw"
+    if folders:
+        name = f"cow-{images.hex_of(image['id'])}-{hashed(json.dumps(folders, sort_keys=True))[:16]}-{size}.raw"
+    template = _template(store, name, lambda temporary: _format_template(temporary, size, folders))
     copy_sparse(template, path, uid)
 
 
@@ -228,9 +245,36 @@ def _template(store: Store, name: str, make: t.Callable[[str], None]) -> str:
     return path
 
 
-def _format_template(path: str, size: int) -> None:
+def _format_template(path: str, size: int, folders: t.Sequence[Record]) -> None:
     os.truncate(path, size)
-    run_tool([*MKFS_EXT4, path], package="e2fsprogs")
+    if not folders:
+        run_tool([*MKFS_EXT4, path], package="e2fsprogs")
+        return
+    tree = f"{path}.tree"
+    remove_tree(tree)  # of a run that was killed
+    try:
+        _make_folders(tree, folders)
+        run_tool([*MKFS_EXT4, "-d", tree, path], package="e2fsprogs")
+    finally:
+        remove_tree(tree)
+
+
+def _make_folders(tree: str, folders: t.Sequence[Record]) -> None:
+    """A folder with ``upper`` in it, and in that *folders*, parents first: what ext4 is to begin with."""
+    os.mkdir(tree, 0o700)
+    upper = os.path.join(os.fsencode(tree), b"upper")
+    os.mkdir(upper)
+    for place in (os.fsencode(tree), upper):
+        os.chmod(place, 0o755)
+    for folder in folders:
+        place = os.path.join(upper, folder["path"].encode("utf-8", "surrogateescape"))
+        os.mkdir(place)
+        os.chown(place, folder["uid"], folder["gid"])
+        os.chmod(place, folder["mode"])
+        for key, value in folder["xattrs"].items():
+            os.setxattr(place, key.encode("utf-8", "surrogateescape"), base64.b64decode(value))
+    for folder in folders:  # times as in the layers; last, as each folder changes that of the one it is in
+        os.utime(os.path.join(upper, folder["path"].encode("utf-8", "surrogateescape")), (0, 0))
 
 
 def _dig_holes(fd: int) -> None:

@@ -433,6 +433,52 @@ def test_layers_with_a_kernel_of_their_own(lab: Containers, tiny_image: Path) ->
     lab.vm("guest", state="absent", force=True)
 
 
+FOLDERS = "busybox stat -c '%n %a %u:%g' /spool /home /home/app /home/app/new /other"
+LOOK = f"""
+{FOLDERS}; echo "id <$(busybox cat /etc/machine-id)>"
+busybox mkdir -p /home/app/kept; busybox chmod 710 /spool; echo mine > /etc/machine-id
+"""
+
+
+def test_folders_that_a_layer_only_implies(lab: Containers) -> None:
+    """They are as the layers below have them, from the first boot on; what the guest then makes of them stays.
+
+    Layers of nothing, more than one of them, are no trouble.
+    """
+    below = {"spool": (0, 0, 0o1777), "home/app": (1000, 1001, 0o700), "etc/machine-id": b"image"}
+    above = containers.layer({"spool/x": b"", "home/app/new/x": b"", "other/x": b""})
+    layers = [b"", containers.busybox_layer(below), b"", above]
+    config = {"Entrypoint": ["/bin/sh", "-c", LOOK], "Env": ["PATH=/bin"]}
+    lab.image("implied", containers.layout(lab.folder / "implied", layers, **config))
+    rest = "/home 755 0:0\n/home/app 700 1000:1001\n/home/app/new 755 0:0\n/other 755 0:0\n"
+    record, text = lab.ended("implied")
+    assert f"/spool 1777 0:0\n{rest}id <>\n" in text
+    record, text = lab.ended("implied")
+    assert f"/spool 710 0:0\n{rest}id <mine>\n" in text
+    lab.clean(record)
+    # What is rebuilt has them as well.
+    newer = containers.layer({"spool/y": b""})
+    lab.image("implied", containers.layout(lab.folder / "newer", [*layers, newer], **config))
+    assert lab.vm("implied", recreate=True, allow_restart=True).changed
+    record, text = lab.ended("implied")
+    assert f"/spool 1777 0:0\n{rest}id <>\n" in text
+    lab.vm("implied", state="absent", force=True)
+
+
+def test_folders_that_a_layer_only_implies_in_a_cocoon_image(lab: Containers, tiny_image: Path) -> None:
+    """With a kernel and an initramfs of the image's own."""
+    below = containers.layer({"spool": (0, 0, 0o1777), "home/app": (1000, 1001, 0o700)})
+    show = f"#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\n'\n{FOLDERS}\n".encode()
+    files = {"spool/x": b"", "home/app/new/x": b"", "other/x": b"", "srv/www/cgi-bin/show": show}
+    layers = [tiny_image.read_bytes(), below, containers.layer(files)]
+    image = lab.image("implied-tiny", containers.layout(lab.folder / "implied-tiny", layers))
+    assert image["boot"]
+    vm = lab.serving("implied-tiny", 80)
+    expected = b"/spool 1777 0:0\n/home 755 0:0\n/home/app 700 1000:1001\n/home/app/new 755 0:0\n/other 755 0:0\n"
+    assert get(lab, vm, "/cgi-bin/show").endswith(expected)
+    lab.vm("implied-tiny", state="absent", force=True)
+
+
 def test_an_image_with_nothing_to_run(lab: Containers) -> None:
     lab.busybox("empty", "", Entrypoint=None)
     record, text = lab.ended("empty")

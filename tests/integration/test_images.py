@@ -977,10 +977,10 @@ def test_disks_of_vms(paths: Paths, work: Path, monkeypatch: pytest.MonkeyPatch)
     folder = Path(paths.vm_dir("vm1"))
     folder.mkdir(mode=0o711)
     cow = folder / "cow.raw"
-    _disks.create_cow(store, str(cow), 1 << 30, uid)  # makes the template
+    _disks.create_cow(store, str(cow), {}, 1 << 30, uid)  # makes the template
     with monkeypatch.context() as without:
         without.setattr(subprocess, "Popen", None)  # the next ones are copies of it: no program is run
-        _disks.create_cow(store, str(folder / "cow1.raw"), 1 << 30, uid)
+        _disks.create_cow(store, str(folder / "cow1.raw"), {}, 1 << 30, uid)
     status = cow.stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (uid, uid, 0o600)
     assert status.st_blocks * 512 < 8 << 20

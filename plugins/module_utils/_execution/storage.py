@@ -39,10 +39,10 @@ def create_disks(run: Run, record: Record, login: Record | None) -> None:
 
 def create_system_disk(run: Run, record: Record) -> None:
     path = boot.system_disk(record, run.store.paths)
+    image = run.known_image(record["image_id"])
     if record["image_type"] == "oci":
-        _disks.create_cow(run.store, path, record["config"]["storage"], record["uid"])
+        _disks.create_cow(run.store, path, image, record["config"]["storage"], record["uid"])
     else:
-        image = run.known_image(record["image_id"])
         _disks.create_overlay(run.store, path, image, record["config"]["storage"], record["uid"])
 
 

@@ -31,6 +31,8 @@ MODULES_FOLDER_RE = re.compile(r"^(?:usr/)?lib/modules/[^/]+\Z")
 FOLDERS = ("", "boot", "lib", "lib/modules", "usr", "usr/lib", "usr/lib/modules", "usr/lib/cocoon-microvm")
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
+# Bookkeeping of aufs, but for the one above.
+AUFS = ".wh..wh."
 OPAQUE_XATTR = "trusted.overlay.opaque"
 # How many kinds of left out attributes are worth naming.
 MAX_DROPPED = 8
@@ -44,16 +46,23 @@ class Findings:
 
     ``entries``: path -> ``{"type": "file", "digest": hex}`` or ``{"type": "link", "target": …}``;
     ``hidden``: paths of lower layers that it hides; ``marker``: features, or ``None`` where it has no marker;
-    ``dropped``: extended attributes that were left out, each with a path that has it in the archive.
+    ``dropped``: extended attributes that were left out, each with a path that has it in the archive;
+    ``implied``: folders that are there only because something is in them.
     """
 
     entries: Entries = dataclasses.field(default_factory=dict)
     hidden: list[str] = dataclasses.field(default_factory=list)
     marker: list[str] | None = None
     dropped: dict[str, str] = dataclasses.field(default_factory=dict)
+    implied: set[str] = dataclasses.field(default_factory=set)
 
     def document(self) -> dict[str, t.Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "implied": sorted(self.implied)}
+
+
+def complete(document: t.Mapping[str, t.Any] | None) -> bool:
+    """Whether what was learnt of a layer is all that is asked of it; an older version may have asked for less."""
+    return document is not None and {field.name for field in dataclasses.fields(Findings)} <= set(document)
 
 
 def interesting(path: str) -> bool:
@@ -69,14 +78,22 @@ class Inspector:
     def __init__(self, keep: str | None = None) -> None:
         self.findings = Findings()
         self._keep = keep
+        self._folders = {""}
+        self._removed: set[str] = set()
 
     def look(self, member: Member) -> Member:
         """Note what matters about *member*; the member comes back with its data still to be read."""
         for key in member.dropped[: MAX_DROPPED - len(self.findings.dropped)]:
-            self.findings.dropped.setdefault(key, member.path)
-        name = posixpath.basename(member.path)
+            self.findings.dropped.setdefault(tarball.printable(key), tarball.printable(member.path))
+        folder, name = posixpath.split(member.path)
+        if name.startswith(AUFS) and name != OPAQUE:
+            return member
+        self._imply(folder)
+        if member.kind == tarball.DIRECTORY:
+            self._folders.add(member.path)
+            self.findings.implied.discard(member.path)
         if name.startswith(WHITEOUT):
-            self._whiteout(posixpath.dirname(member.path), name)
+            self._whiteout(folder, name)
         elif member.kind == tarball.CHAR and member.device == (0, 0):
             self._hide(member.path)
         elif member.kind == tarball.DIRECTORY and member.xattrs.get(OPAQUE_XATTR) == b"y":
@@ -87,11 +104,22 @@ class Inspector:
             return self._entry(member)
         return member
 
+    def _imply(self, folder: str) -> None:
+        """Note the folders that a member needs. One that the layer has removed before is a new one."""
+        while folder not in self._folders:
+            self._folders.add(folder)
+            if folder not in self._removed:
+                self.findings.implied.add(folder)
+            folder = posixpath.dirname(folder)
+
     def _whiteout(self, folder: str, name: str) -> None:
         if name == OPAQUE:
             self._hide(folder + "/")
-        elif not name.startswith(".wh..wh."):
-            self._hide(posixpath.join(folder, name[len(WHITEOUT) :]))
+        else:
+            path = posixpath.join(folder, name[len(WHITEOUT) :])
+            self._removed.add(path)
+            self.findings.implied.discard(path)
+            self._hide(path)
 
     def _hide(self, path: str) -> None:
         """Note a hidden path, if it can matter for booting."""

@@ -26,6 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     erofs,
     findings,
     fingerprints,
+    implied,
     layouts,
     oci,
     partitions,
@@ -164,14 +165,21 @@ def _import_layers(store: Store, sources: Sources, workspace: str, timeout: floa
         merged = findings.merge([known[layer.digest] for layer in layers])
         pair = _boot_pair(sources, merged)
         boot = _ensure_boot(store, sources, pair, layers, known, keep, timeout) if pair else None
+        folders = _implied(store, [(layer.digest, known[layer.digest]["implied"]) for layer in layers])
     record = _record(store, sources, "oci")
     record["layers"] = [layer.digest for layer in layers]
     record["boot"] = boot
     record["features"] = merged.features
+    record["folders"] = folders
     if manifest:
         record["platform"], record["created"] = manifest.platform, manifest.created
         record["config"] = manifest.config
     return Imported(_with_size(store, record), _warnings(layers, known))
+
+
+def _implied(store: Store, layers: t.Iterable[tuple[str, list[str]]]) -> list[Record]:
+    """See :func:`implied.folders`."""
+    return implied.folders([implied.Layer(images.blob_path(store, digest), paths) for digest, paths in layers])
 
 
 def _warnings(layers: list[Layer], known: t.Mapping[str, Record]) -> list[str]:
@@ -351,11 +359,23 @@ def _ensure_layer(
         with tarball.named(layer.name, ToolError):
             if known and os.path.isfile(target):
                 _check_plain(layer, known.get("plain", layer.plain))  # another image brought it
-                stage.advance(layer.size)
+                if findings.complete(known):
+                    stage.advance(layer.size)
+                else:
+                    known = _learn(layer, known, keep, about, stage)
             else:
                 known = _convert(store, layer, workspace, keep, target, about, stage)
         stage.part_done()
         return layer.digest, known
+
+
+def _learn(layer: Layer, known: Record, keep: str, about: str, stage: Stage) -> Record:
+    """Look again into a layer that an older version converted. Its blob stays: saved memory goes with that very one."""
+    inspector = findings.Inspector(keep)
+    read_layer(layer, inspector, progress=stage.advance)
+    known = {**known, **inspector.findings.document()}
+    write_json(about, known)
+    return known
 
 
 def _convert(store: Store, layer: Layer, workspace: str, keep: str, target: str, about: str, stage: Stage) -> Record:

@@ -308,10 +308,11 @@ def _outcome(store: Store | None, plan: Plan, image: Record | None) -> Outcome:
 
 
 def public(store: Store, record: Record) -> Record:
-    """A record as users see it: with the names that lead to it now."""
+    """A record as users see it: with the names that lead to it now, and without what is only for new disks."""
     names = images.current_names(store, record)
     name = record.get("name")
-    return {**record, "names": names, "name": name if name in names else (names[0] if names else "")}
+    shown = {key: value for key, value in record.items() if key != "folders"}
+    return {**shown, "names": names, "name": name if name in names else (names[0] if names else "")}
 
 
 def _housekeeping(store: Store, image_id: str | None, timeout: float) -> None:

@@ -21,7 +21,7 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import layouts, oci, references, registry
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import findings, layouts, oci, references, registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import Leftover, give_up
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError, SpoiledError
@@ -99,7 +99,7 @@ def _in_store(store: Store, sources: Sources, manifest: oci.Manifest, timeout: f
     for digest in {digest for digest, _size in manifest.layers}:
         with references.blob_lock(store, digest, timeout):
             known = read_json(images.blob_path(store, digest, "json"))
-            if not known or not os.path.isfile(images.blob_path(store, digest)):
+            if not known or not findings.complete(known) or not os.path.isfile(images.blob_path(store, digest)):
                 continue
             if sources.kernel is None and any(entry.get("digest") for entry in known["entries"].values()):
                 continue

@@ -82,16 +82,17 @@ def release(store: Store, blob: str, suffix: str, image_id: str, timeout: float)
         else:
             remove_file(images.blob_path(store, blob, suffix))
             remove_file(images.blob_path(store, blob, "json"))
-            _remove_templates(store, blob)
+            _remove_templates(store, f"overlay-{blob}-")
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(directory)
 
 
-def _remove_templates(store: Store, blob: str) -> None:
+def _remove_templates(store: Store, prefix: str) -> None:
+    """Of disks: no VM can be made of them any more."""
     directory = images.directory(store.paths, "templates")
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(directory):
-            if name.startswith(f"overlay-{blob}-"):
+            if name.startswith(prefix):
                 remove_file(os.path.join(directory, name))
 
 
@@ -103,6 +104,7 @@ def drop(store: Store, image_id: str, timeout: float) -> None:
         remove_file(images.record_path(store.paths, image_id))
     for blob, suffix in (read_json(pending_path(store, image_id)) or {}).get("blobs", []):
         release(store, blob, suffix, image_id, timeout)
+    _remove_templates(store, f"cow-{images.hex_of(image_id)}-")
     remove_tree(images.user_dir(store.paths, image_id))
     forget(store, image_id)
 

@@ -15,7 +15,7 @@ import tarfile
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import tarball
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import OPAQUE, WHITEOUT
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import AUFS, OPAQUE, WHITEOUT
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import BadArchive, Member
 
 TYPES = {
@@ -65,7 +65,7 @@ class Retar:
             self._parents(folder)
             self._opaque(folder)
             return
-        if name.startswith(".wh..wh."):  # bookkeeping of aufs
+        if name.startswith(AUFS):
             return
         target = name[len(WHITEOUT) :]
         if not target or target in (".", ".."):

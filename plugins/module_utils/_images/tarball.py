@@ -194,7 +194,7 @@ def _check_end(source: TarInput) -> None:
 def _member(source: TarInput, info: tarfile.TarInfo) -> Member:
     kind = KINDS.get(info.type, FILE if info.isreg() else "")
     if not kind:
-        raise BadArchive(f"'{_printable(info.name)}' is of an unknown kind ({info.type!r})")
+        raise BadArchive(f"'{printable(info.name)}' is of an unknown kind ({info.type!r})")
     path = clean_path(info.name)
     if not 0 <= info.uid <= MAX_ID or not 0 <= info.gid <= MAX_ID:
         raise BadArchive(f"'{path}' has an owner that is out of range")
@@ -263,10 +263,10 @@ def clean_path(name: str) -> str:
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise BadArchive(f"'{_printable(name)}' leaves the archive")
+        raise BadArchive(f"'{printable(name)}' leaves the archive")
     path = "/".join(parts)
     if "\0" in path or len(path) > 4095 or any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts):
-        raise BadArchive(f"'{_printable(name[:80])}' is a path that no file system takes")
+        raise BadArchive(f"'{printable(name[:80])}' is a path that no file system takes")
     return path
 
 
@@ -297,7 +297,8 @@ def storable(name: str, value: bytes, kind: str) -> bool:
     return namespace in ("trusted", "security") or namespace == "user" and kind in (FILE, DIRECTORY)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A name from an archive, for people: any bytes may be in it."""
     return name.encode("ascii", "backslashreplace").decode()
 
 
@@ -322,9 +323,9 @@ class _Budget:
         if self._bytes > limits.unpacked:
             raise BadArchive(f"the archive unpacks to more than {format_size(limits.unpacked)}", SMALLER)
         if len(member.xattrs) > limits.xattrs:
-            raise BadArchive(f"'{_printable(member.path)}' has too many extended attributes")
+            raise BadArchive(f"'{printable(member.path)}' has too many extended attributes")
         if member.path.count("/") >= limits.depth:
-            raise BadArchive(f"'{_printable(member.path)}' lies too deep")
+            raise BadArchive(f"'{printable(member.path)}' lies too deep")
         return member
 
 

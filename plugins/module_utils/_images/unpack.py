@@ -12,7 +12,12 @@ import posixpath
 import stat
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import tarball
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import OPAQUE, OPAQUE_XATTR, WHITEOUT
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import (
+    AUFS,
+    OPAQUE,
+    OPAQUE_XATTR,
+    WHITEOUT,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import BadArchive, Member
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -160,7 +165,7 @@ class Tree:
         if name == OPAQUE:
             os.setxattr(self._open(folder, create=True), OPAQUE_XATTR, b"y")
             return
-        if name.startswith(".wh..wh."):  # bookkeeping of aufs
+        if name.startswith(AUFS):
             return
         parent = self._open(folder, create=True)
         target = name[len(WHITEOUT) :]

@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
 DIR, REG, CHR, SYM, LNK = tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.CHRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 
@@ -108,10 +110,10 @@ def xattrs(path: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def mounted(blob: str, work: Path) -> Iterator[Path]:
+def mounted(blob: str, work: Path, kind: str = "erofs", options: str = "ro,loop") -> Iterator[Path]:
     place = work / f"mount-{time.monotonic_ns()}"
     place.mkdir()
-    subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", blob, place], check=True)
+    subprocess.run(["mount", "-t", kind, "-o", options, blob, place], check=True)
     try:
         yield place
     finally:
@@ -140,6 +142,25 @@ def overlay_portrait(paths: Paths, image: dict[str, Any], work: Path) -> dict[st
             return portrait(place)
         finally:
             subprocess.run(["umount", place], check=True)
+
+
+def guest_portrait(store: Store, image: dict[str, Any], work: Path, options: str = "") -> dict[str, Any]:
+    """What a guest sees with a disk of its own on top, as an initramfs puts them together with *options*."""
+    record = images.resolve(store, image["id"])
+    disk = work / f"cow-{time.monotonic_ns()}.raw"
+    assert record
+    _disks.create_cow(store, str(disk), record, 64 << 20, 0)
+    with contextlib.ExitStack() as stack:
+        blobs = layer_blobs(store.paths, image)
+        lower = [str(stack.enter_context(mounted(blob, work))) for blob in blobs]
+        cow = stack.enter_context(mounted(str(disk), work, "ext4", "loop"))
+        for name in ("upper", "work"):
+            (cow / name).mkdir(exist_ok=True)
+        (work / "merged").mkdir(exist_ok=True)
+        layers = f"lowerdir={':'.join(reversed(lower))},upperdir={cow}/upper,workdir={cow}/work{options}"
+        subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", work / "merged"], check=True)
+        stack.callback(subprocess.run, ["umount", work / "merged"], check=True)
+        return portrait(work / "merged")
 
 
 def without_links(seen: dict[str, Any]) -> dict[str, Any]:

@@ -164,6 +164,37 @@ def test_upper_layers_hide_lower_ones(hidden: list[str], entries: list[str], fea
     assert (sorted(merged.entries), merged.features) == (entries, features)
 
 
+def is_dir(path: str) -> Member:
+    return member(path, "dir")
+
+
+@pytest.mark.parametrize(
+    ("members", "implied"),
+    [
+        ([member("a/b/c")], ["a", "a/b"]),
+        ([is_dir("a"), member("a/b/c")], ["a/b"]),
+        ([member("a/b/c"), is_dir("a")], ["a/b"]),
+        ([member("x"), is_dir("a/b")], ["a"]),
+        ([member("a/.wh.x")], ["a"]),
+        ([member("a/.wh..wh..opq")], ["a"]),
+        ([member("a/.wh..wh.plnk")], []),
+        ([member(".wh.a"), member("a/b/c")], ["a/b"]),  # a is a new one
+        ([member("a/b/c"), member(".wh.a")], ["a/b"]),
+        ([member("a/.wh.b"), member("a/b/c/d")], ["a", "a/b/c"]),
+        ([], []),
+    ],
+)
+def test_folders_that_are_only_implied(members: list[Member], implied: list[str]) -> None:
+    inspector = Inspector()
+    for one in members:
+        inspector.look(one)
+    document = inspector.findings.document()
+    assert document["implied"] == implied and json.loads(json.dumps(document)) == document
+    assert findings.complete(document)
+    del document["implied"]
+    assert not findings.complete(document) and not findings.complete(None)
+
+
 def test_left_out_attributes_are_told() -> None:
     inspector = Inspector()
     for number in range(20):

@@ -353,6 +353,47 @@ def test_a_wait_for_a_command_that_ends(lab: Containers, code: int, remedy: str)
     lab.vm(name, state="absent", force=True)
 
 
+def test_a_file_that_is_no_program_for_this_machine(lab: Containers) -> None:
+    """It is not given to a shell, which would find words in it."""
+    program = b"\x7fELF\x02\x01".ljust(18, b"\0") + (21).to_bytes(2, "little") + bytes(200)
+    lab.busybox("foreign", "", {"probe": program}, Entrypoint=["/probe"])
+    record, text = lab.ended("foreign")
+    assert record["exit_code"] == 126, text
+    assert "cannot run the command: /probe: it is a program for ppc64, and this is " in text
+    assert "(exec format error)" in text and "not found" not in text
+    lab.vm("foreign", state="absent", force=True)
+
+
+ODD = """
+for name in hostname hosts resolv.conf; do busybox stat -c '%n %F' /etc/$name; done
+for name in run tmp mnt; do echo "$name $(busybox readlink /$name)"; done
+busybox hostname
+trap 'echo asked; exit 5' TERM; echo waiting; while :; do busybox sleep 0.1; done
+"""
+
+
+def test_what_is_odd_in_an_image_ends_no_boot(lab: Containers) -> None:
+    """Folders, and links out of the root, where our init writes and mounts; a stop signal that nobody knows."""
+    name = "Odd_One."
+    folder = (0, 0, 0o755)
+    files = {
+        **{"etc": folder, "etc/resolv.conf": folder, "etc/hosts": folder, "etc/hostname": "/nowhere/else"},
+        **{"etc/machine-id": folder, "var": folder, "run": "/var/run", "tmp": "/var/tmp", "mnt": "media"},
+    }
+    lab.busybox("odd", ODD, files, StopSignal="SIGFOO")
+    wait = {"wait_for": "console", "wait_pattern": "waiting", "timeout": int(BOOT)}
+    lab.vm(name, image="odd", state="started", network="lab", **wait)
+    record = lab.find(name)
+    text = lab.console(record)
+    assert "/etc/hostname regular file\n/etc/hosts directory\n/etc/resolv.conf directory\n" in text
+    assert "run var/run\ntmp var/tmp\nmnt media\n" in text
+    assert "\nOdd-One\n" in text and text.count("is a folder, and is left as it is") == 2
+    assert "stop signal 'SIGFOO' is not known" in text
+    assert lab.stopped(name)["exit_code"] == 5
+    assert "\nasked\n" in lab.console(record)
+    lab.vm(name, state="absent", force=True)
+
+
 def test_orphans_are_taken_in(lab: Containers) -> None:
     """Processes whose parents have gone leave no zombie; a child's signals do not end the machine."""
     script = """

@@ -19,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootC
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import BootStyle
 
+PANIC_SECONDS = 5
 COW_SERIAL = "cocoon-cow"
 # What an x86 kernel takes; it would cut off the rest.
 MAX_COMMAND_LINE = 2047
@@ -41,6 +42,8 @@ def kernel_command_line(record: Record, image: Record, style: BootStyle, limit: 
     parts = [
         f"console={style.console}",
         "loglevel=3",
+        # A kernel that gives up would stand still for ever: it boots again, and its console says why.
+        f"panic={PANIC_SECONDS}",
         "boot=cocoon-overlay",
         f"cocoon.layers={','.join(reversed(disks[:-1]))}",
         f"cocoon.cow={disks[-1]}",

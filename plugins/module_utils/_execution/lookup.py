@@ -128,6 +128,8 @@ def view(record: Record | None, paths: Paths) -> Record | None:
     """A record as users see it: true about the process, without what is only ours to know."""
     if record is None or record.get("state") == "removed":
         return None
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import panicked
+
     shown = {key: value for key, value in record.items() if key not in PRIVATE}
     if record.get("pid") and not observe(record).running:
         shown.update(state=types.STOPPED, pid=0, reason="the hypervisor is gone")
@@ -136,4 +138,6 @@ def view(record: Record | None, paths: Paths) -> Record | None:
             from ansible_collections.cocoon.microvm.plugins.module_utils._execution import container
 
             shown.update(container.outcome(paths, record))
+    elif record.get("pid") and (why := panicked(paths.console_log(record["id"]))):
+        shown.update(reason=f"its guest's kernel panicked: {why}")
     return shown

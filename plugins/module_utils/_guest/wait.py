@@ -20,6 +20,7 @@ import struct
 import time
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import last_words
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
 DEFAULT_PATTERN = r"login:|cocoon: ready"
@@ -30,8 +31,6 @@ DEFAULT_TIMEOUT = 120.0
 RETRY = 0.05
 CONNECT_TIMEOUT = 1.0
 CONSOLE_KEEP = 64 << 10
-LAST_WORDS = 160
-OURS_RE = re.compile(r"\[ *[0-9]+\.[0-9]+\] |cocoon: ")
 
 
 @dataclasses.dataclass
@@ -73,18 +72,6 @@ class Target:
         words = last_words(self.console_log)
         said = f"; the guest's last words are: {words}" if words else ""
         self.error = f"{text}{said}; the console log is {self.console_log}"
-
-
-def last_words(console_log: str) -> str:
-    """The last line on a console that is the kernel's or our own: what services print may be a secret."""
-    try:
-        with open(console_log, "rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - CONSOLE_KEEP))
-            lines = stream.read(CONSOLE_KEEP).decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    line = next((line for line in reversed(lines) if OURS_RE.match(line)), "")
-    return "".join(char for char in line if char.isprintable())[:LAST_WORDS].strip()
 
 
 class _Probe(t.Protocol):

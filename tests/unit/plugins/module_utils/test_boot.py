@@ -36,7 +36,7 @@ RECORD = {
 
 def test_the_command_line_is_the_contract() -> None:
     assert boot.kernel_command_line(RECORD, IMAGE, STYLE) == (
-        "console=ttyS0 loglevel=3 boot=cocoon-overlay cocoon.layers=cocoon-layer1,cocoon-layer0"
+        "console=ttyS0 loglevel=3 panic=5 boot=cocoon-overlay cocoon.layers=cocoon-layer1,cocoon-layer0"
         " cocoon.cow=cocoon-cow rw net.ifnames=0 cocoon.hostname=web1"
         " ip=10.0.0.2::10.0.0.1:255.255.255.0:web1:eth0:off:10.0.0.53"
         " ip=10.9.0.2:::255.255.255.252:web1:eth2:off quiet"

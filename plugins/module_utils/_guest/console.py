@@ -1,0 +1,44 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the log of a guest's console says of it. The guest writes it, and can only lie about itself."""
+
+from __future__ import annotations
+
+import os
+import re
+
+TAIL = 64 << 10
+LAST_WORDS = 160
+OURS_RE = re.compile(r"\[ *[0-9]+\.[0-9]+\] |cocoon: ")
+PANIC_RE = re.compile(r"Kernel panic - not syncing: *([^\r\n]*)")
+# What a guest that has come up again, after a panic or anyhow, says on its console.
+UP_RE = re.compile(r"cocoon: ready|\blogin: ")
+
+
+def last_words(console_log: str) -> str:
+    """The last line that is the kernel's or our own: what services print may be a secret."""
+    line = next((line for line in reversed(_tail(console_log).splitlines()) if OURS_RE.match(line)), "")
+    return _short(line)
+
+
+def panicked(console_log: str) -> str:
+    """Why the guest's kernel gave up, if it did and has not come up since; else nothing."""
+    text = _tail(console_log)
+    panics = list(PANIC_RE.finditer(text))
+    if not panics or UP_RE.search(text, panics[-1].end()):
+        return ""
+    return _short(panics[-1].group(1).partition(" ]---")[0]) or "for no reason that it gave"
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
+            return stream.read(TAIL).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _short(line: str) -> str:
+    return "".join(char for char in line if char.isprintable())[:LAST_WORDS].strip()

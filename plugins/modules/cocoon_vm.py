@@ -120,9 +120,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
     progress_options,
     store_options,
-    vm_options,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
 
 
 def converge(module: AnsibleModule) -> dict:

@@ -179,9 +179,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
     progress_options,
     store_options,
-    vm_options,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import bulk_answer, run_module
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
 
 COUNT = {"type": "int"}
 

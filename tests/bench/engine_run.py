@@ -109,7 +109,7 @@ def typed(spec: dict[str, Any], items: list[dict[str, Any]]) -> list[dict[str, A
 def prepared(params: dict[str, Any], batch: Any) -> Callable[[], dict[str, Any]]:
     """A batch, ready to be carried out: of VMs if it is a list, of one snapshot otherwise."""
     from ansible_collections.cocoon.microvm.plugins.module_utils import _api
-    from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import vm_options
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
 
     if isinstance(batch, dict):
         from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.manager import converge

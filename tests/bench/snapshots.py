@@ -227,7 +227,7 @@ class Bench:
 
     def memory_on_disk(self) -> list[Row]:
         """The same guest with its RAM on this file system, which can share its blocks with a snapshot."""
-        from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import vm_options
+        from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
 
         if "memory_backing" not in vm_options():
             say("   SKIPPED: RAM on the file system: the VM option memory_backing is not there")

@@ -19,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admissio
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, fields_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import disk_bytes
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
@@ -38,19 +39,11 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
 
     stamp = types.now()
     driver = run.driver(wanted["hypervisor"])
+    config, beside = fields_of(wanted, (row.name for row in OPTIONS.values() if row.at))
     return {
         "id": types.new_id(),
-        "hypervisor": wanted["hypervisor"],
         "state": types.CREATING,
-        "config": {
-            "name": wanted["name"],
-            **{key: wanted.get(key) for key in ("cpu", "memory", "storage", "image")},
-            "queue_size": wanted.get("queue_size") or 0,
-            "disk_queue_size": wanted.get("disk_queue_size") or 0,
-            "network": wanted.get("network") or "",
-            "no_direct_io": bool(wanted.get("no_direct_io")),
-            "windows": bool(wanted.get("windows")),
-        },
+        "config": {"name": wanted["name"], **config, "network": wanted["network"] or ""},
         "pid": 0,
         "network_configs": [],
         "storage_configs": [],
@@ -58,31 +51,16 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "snapshot_ids": {},
         "created_at": stamp,
         "updated_at": stamp,
-        "owner": wanted["owner"],
-        "labels": wanted.get("labels") or {},
-        "accel": wanted["accel"],
+        **beside,
         **fresh_pins(driver, wanted["accel"]),
         **_source(run, wanted),
         "image_id": image["id"],
         "image_type": image["type"],
         "image_digest": image["digest"],
         "own_kernel": not kernel.needed(image),
-        "kernel_args": wanted.get("kernel_args") or "",
-        "entrypoint": wanted.get("entrypoint") or [],
-        "command": wanted.get("command") or [],
-        "env": wanted.get("env") or {},
-        "working_dir": wanted.get("working_dir") or "",
-        "hostname": wanted.get("hostname") or "",
-        "firmware": wanted.get("firmware"),
-        "nics": wanted.get("nics") or [],
-        "ports": wanted.get("ports") or [],
-        "data_disks": [
-            {key: disk[key] for key in ("name", "size", "fstype")} for disk in wanted.get("data_disks") or []
-        ],
+        "nics": wanted["nics"],
+        "data_disks": [{key: disk[key] for key in ("name", "size", "fstype")} for disk in wanted["data_disks"]],
         "detached_disks": [],
-        "balloon": wanted.get("balloon"),
-        "watchdog": bool(wanted.get("watchdog")),
-        "memory_backing": wanted["memory_backing"],
         "login": login_of(wanted),
         "promised_disk": disk_bytes(wanted, None),
     }

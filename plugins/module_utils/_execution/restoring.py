@@ -25,24 +25,16 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import CONTAINER, PHASE_RESTORE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import machine_of, with_values
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 # Beside a disk of the VM, the one that is to take its place.
 NEXT = ".restored"
-# What a snapshot says of the machine, and a restored VM has again.
-CONFIG = ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "no_direct_io", "windows", "image")
-MACHINE = (
-    "kernel_args",
-    *(*CONTAINER, "own_kernel"),
-    "balloon",
-    "watchdog",
-    "image_id",
-    "image_type",
-    "image_digest",
-)
+# What a restored VM has again besides the options that its machine fixes.
+AGAIN = ("own_kernel", "balloon", "image_id", "image_type", "image_digest")
 
 
 def restore(run: Run, record: Record, snapshot: Record) -> None:
@@ -96,11 +88,10 @@ def _merged(run: Run, record: Record, snapshot: Record) -> Record:
     pinned = ("accel", *run.driver(record["hypervisor"]).pinned) if same else ()
     names = {disk["name"] for disk in snapshot["data_disks"]}
     others = [disk for disk in [*record["detached_disks"], *record["data_disks"]] if disk["name"] not in names]
+    fixed = {**machine_of(snapshot), "storage": snapshot["storage"], "image": snapshot["image"]}
     return {
-        **record,
-        "config": {**record["config"], **{key: snapshot[key] for key in CONFIG}},
-        **{key: snapshot[key] for key in (*MACHINE, *pinned)},
-        "firmware": snapshot.get("firmware"),
+        **with_values(record, fixed),
+        **{key: snapshot.get(key) for key in (*AGAIN, *pinned)},
         "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
         "detached_disks": others,
     }

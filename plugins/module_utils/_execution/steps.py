@@ -34,8 +34,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     REMOVED,
     SECRETS,
     is_made,
-    with_values,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import REBUILT, with_values
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -441,17 +441,15 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
     run.mark("rebuild.begun")
     images.pin(run.store, image["id"], record["id"])
     run.mark("rebuild.image")
-    record["config"].update(image=wanted["image"], storage=wanted["storage"], windows=bool(wanted.get("windows")))
     record.update(
-        hypervisor=wanted["hypervisor"],
-        accel=wanted["accel"],
+        with_values(record, {name: wanted[name] for name in (*REBUILT, "image", "storage", "accel", "firmware")})
+    )
+    record.update(
         image_id=image["id"],
         image_type=image["type"],
         image_digest=image["digest"],
         own_kernel=not kernel.needed(image),
         login=reserve.login_of(wanted),
-        firmware=wanted.get("firmware"),
-        hostname=wanted.get("hostname") or "",
         first_booted=False,
         phase=PHASE_REBUILD,
         **fresh_pins(run.driver(wanted["hypervisor"]), wanted["accel"]),
@@ -526,7 +524,11 @@ def finish_hibernation(job: Job) -> None:
 
 
 def restore(job: Job, _step: steps.Restore) -> None:
-    """Finish a restore that a killed run began."""
+    finish_restore(job)
+
+
+def finish_restore(job: Job) -> None:
+    """Carry a restore that a killed run began to its end."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
 
     run, record = job.run, job.known

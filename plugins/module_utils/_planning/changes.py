@@ -13,9 +13,8 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, MissingImageError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import asked
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE, DEFAULTS
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
-    CONTAINER,
     LIVE,
     PUBLIC,
     REBUILD,
@@ -26,6 +25,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Definition,
     same_login,
     secret_digests,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import (
+    DEFAULTS,
+    OPTIONS,
+    PLAIN,
+    SIZES,
+    value_of,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
     AddDisk,
@@ -40,43 +46,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
-# Options whose value sits in one field of the record: option -> how.
-SCALARS: t.Mapping[str, str] = {
-    "cpu": RESTART,
-    "memory": RESTART,
-    "queue_size": RESTART,
-    "disk_queue_size": RESTART,
-    "no_direct_io": RESTART,
-    "kernel_args": RESTART,
-    "entrypoint": RESTART,
-    "command": RESTART,
-    "env": RESTART,
-    "working_dir": RESTART,
-    "watchdog": RESTART,
-    "memory_backing": RESTART,
-    "firmware": RESTART,
-    "accel": RESTART,
-    "labels": LIVE,
-    "windows": REBUILD,
-    "hypervisor": REBUILD,
-}
-# Fields of the record itself that bear an option's name.
-RECORDED = (
-    *("hypervisor", "accel", "kernel_args", "firmware", "watchdog", "hostname"),
-    *("memory_backing", "labels", "owner", "ports", "balloon"),
-    *CONTAINER,
-)
-# What may turn out as ``auto``, and what a rebuild is free to choose anew.
-AUTO = ("hypervisor", "accel")
 # Of a record from before public login data was kept in clear.
 UNREADABLE = "(not readable: only its digest is recorded)"
-SIZES = ("memory", "storage", "balloon")
 STORAGE_GROWS, STORAGE_SHRINKS = RESTART, REFUSED
 LOGIN_DIFFERS, IMAGE_DIFFERS = REBUILD, REBUILD
 NICS_DIFFER = RESTART
 PORTS_DIFFER = LIVE
 SECRET_ENV_DIFFERS = RESTART
-HOSTNAME, HOSTNAME_OF_DISK = RESTART, REBUILD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +98,11 @@ def shown(option: str, value: t.Any) -> t.Any:
 
 def current(record: Record) -> Definition:
     """A record as a definition: every option it knows, in the definition's form (balloon ``None`` = off)."""
-    config = record.get("config", {})
     found: Definition = {}
-    for option in ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "image", "network"):
-        if config.get(option):  # the Go engine omits what is empty, and 0 is its default
-            found[option] = config[option]
-    for option in ("no_direct_io", "windows"):
-        if option in config:
-            found[option] = config[option]
-    for option in RECORDED:
-        if record.get(option) is not None:
-            found[option] = record[option]
+    for row in OPTIONS.values():
+        value = value_of(record, row.name) if row.at else None
+        if value is not None and (value not in ("", 0) or value is False or row.at != "config"):
+            found[row.name] = value  # the Go engine omits what is empty, and 0 is its default
     return found
 
 
@@ -192,7 +162,6 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
     return [
         *_snapshot(record, definition),
         *_scalars(record, definition),
-        *_hostname(record, definition),
         *_owner(record, definition),
         *_storage(record, definition),
         *_login(record, definition),
@@ -205,20 +174,14 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
 
 def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
     have = current(record)
-    for option, how in SCALARS.items():
-        if option not in definition or (option in AUTO and definition[option] == "auto"):
+    for row in PLAIN:
+        option = row.name
+        if option not in definition or (row.auto and definition[option] == "auto"):
             continue
         before, after = have.get(option, DEFAULTS.get(option)), definition[option]
         if before != after:
+            how = row.of_disk if row.of_disk and record.get("image_type") == "cloudimg" else row.how
             yield Difference(option, shown(option, before), shown(option, after), how, values={option: after})
-
-
-def _hostname(record: Record, definition: Definition) -> t.Iterator[Difference]:
-    """A disk image hears of it at its first boot only, other guests at each."""
-    before, after = record.get("hostname") or "", definition.get("hostname")
-    if after is not None and before != after:
-        how = HOSTNAME_OF_DISK if record.get("image_type") == "cloudimg" else HOSTNAME
-        yield Difference("hostname", before, after, how, values={"hostname": after})
 
 
 def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference]:

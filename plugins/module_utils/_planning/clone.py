@@ -15,12 +15,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import added_disk, attached_disks, shown
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import check_capabilities
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
-    CONTAINER,
     SECRETS,
     Context,
     Definition,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import AUTO, MACHINE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
     GrowDataDisk,
     GrowSystemDisk,
@@ -29,14 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
-# What the saved state of a running machine fixes; a snapshot of disks alone leaves it open.
-MACHINE = (
-    *("cpu", "memory", "queue_size", "disk_queue_size", "no_direct_io", "windows", "kernel_args", "watchdog"),
-    "firmware",
-    *CONTAINER,
-)
 FULL = "full"
-AUTO = ("hypervisor", "accel")
 
 
 def inherit(definition: Definition, snapshot: Record | None) -> tuple[Definition, list[Step]]:
@@ -170,11 +164,13 @@ def _nics(base: Definition, definition: Definition, snapshot: Record, full: bool
 def marked(wanted: Definition, snapshot: Record | None, context: Context) -> Definition:
     """What is wanted, with where it comes from.
 
+    :raises UnsupportedError: the driver cannot go on from a saved state.
     :raises InputError: a network has another MTU than the source's, which its guest goes on with.
     """
     if snapshot is None:
         return wanted
     if snapshot["kind"] == FULL:
+        check_capabilities(wanted["hypervisor"], {"snapshot": "snapshots"}, context)
         for index, (nic, before) in enumerate(zip(wanted["nics"], snapshot["nic_configs"])):
             mtu = (context.networks[nic["network"]] or {}).get("mtu") or 0
             if mtu != before["mtu"]:

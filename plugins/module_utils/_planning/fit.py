@@ -23,11 +23,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes i
     wanted_disk,
     wanted_nics,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS, MIN_MEMORY
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MIN_MEMORY
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     BIOS,
-    CONTAINER,
     PHASE_REMOVE,
+    REBUILD,
     REFUSED,
     REMOVED,
     SECRETS,
@@ -36,47 +36,44 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Definition,
     is_made,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import (
+    CONTAINER,
+    DEFAULTS,
+    NEEDY,
+    NONE,
+    OPTIONS,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
-_LACKS: t.Mapping[str, str] = {
-    "windows": "boots no Windows guests, which need UEFI",
-    "image": "cannot use disk images (qcow2)",
-    "balloon": "has no balloon device",
-    "watchdog": "has no watchdog device",
-    "firmware": "boots nothing by UEFI",
-    "user": "cannot pass login data to a guest",
-    "password": "cannot pass login data to a guest",
-    "ssh_keys": "cannot pass login data to a guest",
-    "user_data": "cannot pass data to a guest",
-    "state": "cannot save a running VM",
-}
+# What a VM that keeps its system disk can come to need of its driver.
+CHANGEABLE = tuple(row.name for row in NEEDY if row.name != "image" and row.how != REBUILD)
 
 
 def required_capabilities(definition: t.Mapping[str, t.Any], image: Record | None) -> dict[str, str]:
     """``{option: the driver capability that it needs}``; what ``hypervisor: auto`` has to look for."""
-    needed = {}
-    if definition.get("windows"):
-        needed["windows"] = "uefi"
-    if definition.get("firmware") == UEFI:
-        needed["firmware"] = "uefi"
-    if image and image.get("disk"):
-        needed["image"] = "qcow2"
-    if definition.get("balloon") not in (None, "off"):
-        needed["balloon"] = "balloon"
-    if definition.get("watchdog"):
-        needed["watchdog"] = "watchdog"
-    if not (image and image.get("disk")):  # a disk finds them on a volume, which any driver can attach
+    disk = bool(image and image.get("disk"))
+    needed = {
+        row.name: row.needs
+        for row in NEEDY
+        if (disk if row.name == "image" else row.name in definition and row.asks(definition[row.name]))
+    }
+    if not disk:  # a disk finds them on a volume, which any driver can attach
         needed.update((option, "guest_data") for option in SECRETS if definition.get(option))
     return needed
 
 
+def _can(context: Context, hypervisor: str, capability: str) -> bool:
+    return bool(getattr(context.capabilities[hypervisor], capability))
+
+
 def check_capabilities(hypervisor: str, needed: t.Mapping[str, str], context: Context) -> None:
     """:raises UnsupportedError: the driver lacks something; names the option and the driver."""
-    capabilities = context.capabilities[hypervisor]
     for option, capability in needed.items():
-        if not getattr(capabilities, capability):
+        if not _can(context, hypervisor, capability):
             raise UnsupportedError(
-                f"hypervisor {hypervisor} {_LACKS[option]}", option, "Use another hypervisor, or do without the option."
+                f"hypervisor {hypervisor} {OPTIONS[option].lacks}",
+                option,
+                "Use another hypervisor, or do without the option.",
             )
 
 
@@ -393,8 +390,9 @@ def _settle(record: Record | None, old: Definition, definition: Definition, cont
     wanted["hypervisor"], wanted["accel"] = hypervisor, accel
     if "firmware" not in definition and record and record.get("image_digest") != image["digest"]:
         wanted["firmware"] = None  # what the former image was booted by does not bind this one
-    if "watchdog" not in definition and not context.capabilities[hypervisor].watchdog:
-        wanted["watchdog"] = False
+    for row in NEEDY:
+        if row.instead is not NONE and row.name not in definition and not _can(context, hypervisor, row.needs):
+            wanted[row.name] = row.instead
     check_image(wanted, image, context)
     check_capabilities(hypervisor, required_capabilities(wanted, image), context)
     wanted["firmware"] = choose_firmware(wanted, image, context)
@@ -450,7 +448,7 @@ def check_update(record: Record, definition: Definition, context: Context) -> No
     changed = {
         option: capability
         for option, capability in required_capabilities(definition, None).items()
-        if option in ("balloon", "watchdog", "firmware")
+        if option in CHANGEABLE
     }
     if definition.get("firmware") and record.get("image_type") != "cloudimg":
         raise _no_firmware(record["config"].get("image", ""))

@@ -19,8 +19,6 @@ if t.TYPE_CHECKING:
     S = t.TypeVar("S", bound=Step)
 
 Definition = dict[str, t.Any]
-# Options that a record keeps under ``config``, as the Go engine does; it keeps the others beside it.
-CONFIG = ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "image", "network", "no_direct_io", "windows")
 
 # What is left of a VM whose data disks were kept when it was removed: a record in this state that
 # lists them under ``detached_disks``. To a user the VM does not exist; created again, it gets them back.
@@ -52,8 +50,6 @@ SHOWN_HOW = {REBUILD: "rebuild (system disk made anew)"}
 # What reaches a guest at its first boot only; of these the record keeps digests, and what is no secret in clear.
 SECRETS = ("user", "password", "ssh_keys", "user_data")
 PUBLIC = ("user", "ssh_keys")
-# What the command of a container image is given, and may be told otherwise.
-CONTAINER = ("entrypoint", "command", "env", "working_dir")
 
 # What a disk image can be booted by.
 UEFI, BIOS = "uefi", "bios"
@@ -88,34 +84,6 @@ class ProbeLike(t.Protocol):
 
     @property
     def uefi_remedy(self) -> str | None: ...
-
-
-class CapabilitiesLike(t.Protocol):
-    """The part of a driver's capabilities that the planner asks about."""
-
-    @property
-    def uefi(self) -> bool: ...
-
-    @property
-    def qcow2(self) -> bool: ...
-
-    @property
-    def hotplug_disks(self) -> bool: ...
-
-    @property
-    def live_disk_resize(self) -> bool: ...
-
-    @property
-    def balloon(self) -> bool: ...
-
-    @property
-    def watchdog(self) -> bool: ...
-
-    @property
-    def guest_data(self) -> bool: ...
-
-    @property
-    def snapshots(self) -> bool: ...
 
 
 class LimitsLike(t.Protocol):
@@ -164,7 +132,7 @@ class Context:
     :param networks: network records by name, ``None`` = not there.
     :param snapshots: records of complete snapshots by name, ``None`` = not there.
     :param probes: by hypervisor name.
-    :param capabilities: by hypervisor name.
+    :param capabilities: by hypervisor name; the options say which of its attributes they need.
     :param limits: by hypervisor name.
     :param auto: the hypervisors that ``auto`` may come to, the best first.
     :param owner_default: the owner of what gives none.
@@ -175,7 +143,7 @@ class Context:
     networks: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
     snapshots: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
     probes: t.Mapping[str, ProbeLike] = dataclasses.field(default_factory=dict)
-    capabilities: t.Mapping[str, CapabilitiesLike] = dataclasses.field(default_factory=dict)
+    capabilities: t.Mapping[str, object] = dataclasses.field(default_factory=dict)
     limits: t.Mapping[str, LimitsLike] = dataclasses.field(default_factory=dict)
     auto: tuple[str, ...] = ()
     owner_default: str = ""
@@ -311,13 +279,6 @@ def same_login(login: t.Mapping[str, t.Any], option: str, value: t.Any) -> bool:
     """Whether *value* is what *option* was at creation (constant time)."""
     recorded = login.get("digests", {}).get(option)
     return recorded is not None and hmac.compare_digest(recorded, digest_login(login.get("salt", ""), value))
-
-
-def with_values(record: Record, values: t.Mapping[str, t.Any]) -> Record:
-    """A copy of *record* in which these options have these values."""
-    config = {option: value for option, value in values.items() if option in CONFIG}
-    rest = {option: value for option, value in values.items() if option not in CONFIG}
-    return {**record, **rest, "config": {**record.get("config", {}), **config}}
 
 
 def is_made(record: Record | None) -> bool:

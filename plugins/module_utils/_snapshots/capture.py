@@ -14,8 +14,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils import _types as ty
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata, power, saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import CONTAINER
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED, machine_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -60,10 +59,9 @@ def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, 
         "image": config["image"],
         "image_blob_ids": {blob: {} for blob, _suffix in images.blobs(image)},
         "hypervisor": vm["hypervisor"],
-        **{key: config[key] for key in ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "network")},
+        **{key: config[key] for key in ("storage", "network")},
+        **machine_of({**vm, **config}),
         "nics": len(vm["network_configs"]),
-        "no_direct_io": config["no_direct_io"],
-        "windows": config["windows"],
         "created_at": types.now(),
         "state": snapshots.CREATING,
         "vm_id": vm["id"],
@@ -71,10 +69,8 @@ def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, 
         "parent": vm.get("snapshot_id"),
         "owner": owner,
         "labels": labels,
-        **{key: vm.get(key) for key in ("accel", *driver.pinned, "hypervisor_version", "kernel_args")},
-        **{key: vm.get(key, DEFAULTS[key]) for key in CONTAINER},
-        "own_kernel": vm.get("own_kernel"),
-        **{key: vm.get(key) for key in ("balloon", "watchdog", "image_id", "image_type", "image_digest", "firmware")},
+        **{key: vm.get(key) for key in ("accel", *driver.pinned, "hypervisor_version", "own_kernel")},
+        **{key: vm.get(key) for key in ("balloon", "image_id", "image_type", "image_digest")},
         "first_boot_due": cidata.due(run.store.paths, vm),
         "data_disks": vm["data_disks"],
         "nic_networks": [nic["network_name"] for nic in vm["network_configs"]],
@@ -168,10 +164,7 @@ def layout_document(run: Run, vm: Record, record: Record) -> Record:
 
 
 # What an archive carries besides the Go engine's fields, so that a clone on another host is the same.
-OURS: t.Final = (
-    *("kind", "accel", "kernel_args", "watchdog", "image_type", "image_digest", "layout", "blob_digests"),
-    *CONTAINER,
-)
+OURS: t.Final = ("kind", "accel", "image_type", "image_digest", "layout", "blob_digests", *ARCHIVED)
 
 
 def _always(record: Record) -> Record:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
@@ -42,23 +43,15 @@ NIC = _object(
     },
     additionalProperties=False,
 )
-VARIABLE = r"^[A-Za-z_][A-Za-z0-9_.-]{0,255}\Z"
 DIGEST = {"type": "string", "pattern": r"^sha256:[0-9a-f]{64}\Z"}
-WORD = {"type": "string", "maxLength": 64 << 10, "pattern": r"^[^\x00]*\Z"}
-WORDS = {"type": "array", "maxItems": 1024, "items": WORD}
 OURS = _object(
     ("kind", "image_type", "image_digest", "data_disks", "nic_networks", "nic_configs"),
     {
         "kind": {"enum": ["full", "disks"]},
         "accel": {"enum": ["kvm", "tcg"]},
         "cpu_vendor": {"type": "string", "maxLength": 64},
-        "kernel_args": {"type": "string", "maxLength": 1024, "pattern": r"^[^\x00-\x1f\x7f]*\Z"},
-        "entrypoint": WORDS,
-        "command": WORDS,
-        "env": {"type": "object", "propertyNames": {"pattern": VARIABLE}, "additionalProperties": WORD},
-        "working_dir": {"type": "string", "maxLength": 4096, "pattern": r"^(/[^\x00-\x1f\x7f]*)?\Z"},
+        **ARCHIVED,
         "balloon": SIZE,
-        "watchdog": {"type": "boolean"},
         "image_type": {"enum": ["oci", "cloudimg"]},
         "image_digest": DIGEST,
         "data_disks": {"type": "array", "maxItems": 16, "items": DISK},

@@ -14,7 +14,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Chan
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import observe, view
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE, is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
@@ -149,7 +149,10 @@ def _recover(run: Run, vm: Record) -> None:
     """Finish what a killed run began with the VM."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._execution import steps
 
-    steps.recover(steps.Job(run, vm, {}))
+    job = steps.Job(run, vm, {})
+    steps.recover(job)
+    if vm.get("phase") == PHASE_RESTORE:
+        steps.finish_restore(job)
 
 
 def _remove(run: Run, record: Record, vm: Record | None) -> None:

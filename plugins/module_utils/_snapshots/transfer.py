@@ -20,8 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULTS
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import CONTAINER
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import without_machine
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_owner
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, capture, document
@@ -239,9 +238,7 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
         hypervisor_version=form.version(described),
         **{key: described[key] for key in driver.pinned},
         balloon=None,
-        watchdog=False,
-        kernel_args="",
-        **{key: DEFAULTS[key] for key in CONTAINER},
+        **without_machine(),
         layout={},
         blob_digests={},
         firmware=described.get("firmware") or None,

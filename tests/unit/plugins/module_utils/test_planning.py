@@ -34,6 +34,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     digest_login,
     login_digests,
     secret_digests,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import (
+    OPTIONS,
+    PLAIN,
+    fields_of,
     with_values,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
@@ -227,13 +232,10 @@ def _nic_configs(nics):
     ]
 
 
-CONFIG = ("cpu", "memory", "storage", "queue_size", "disk_queue_size", "image", "network", "no_direct_io", "windows")
-TOP = ("hypervisor", "accel", "image_id", "image_digest", "kernel_args", "labels", "owner", "ports", "watchdog")
-
-
 def _take(record, wanted):
-    record["config"] = {"name": wanted["name"], **{key: wanted[key] for key in CONFIG}}
-    record.update({key: wanted[key] for key in (*TOP, "balloon", "hostname")})
+    config, beside = fields_of(wanted, [row.name for row in OPTIONS.values() if row.at])
+    record.update(beside, config={"name": wanted["name"], **config})
+    record.update({key: wanted[key] for key in ("image_id", "image_digest")})
     record["login"] = login_digests(wanted, "pepper")
     record["network_configs"] = _nic_configs(wanted["nics"])
     record["image_type"] = IMAGES[wanted["image"]]["type"]
@@ -370,7 +372,7 @@ DISK = {"name": "data1", "size": "1G", "fstype": "ext4"}
 NEW_DISK = {"name": "new", "size": "64M"}
 OLD_DISK = {"name": "old", "size": 64 * MIB, "fstype": "ext4"}
 CONTAINER_VM = {"env": {"A": "1"}, "secret_env": secret_digests({"PASSWORD": "old", "SAME": "x"}, "salt")}
-PLAIN = Caps(hotplug_disks=False, live_disk_resize=False)
+NO_HOTPLUG = Caps(hotplug_disks=False, live_disk_resize=False)
 
 # (what, record changes, definition, how on a running VM, steps besides the power)
 ROWS = [
@@ -510,7 +512,7 @@ def test_row_within_a_stop_that_is_asked_for_needs_no_permission(row, state):
 @pytest.mark.parametrize("name", ["disk added", "disk dropped", "disk unplugged", "disk grows", "disk back"])
 def test_disks_restart_where_the_driver_cannot_hotplug(name):
     row = ROWS[IDS.index(name)]
-    host = Host(caps={"qemu": PLAIN})
+    host = Host(caps={"qemu": NO_HOTPLUG})
     with pytest.raises(ChangeRefusedError, match="restart"):
         host.plan(made(**row[1]), row[2], UP)
     plan = host.plan(made(**row[1]), {**row[2], "allow_restart": True}, UP)
@@ -1272,8 +1274,9 @@ def _documented():
 
 def test_the_documentation_has_every_row():
     documented = _documented()
-    for option, how in table.SCALARS.items():
-        assert documented[option] == {how}, option
+    for option in PLAIN:
+        assert documented[option.name] == {option.how, option.of_disk or option.how}, option.name
+        assert any(option.name in row[2] for row in ROWS), f"{option.name} has no row here"
     found = {}
     for row in ROWS:
         for observed, permissions in ((UP, {"allow_restart": True, "recreate": True}), (UP, {})):

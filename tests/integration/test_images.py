@@ -30,7 +30,7 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import erofs, importer, manager, prune, source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import disk_importer, erofs, manager, prune, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import MARKER
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
@@ -1023,4 +1023,5 @@ def test_tools_on_a_guests_disk_run_as_its_uid(paths: Paths, monkeypatch: pytest
 
 def test_importer_names_its_limits() -> None:
     """What hostile files may use of this host is bounded."""
-    assert importer.INFO_LIMITS[0] == "prlimit" and any(word.startswith("--as=") for word in importer.INFO_LIMITS)
+    limits = disk_importer.INFO_LIMITS
+    assert limits[0] == "prlimit" and any(word.startswith("--as=") for word in limits)

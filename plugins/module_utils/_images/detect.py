@@ -15,8 +15,7 @@ import typing as t
 import zlib
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import source, streams, tarball
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.layouts import ArchiveLayout, DockerArchive
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, streams, tarball
 
 HEAD = 4096
 KNOWN = "Give a tar of a root file system, an OCI layout, an archive of one or of docker save, or a qcow2 or raw disk."
@@ -41,8 +40,8 @@ QCOW2_DATA_FILE_EXTENSION = 0x44415441
 MAX_VIRTUAL_SIZE = 64 << 40
 
 
-def detect(fd: int, path: str) -> str:
-    """``tar``, ``oci-archive``, ``docker-archive``, ``qcow2`` or ``raw``.
+def detect(fd: int, path: str) -> type[kinds.Source]:
+    """What kind of source a file is.
 
     :raises InputError: none of them.
     """
@@ -51,7 +50,7 @@ def detect(fd: int, path: str) -> str:
         raise InputError(f"{path} is empty", "source", KNOWN)
     if head.startswith(QCOW2_MAGIC):
         check_qcow2(head, path)
-        return source.QCOW2
+        return kinds.Qcow2Disk
     for magic, name in OTHER_DISKS.items():
         if head.startswith(magic):
             raise UnsupportedError(f"{path} is {name}", "source", CONVERT)
@@ -110,7 +109,7 @@ def decompression_errors() -> t.Iterator[None]:
         raise
 
 
-def _tar_kind(stream: streams.Reader, path: str) -> str:
+def _tar_kind(stream: streams.Reader, path: str) -> type[kinds.Source]:
     """A root file system shows itself by its first folder or link that no archive of images has.
 
     A file says nothing: tools and people add theirs to archives.
@@ -123,33 +122,26 @@ def _tar_kind(stream: streams.Reader, path: str) -> str:
         elif member.path == top and member.kind == tarball.FILE:
             others.add(member.path)
         else:
-            return source.TAR
+            return kinds.RootTar
     if {"oci-layout", "index.json"} <= names:
-        return source.OCI_ARCHIVE
+        return kinds.OciArchive
     if "manifest.json" in names:
-        return source.DOCKER_ARCHIVE
+        return kinds.DockerArchive
     if others:
-        return source.TAR
+        return kinds.RootTar
     raise InputError(f"{path} is neither a root file system nor an archive of images", "source", KNOWN)
 
 
-def archive_layout(fd: int, kind: str, path: str) -> ArchiveLayout:
-    """The documents of an archive of the *kind* that it was detected to be."""
-    compression = streams.compression(os.pread(fd, 8, 0))
-    with plain(fd, compression, path) as stream:
-        return layout_of(kind, stream, None)
+def compression_of(fd: int) -> str | None:
+    """What the file is compressed with, if it is."""
+    return streams.compression(os.pread(fd, 8, 0))
 
 
-def layout_of(kind: str, stream: streams.Reader, path: str | None) -> ArchiveLayout:
-    """The layout in a plain archive; see :class:`ArchiveLayout`."""
-    return (DockerArchive if kind == source.DOCKER_ARCHIVE else ArchiveLayout)(stream, path)
-
-
-def _raw(fd: int, head: bytes, path: str) -> str:
+def _raw(fd: int, head: bytes, path: str) -> type[kinds.Source]:
     """A raw disk is taken for one only if a BIOS would."""
     size = os.fstat(fd).st_size
     if head[510:512] == b"\x55\xaa" and size % 512 == 0:
-        return source.RAW
+        return kinds.RawDisk
     text = head.lstrip()[:15].lower()
     what = "a web page" if text.startswith((b"<!doctype", b"<html")) else "of no kind that is known here"
     raise InputError(f"{path} is {what}", "source", KNOWN + " A raw disk needs a boot sector.")

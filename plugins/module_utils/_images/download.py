@@ -34,10 +34,18 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ResourceError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import checksum, detect, source, streams, transfer
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
+    checksum,
+    detect,
+    kinds,
+    source,
+    streams,
+    transfer,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import Source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import Leftover, give_up
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Identity, Sources
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Sources
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.transfer import Access, Version, shown
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
@@ -53,7 +61,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 # Enough of a file to see what it is, compressed or not.
 GLIMPSE = 128 << 10
 UNKNOWN = "(known after the download)"
-Complete = t.Callable[[Identity], Sources]
+Complete = t.Callable[[Source], Sources]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +189,7 @@ def _unchanged(
     known = None if request.force else source.recall(_memory_path(paths, request.url))
     if not known or store is None:
         return None
-    identity = Identity("", known["kind"], known["digest"], known["file_digest"], origin=shown(request.url))
-    sources = complete(identity)
+    sources = complete(_remembered(known, shown(request.url)))
     if not _is_whole(store, sources):
         return None
     named = current is not None and current["id"] == sources.image_id
@@ -198,18 +205,23 @@ def _unchanged(
     return sources if transfer.head(request.url, request.access).same(version) else None
 
 
+def _remembered(known: Record, origin: str) -> Source:
+    """What a file was when it was last there."""
+    return kinds.FILES[known["kind"]]("", known["digest"], known["file_digest"], origin=origin)
+
+
 def _is_whole(store: Store, sources: Sources) -> bool:
     record = images.load_record(store, sources.image_id)
     return record is not None and not images.missing_files(store, record)
 
 
-def _glimpse(request: Request) -> Identity:
+def _glimpse(request: Request) -> Source:
     """What check mode can know: that the file is there, and what it is by its first bytes."""
     head = transfer.beginning(request.url, request.access, GLIMPSE)
     return _guess(head, shown(request.url))
 
 
-def _guess(head: bytes, name: str) -> Identity:
+def _guess(head: bytes, name: str) -> Source:
     """What a file is of which only the beginning is known.
 
     :raises InputError: certainly no image.
@@ -219,19 +231,19 @@ def _guess(head: bytes, name: str) -> Identity:
         with contextlib.suppress(EOFError, OSError, zlib.error, lzma.LZMAError):  # it is cut off, after all
             with streams.inflate(t.cast(streams.Reader, io.BytesIO(head)), kind) as stream:
                 head = stream.read(detect.HEAD)
-    found = source.RAW
+    found: type[Source] = kinds.RawDisk
     if head.startswith(detect.QCOW2_MAGIC):
         detect.check_qcow2(head[: detect.HEAD], name)
-        found = source.QCOW2
+        found = kinds.Qcow2Disk
     elif detect.looks_like_tar(head[:512]):
-        found = source.TAR
+        found = kinds.RootTar
     elif head[510:512] != b"\x55\xaa" and streams.compression(head) is None:
         raise InputError(f"{name} is of no kind that is known here", "source", detect.KNOWN)
-    return Identity("", found, UNKNOWN, UNKNOWN, origin=name)
+    return found("", UNKNOWN, UNKNOWN, origin=name)
 
 
 @contextlib.contextmanager
-def _fetched(store: Store, request: Request, told: Progress) -> t.Iterator[tuple[Identity, Record]]:
+def _fetched(store: Store, request: Request, told: Progress) -> t.Iterator[tuple[Source, Record]]:
     """The file, verified and plain, and what to remember of it. Under the URL's lock."""
     url = request.url
     part_path, about = _path(store, hashed(url), ".part"), _path(store, hashed(url), ".json")
@@ -314,7 +326,7 @@ def _disk_error(store: Store, exc: OSError) -> CocoonError:
     return ResourceError(f"cannot write to {store.paths.images}: {exc.strerror or exc}", "root_dir")
 
 
-def _plain(store: Store, path: str, url: str, digest: str, limit: int, told: Progress) -> Identity:
+def _plain(store: Store, path: str, url: str, digest: str, limit: int, told: Progress) -> Source:
     """What a file is; a compressed disk is made plain, since that is how hypervisors read it."""
     name = shown(url)
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -327,7 +339,7 @@ def _plain(store: Store, path: str, url: str, digest: str, limit: int, told: Pro
         os.close(fd)
 
 
-def _unpacked(fd: int, kind: str, target: str, limit: int, name: str, digest: str, told: Progress) -> Identity:
+def _unpacked(fd: int, kind: str, target: str, limit: int, name: str, digest: str, told: Progress) -> Source:
     """A compressed disk, plain, in the file *target*.
 
     :raises InputError: what is in it is no disk, or more than *limit* bytes.
@@ -339,19 +351,14 @@ def _unpacked(fd: int, kind: str, target: str, limit: int, name: str, digest: st
         found = detect.detect(plain, name)
     finally:
         os.close(plain)
-    if found not in source.DISKS:
+    if not issubclass(found, kinds.Disk):
         raise InputError(f"{name} is compressed twice", "source", "Unpack it first.")
-    return Identity(target, found, unpacked, digest, origin=name, owned=True)
+    return found(target, unpacked, digest, origin=name, owned=True)
 
 
-def _identity(fd: int, path: str, name: str, digest: str) -> Identity:
+def _identity(fd: int, path: str, name: str, digest: str) -> Source:
     kind = detect.detect(fd, name)
-    if kind in source.ARCHIVES:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._images import oci
-
-        chosen = oci.select(detect.archive_layout(fd, kind, name), None, what=name).digest
-        return Identity(path, kind, chosen, digest, origin=name)
-    return Identity(path, kind, digest, digest, origin=name, owned=kind in source.DISKS)
+    return kind(path, digest, digest, origin=name, owned=issubclass(kind, kinds.Disk)).chosen(fd)
 
 
 def _holds_tar(fd: int, kind: str, name: str) -> bool:
@@ -436,7 +443,7 @@ def _local_disk(
     memory = images.source_path(store.paths, f"compressed\0{os.path.realpath(path)}")
     known = None if request.force else source.recall(memory)
     if known and known["stamp"] == stamp:
-        sources = complete(Identity("", known["kind"], known["digest"], known["file_digest"], origin=path))
+        sources = complete(_remembered(known, path))
         if _is_whole(store, sources):
             yield sources
             return

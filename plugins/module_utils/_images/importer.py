@@ -8,7 +8,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
-import json
 import os
 import shutil
 import typing as t
@@ -22,33 +21,23 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     detect,
-    documents,
+    disk_importer,
     erofs,
     findings,
     fingerprints,
     implied,
-    layouts,
-    oci,
-    partitions,
     platforms,
     references,
     streams,
     tarball,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import Disk, Layered, Source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.layer import Job, Layer, open_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.retar import Retar
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import (
-    ARCHIVES,
-    DISKS,
-    OCI_LAYOUT,
-    QCOW2,
-    REGISTRY,
-    Identity,
-    Sources,
-)
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Sources
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import publish, staging
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.unpack import Tree
-from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
@@ -60,26 +49,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now
 
 WORKERS = 4
-SPARSE_BLOCK = 64 << 10
 # Bytes that are left of a file system when a tool has filled it.
 FULL = 4 << 20
-# qemu-img on a file from elsewhere: little memory, little time.
-INFO_LIMITS = ("prlimit", f"--as={1 << 30}", "--cpu=30", "--")
-
-OpenLayer = t.Callable[[], t.ContextManager[streams.Reader]]
-
-
-class Layer(t.NamedTuple):
-    """A layer to be read: its hex digest, how to open its (compressed) bytes, and how many they are.
-
-    ``name`` is for errors; ``plain`` the hex digest that it must have when it is uncompressed, if that is known.
-    """
-
-    digest: str
-    open: OpenLayer
-    size: int
-    name: str
-    plain: str | None = None
 
 
 class Imported(t.NamedTuple):
@@ -87,17 +58,6 @@ class Imported(t.NamedTuple):
 
     record: Record
     warnings: list[str]
-
-
-def weight(sources: Sources) -> int:
-    """Bytes that an import has to read, at most."""
-    main = sources.main
-    if main.kind == REGISTRY and main.remote is not None:
-        return sum(size for _digest, size in main.remote.manifest().layers)
-    if main.kind != OCI_LAYOUT:
-        return os.path.getsize(main.path) if main.path else 0
-    with open_layers(main, None) as (layers, _manifest):
-        return sum(layer.size for layer in layers)
 
 
 def import_image(store: Store, sources: Sources, timeout: float, told: Progress) -> Imported:
@@ -111,9 +71,11 @@ def import_image(store: Store, sources: Sources, timeout: float, told: Progress)
         raise ConflictError(f"the image of {sources.main.name} was removed meanwhile", "name", "Run the task again.")
     try:
         with staging(store, timeout) as workspace, _full_disk_named(store, workspace):
-            if sources.main.kind in DISKS:
-                return Imported(_import_disk(store, sources.main, workspace, timeout, told), [])
-            return _import_layers(store, sources, workspace, timeout, told)
+            job = Job(store, sources, workspace, timeout, told)
+            if isinstance(sources.main, Disk):
+                record = {**_record(job), "disk": disk_importer.take(job, sources.main)}
+                return Imported(_with_size(store, record), [])
+            return _import_layers(job, t.cast(Layered, sources.main))
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise no_space(store) from exc
@@ -143,14 +105,15 @@ def no_space(store: Store) -> CocoonError:
     )
 
 
-def _import_layers(store: Store, sources: Sources, workspace: str, timeout: float, told: Progress) -> Imported:
+def _import_layers(job: Job, main: Layered) -> Imported:
+    store, sources, workspace, timeout, told = job
     image_id = sources.image_id
     keep = os.path.join(workspace, "boot")
     os.mkdir(keep, 0o700)
-    with _arriving(store, sources, workspace, timeout, told) as (layers, manifest, arrivals):
+    with main.arriving(job) as (layers, manifest, arrivals):
         places = min(WORKERS, os.cpu_count() or 1, len(layers))
         sizes = {layer.digest: layer.size for layer in layers}
-        stage = told.stage(f"converting {sources.main.name}", sum(sizes.values()), len(sizes), later=True)
+        stage = told.stage(f"converting {main.name}", sum(sizes.values()), len(sizes), later=True)
         jobs: list[concurrent.futures.Future[tuple[str, Record]]] = []
         with concurrent.futures.ThreadPoolExecutor(places) as pool:
             try:
@@ -158,15 +121,15 @@ def _import_layers(store: Store, sources: Sources, workspace: str, timeout: floa
                     jobs.append(pool.submit(_ensure_layer, store, layer, image_id, workspace, keep, timeout, stage))
                     _fail_early(jobs)
                 stage.show()
-                known = dict(job.result() for job in jobs)
+                known = dict(done.result() for done in jobs)
             finally:
-                for job in jobs:
-                    job.cancel()
+                for waiting in jobs:
+                    waiting.cancel()
         merged = findings.merge([known[layer.digest] for layer in layers])
         pair = _boot_pair(sources, merged)
         boot = _ensure_boot(store, sources, pair, layers, known, keep, timeout) if pair else None
         folders = _implied(store, [(layer.digest, known[layer.digest]["implied"]) for layer in layers])
-    record = _record(store, sources, "oci")
+    record = _record(job)
     record["layers"] = [layer.digest for layer in layers]
     record["boot"] = boot
     record["features"] = merged.features
@@ -194,41 +157,14 @@ def _fail_early(jobs: t.Iterable[concurrent.futures.Future[t.Any]]) -> None:
             job.result()
 
 
-Arriving = tuple[list[Layer], t.Optional[oci.Manifest], t.Iterator[Layer]]
-
-
-@contextlib.contextmanager
-def _arriving(store: Store, sources: Sources, workspace: str, timeout: float, told: Progress) -> t.Iterator[Arriving]:
-    """All layers, bottom first, and the same again, each once and when it can be read."""
-    main = sources.main
-    if main.kind != REGISTRY or main.remote is None:
-        with contextlib.ExitStack() as stack:
-            layers, manifest = stack.enter_context(open_layers(main, workspace))
-            references.note(store, sources.image_id, [(layer.digest, "erofs") for layer in layers])
-            yield layers, manifest, iter({layer.digest: layer for layer in layers}.values())
-        return
-    from ansible_collections.cocoon.microvm.plugins.module_utils._images import pull
-
-    wanted = main.remote.manifest()
-    if wanted.digest != main.digest:
-        raise InputError(f"{main.path} changed while it was looked at", "source", "Run the task again.")
-
-    def opener(digest: str) -> OpenLayer:
-        return lambda: pull.opened(store, wanted, digest)
-
-    named = {layer.digest: layer for layer in _layers(wanted, opener, str(main.remote.reference))}
-    references.note(store, sources.image_id, [(digest, "erofs") for digest in named])
-    with pull.arriving(store, sources, timeout, told) as arrivals:
-        yield [named[digest] for digest, _size in wanted.layers], wanted, (named[digest] for digest in arrivals)
-
-
-def _record(store: Store, sources: Sources, kind: str) -> Record:
+def _record(job: Job) -> Record:
+    sources = job.sources
     return {
         "id": sources.image_id,
         "digest": sources.image_id,
         "name": "",
         "names": [],
-        "type": kind,
+        "type": sources.type,
         "created_at": now(),
         "updated_at": now(),
         "platform": platforms.host_platform(),
@@ -236,75 +172,15 @@ def _record(store: Store, sources: Sources, kind: str) -> Record:
         "boot": None,
         "disk": None,
         "features": [],
-        "owner": store.store_id,
+        "owner": job.store.store_id,
         "labels": {},
-        "source": _origin(sources.main),
+        "source": sources.main.described(),
     }
-
-
-def _origin(main: Identity) -> Record:
-    """Where an image comes from; ``reference`` and what it led to (an index, maybe) only for a registry."""
-    found = {"path": main.name, "kind": main.kind, "digest": f"sha256:{main.digest}"}
-    if main.remote is not None:
-        found.update(reference=str(main.remote.reference), reference_digest=f"sha256:{main.file_digest}")
-    return found
 
 
 def _with_size(store: Store, record: Record) -> Record:
     record["size"] = sum(images.size_of(store, blob, suffix) for blob, suffix in dict.fromkeys(images.blobs(record)))
     return record
-
-
-@contextlib.contextmanager
-def open_layers(main: Identity, workspace: str | None) -> t.Iterator[tuple[list[Layer], oci.Manifest | None]]:
-    """The layers of a source, bottom first; without *workspace* (check mode) nothing is written."""
-    if main.kind not in (OCI_LAYOUT, *ARCHIVES):
-        yield [Layer(main.digest, lambda: _open_file(main.path), os.path.getsize(main.path), main.name)], None
-        return
-    layout: documents.Layout
-    if main.kind == OCI_LAYOUT:
-        layout = layouts.DirectoryLayout(main.path)
-    else:
-        layout = _archive_layout(main, workspace)
-    manifest = oci.select(layout, main.tag, main.platform, main.name)
-    if manifest.digest != main.digest:
-        raise InputError(f"{main.path} changed while it was read", "source", "Wait until it is complete.")
-
-    def opener(digest: str) -> OpenLayer:
-        return lambda: layout.blob(f"sha256:{digest}")
-
-    yield _layers(manifest, opener, main.name), manifest
-
-
-def _layers(manifest: oci.Manifest, opener: t.Callable[[str], OpenLayer], image: str) -> list[Layer]:
-    return [
-        Layer(digest, opener(digest), size, f"layer sha256:{digest} of {image}", plain)
-        for (digest, size), plain in zip(manifest.layers, manifest.plain)
-    ]
-
-
-@contextlib.contextmanager
-def _open_file(path: str) -> t.Iterator[streams.Reader]:
-    with open(streams.open_source(path), "rb") as stream:
-        yield t.cast(streams.Reader, stream)
-
-
-def _archive_layout(main: Identity, workspace: str | None) -> documents.Layout:
-    """An archive is read in place; a compressed one is unpacked to a plain file first."""
-    with open(streams.open_source(main.path), "rb") as file:
-        kind = streams.compression(os.pread(file.fileno(), 8, 0))
-        with detect.plain(file.fileno(), kind, main.name) as stream:
-            if kind is None or workspace is None:
-                return detect.layout_of(main.kind, stream, main.path if kind is None else None)
-            path = os.path.join(workspace, "archive.tar")
-            limit = tarball.DEFAULT_LIMITS.unpacked
-            with open(path, "xb") as target:
-                while data := stream.read(streams.CHUNK):
-                    limit -= target.write(data)
-                    if limit < 0:
-                        raise tarball.BadArchive("the archive unpacks to too much", tarball.SMALLER)
-    with tarball.named(main.name), open(path, "rb") as plain:
-        return detect.layout_of(main.kind, t.cast(streams.Reader, plain), path)
 
 
 def read_layer(
@@ -451,9 +327,9 @@ def _ensure_boot(
     return paths
 
 
-def _take_file(identity: Identity, keep: str) -> None:
+def _take_file(identity: Source, keep: str) -> None:
     """A boot file given by the user, as it was when it was looked at."""
-    with _open_file(identity.path) as raw, open(os.path.join(keep, identity.digest), "wb") as target:
+    with open_file(identity.path) as raw, open(os.path.join(keep, identity.digest), "wb") as target:
         hashing = streams.HashingReader(raw)
         shutil.copyfileobj(t.cast(t.Any, hashing), target, streams.CHUNK)
     if hashing.hexdigest() != identity.digest:
@@ -469,119 +345,22 @@ def _take_from_layers(pair: tuple[str, str], layers: list[Layer], known: t.Mappi
                 read_layer(layer, findings.Inspector(keep))
 
 
-def _import_disk(store: Store, main: Identity, workspace: str, timeout: float, told: Progress) -> Record:
-    image_id = f"sha256:{main.digest}"
-    references.note(store, image_id, [(main.digest, main.kind)])
-    with references.blob_lock(store, main.digest, timeout):
-        references.refer(store, main.digest, image_id)
-        target = images.blob_path(store, main.digest, main.kind)
-        about = images.blob_path(store, main.digest, "json")
-        known = read_json(about)
-        if not known or not os.path.isfile(target):
-            known = _take_disk(store, main, workspace, target, about, told)
-    record = _record(store, Sources(main, None, None), "cloudimg")
-    record["disk"] = {"hex": main.digest, "format": main.kind, **known}
-    return _with_size(store, record)
-
-
-def _take_disk(store: Store, main: Identity, workspace: str, target: str, about: str, told: Progress) -> Record:
-    """Copy a disk, holes kept, and look at the copy: the original may change under our eyes."""
-    copy = os.path.join(workspace, "disk")
-    if main.owned:  # a download, verified, that nobody else has: no need to copy it
-        os.rename(main.path, copy)
-    else:
-        _copy_disk(main, copy, told.stage(f"copying {main.name}", os.path.getsize(main.path)))
-    size = os.path.getsize(copy)
-    with open(copy, "rb") as stream:
-        head = stream.read(partitions.TABLE)
-    gid = images.blob_gid(store, main.digest)
-    virtual_size = (size + 511) // 512 * 512
-    if main.kind == QCOW2:
-        virtual_size = detect.check_qcow2(head[: detect.HEAD], main.name)
-        os.chown(copy, 0, gid)
-        os.chmod(copy, 0o440)
-        _ask_qemu(copy, gid, main.name)
-        head = _first_sectors(copy, os.path.join(workspace, "table"), gid)
-    found = {"virtual_size": virtual_size, "firmware": partitions.firmware(head)}
-    write_json(about, found)
-    publish(copy, target, gid)
-    return found
-
-
-def _copy_disk(main: Identity, copy: str, stage: Stage) -> None:
-    with _open_file(main.path) as raw:
-        hashing = streams.HashingReader(raw, stage.advance)
-        fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "r+b", buffering=0) as stream:
-            while data := hashing.read(SPARSE_BLOCK):
-                if data.count(0) == len(data):
-                    stream.seek(len(data), os.SEEK_CUR)
-                else:
-                    stream.write(data)
-            stream.truncate(hashing.count)
-    if hashing.hexdigest() != main.digest:
-        raise InputError(f"{main.path} changed while it was read", "source", "Wait until it is complete.")
-
-
-def _first_sectors(copy: str, output: str, uid: int) -> bytes:
-    """The first sectors of the disk in a qcow2 file, by an unprivileged qemu-img: they may be compressed."""
-    fd = os.open(output, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.fchown(fd, uid, uid)
-        size = f"bs={partitions.TABLE}"
-        words = ["qemu-img", "dd", "-f", "qcow2", "-O", "raw", size, "count=1", f"if={copy}", f"of={output}"]
-        run_tool([*INFO_LIMITS, *words], uid=uid, gid=uid, timeout=60.0, package="qemu-utils")
-        return os.pread(fd, partitions.TABLE, 0)
-    except ToolError:
-        return b""  # it is known to be sound: a disk that is too small for a partition table
-    finally:
-        os.close(fd)
-
-
-def _ask_qemu(copy: str, uid: int, name: str) -> None:
-    """A second opinion on a qcow2 file, of an unprivileged qemu-img.
-
-    :raises InputError: it finds another file behind this one, or cannot read it.
-    """
-    command = [*INFO_LIMITS, "qemu-img", "info", "-f", "qcow2", "--output=json", copy]
-    try:
-        answer = json.loads(run_tool(command, uid=uid, gid=uid, timeout=60.0, package="qemu-utils"))
-    except ToolError as exc:
-        if "is not installed" in exc.message or "No such file" in exc.message:
-            raise
-        raise InputError(f"qemu-img cannot read {name}: {exc.message}", "source", "Get it again.") from exc
-    data_file = ((answer.get("format-specific") or {}).get("data") or {}).get("data-file")
-    if answer.get("format") != "qcow2" or answer.get("backing-filename") or data_file or answer.get("encrypted"):
-        raise InputError(
-            f"{name} refers to other files or is encrypted", "source", "Make it whole with 'qemu-img convert -O qcow2'."
-        )
-
-
 def rehearse(sources: Sources) -> list[str]:
     """All checks of an import without writing anything: check mode fails, and warns, where the real run would.
 
+    Of a disk the header was checked when it was looked at, and nothing is fetched to be looked into.
+
     :raises CocoonError: as :func:`import_image`.
     """
-    if sources.main.kind in DISKS or not sources.main.path:
-        return []  # the header was checked when the source was looked at
+    main = sources.main
+    if not isinstance(main, Layered) or not main.path:
+        return []
     erofs.takes_tar(erofs.MKFS)
-    if sources.main.kind == REGISTRY:
-        return []  # nothing is fetched to look into it; the documents were checked
     known: dict[str, Record] = {}
-    with open_layers(sources.main, None) as (layers, _manifest):
+    with main.at_hand() as (layers, _manifest):
         for layer in layers:
-            if sources.main.kind in ARCHIVES and not _readable(layer):
-                return []  # a compressed archive: its layers cannot be read without unpacking it somewhere
             inspector = findings.Inspector()
             with tarball.named(layer.name):
                 read_layer(layer, inspector)
             known[layer.digest] = inspector.findings.document()
-    return _warnings(layers, known)
-
-
-def _readable(layer: Layer) -> bool:
-    try:
-        with layer.open():
-            return True
-    except tarball.BadArchive:
-        return False
+        return _warnings(layers, known)

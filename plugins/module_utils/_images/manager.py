@@ -22,7 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     InputError,
     NotFoundError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
@@ -118,9 +118,7 @@ def _carry_out(store: Store | None, wanted: Wanted, sources: source.Sources | No
         image = plan.current if store and plan.current and plan.current["id"] == plan.image_id else None
         return _outcome(store, plan, image if wanted.state == "present" else None)
     if "import" in plan.steps and sources and wanted.progress.most is not None:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
-
-        wanted.progress.expect(importer.weight(sources))
+        wanted.progress.expect(sources.main.weight())
     _housekeeping(store, plan.image_id if plan.steps else None, wanted.lock_timeout)
     if plan.steps:
         plan = _execute(store, wanted, sources)
@@ -152,7 +150,7 @@ def _examined(
         if getattr(wanted, option) is not None:
             raise InputError("does not go with a URL", option, "Get the archive first, and give its path.")
 
-    def complete(main: source.Identity) -> source.Sources:
+    def complete(main: kinds.Source) -> source.Sources:
         return source.with_boot_files(paths, main, wanted.kernel, wanted.initrd, not check_mode)
 
     limit = _limit(wanted)

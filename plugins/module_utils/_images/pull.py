@@ -27,11 +27,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers i
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import RegistryError, SpoiledError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import held_by, locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import DEFAULT_LIMITS, SMALLER, BadArchive
-from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
+from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
 
 if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images.layer import Job
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images.registry import Remote
     from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import Copy
     from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Sources
 
@@ -42,7 +44,7 @@ SLACK = 1 << 20
 
 
 @contextlib.contextmanager
-def arriving(store: Store, sources: Sources, timeout: float, told: Progress) -> t.Iterator[t.Iterator[str]]:
+def arriving(job: Job, remote: Remote) -> t.Iterator[t.Iterator[str]]:
     """Fetches the layers of an image; gives their hex digests, each once, as they are there to be read.
 
     Under the image's lock, with a note of it pending. What is complete stays for the next try if the registry fails
@@ -50,7 +52,7 @@ def arriving(store: Store, sources: Sources, timeout: float, told: Progress) -> 
 
     :raises CocoonError: of the registry, here or while the layers are awaited.
     """
-    remote = t.cast("registry.Remote", sources.main.remote)
+    store, sources, _workspace, timeout, told = job
     manifest = remote.manifest()
     with locked_patiently(store, [lock_name(manifest.digest)], timeout):
         _remove_abandoned(store, manifest.digest)

@@ -10,6 +10,7 @@ question. Documents are verified here; no registry, mirror or tool is believed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,13 +18,14 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import platforms, registry_name, source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, platforms, registry_name, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.auth import Access
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import UID_BASE, UID_RANGE, Store, hashed
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images.layer import Arriving, Job, Layer, OpenLayer
     from ansible_collections.cocoon.microvm.plugins.module_utils._images.oci import Manifest
     from ansible_collections.cocoon.microvm.plugins.module_utils._images.skopeo import Skopeo
     from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import Reader
@@ -112,12 +114,54 @@ class Remote:
             self._configs[json.loads(data)["config"]["digest"].partition(":")[2]] = name
 
 
+@dataclasses.dataclass(frozen=True)
+class RemoteImage(kinds.Layered):
+    """An image in a registry, which *remote* asks."""
+
+    kind = "registry"
+    has_platforms = True
+
+    remote: Remote = dataclasses.field(default=t.cast(Remote, None), repr=False, compare=False)
+
+    def described(self) -> Record:
+        """With the full name, and what it led to: an index, maybe."""
+        names = {"reference": str(self.remote.reference), "reference_digest": f"sha256:{self.file_digest}"}
+        return {**super().described(), **names}
+
+    def weight(self) -> int:
+        """See :class:`kinds.Source`."""
+        return sum(size for _digest, size in self.remote.manifest().layers)
+
+    def at_hand(self) -> contextlib.AbstractContextManager[tuple[list[Layer], Manifest | None]]:
+        """None: they would have to be fetched. The documents were checked."""
+        return contextlib.nullcontext(([], None))
+
+    @contextlib.contextmanager
+    def arriving(self, job: Job) -> t.Iterator[Arriving]:
+        """See :class:`kinds.Layered`; fetched while others are converted."""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images import pull, references
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images.layer import Arriving, layers_of
+
+        manifest = self.remote.manifest()
+        if manifest.digest != self.digest:
+            raise InputError(f"{self.path} changed while it was looked at", "source", "Run the task again.")
+
+        def opener(digest: str) -> OpenLayer:
+            return lambda: pull.opened(job.store, manifest, digest)
+
+        layers = layers_of(manifest, opener, str(self.remote.reference))
+        named = {layer.digest: layer for layer in layers}
+        references.note(job.store, job.sources.image_id, [(digest, "erofs") for digest in named])
+        with pull.arriving(job, self.remote) as arrivals:
+            yield Arriving(layers, manifest, (named[digest] for digest in arrivals))
+
+
 def user_of(store: Store, manifest: str) -> int:
     """Whom skopeo works as while it writes the layers of *manifest*: not a VM, and no other pull."""
     return images.blob_gid(store, hashed(f"pull/{manifest}"))
 
 
-def examine(paths: Paths, remote: Remote, remember: bool) -> source.Identity:
+def examine(paths: Paths, remote: Remote, remember: bool) -> RemoteImage:
     """Ask the registry what the name means now."""
     top = remote.top()
     known = _memory(paths, remote)
@@ -130,16 +174,14 @@ def examine(paths: Paths, remote: Remote, remember: bool) -> source.Identity:
     return _identity(remote, found)
 
 
-def remembered(paths: Paths, remote: Remote) -> source.Identity | None:
+def remembered(paths: Paths, remote: Remote) -> RemoteImage | None:
     """What the name meant when it was last asked for; no question."""
     known = _memory(paths, remote)
     return _identity(remote, known) if known else None
 
 
-def _identity(remote: Remote, known: Record) -> source.Identity:
-    return source.Identity(
-        remote.location, source.REGISTRY, known["manifest"], known["top"], platform=remote.platform, remote=remote
-    )
+def _identity(remote: Remote, known: Record) -> RemoteImage:
+    return RemoteImage(remote.location, known["manifest"], known["top"], platform=remote.platform, remote=remote)
 
 
 def _memory_path(paths: Paths, remote: Remote) -> str:

@@ -15,24 +15,16 @@ import json
 import os
 import re
 import time
-import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import Source
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record, format_size
 
-if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._images.registry import Remote
-
-TAR, OCI_LAYOUT, OCI_ARCHIVE, QCOW2, RAW, BOOT_FILE = "tar", "oci-layout", "oci-archive", "qcow2", "raw", "boot"
-DOCKER_ARCHIVE, REGISTRY = "docker-archive", "registry"
-DISKS = (QCOW2, RAW)
-ARCHIVES = (OCI_ARCHIVE, DOCKER_ARCHIVE)
-# Kinds that may hold images for several platforms.
-IMAGES = (OCI_LAYOUT, *ARCHIVES, REGISTRY)
 SCHEME = "docker://"
 URL_RE = re.compile(r"^(https?|file)://", re.IGNORECASE)
 # A name that says itself which registry knows it: docker.io/library/nginx, localhost:5000/app.
@@ -46,38 +38,12 @@ SETTLED_NS = 20_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity:
-    """A source that has been looked at.
-
-    ``digest``: hex of the file, or of the manifest for OCI; ``file_digest``: hex of the file, empty for a directory;
-    of an image in a registry that of what its name leads to, which may be an index. ``remote`` fetches that one.
-    ``origin``: the URL that the file is from; its ``path`` is empty where it need not, or cannot, be had.
-    ``owned``: the file is the store's own, verified, and the import may take it away.
-    """
-
-    path: str
-    kind: str
-    digest: str
-    file_digest: str
-    tag: str | None = None
-    platform: str | None = None
-    remote: Remote | None = dataclasses.field(default=None, repr=False, compare=False)
-    origin: str | None = None
-    owned: bool = False
-
-    @property
-    def name(self) -> str:
-        """What users know it by."""
-        return self.origin or self.path
-
-
-@dataclasses.dataclass(frozen=True)
 class Sources:
     """All that an image is made of, and the id it will have."""
 
-    main: Identity
-    kernel: Identity | None
-    initrd: Identity | None
+    main: Source
+    kernel: Source | None
+    initrd: Source | None
 
     @property
     def image_id(self) -> str:
@@ -88,7 +54,7 @@ class Sources:
 
     @property
     def type(self) -> str:
-        return "cloudimg" if self.main.kind in DISKS else "oci"
+        return self.main.image_type
 
 
 def is_url(text: str | None) -> bool:
@@ -143,7 +109,7 @@ def examine(
         platforms.check_platform(platform)
     _check_size(source, max_size)
     main = identify(paths, source, "source", tag, remember, force, platform, told)
-    if platform is not None and main.kind not in IMAGES:
+    if platform is not None and not main.has_platforms:
         raise InputError("is chosen among those of a container image", "platform", "Leave it out for a tar or a disk.")
     check_checksum(main, checksum)
     return with_boot_files(paths, main, kernel, initrd, remember, force)
@@ -169,13 +135,13 @@ def _check_pair(kernel: str | None, initrd: str | None) -> None:
 
 
 def with_boot_files(
-    paths: Paths, main: Identity, kernel: str | None, initrd: str | None, remember: bool, force: bool = False
+    paths: Paths, main: Source, kernel: str | None, initrd: str | None, remember: bool, force: bool = False
 ) -> Sources:
     """*main* with the kernel and the initrd that the user wants it to boot with, if any."""
     _check_pair(kernel, initrd)
     if kernel is None or initrd is None:
         return Sources(main, None, None)
-    if main.kind in DISKS:
+    if not main.takes_kernel:
         raise InputError(
             "a disk image boots from its own disk", "kernel", "Leave kernel and initrd out, or give a root file system."
         )
@@ -186,7 +152,7 @@ def with_boot_files(
     )
 
 
-def check_checksum(main: Identity, checksum: str | None) -> None:
+def check_checksum(main: Source, checksum: str | None) -> None:
     if checksum is None:
         return
     wanted = checksum.strip().lower()
@@ -210,7 +176,7 @@ def identify(
     force: bool,
     platform: str | None = None,
     told: Progress | None = None,
-) -> Identity:
+) -> Source:
     """What the file or directory *path* is, from memory if it has not changed."""
     real = os.path.realpath(path)
     before = _stamp(real, path, option)
@@ -218,7 +184,7 @@ def identify(
     cache = images.source_path(paths, f"{key}\0{platform}" if platform else key)
     known = None if force else recall(cache)
     if known and known.get("stamp") == before:
-        return Identity(real, known["kind"], known["digest"], known["file_digest"], tag, platform)
+        return kinds.FILES[known["kind"]](real, known["digest"], known["file_digest"], tag, platform)
     told = told or Progress()
     told.expect(before[2])
     began = time.time_ns()
@@ -274,27 +240,23 @@ def _stamp(real: str, path: str, option: str) -> list[int]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _inspect(real: str, option: str, tag: str | None, platform: str | None, stage: Stage) -> Identity:
+def _inspect(real: str, option: str, tag: str | None, platform: str | None, stage: Stage) -> Source:
     """Read the contents."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, layouts, oci, streams
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, streams
 
     if os.path.isdir(real) and option == "source":
         if not os.path.isfile(os.path.join(real, "oci-layout")):
             raise InputError(f"{real} is a directory, but not an OCI layout", option, "It has no file oci-layout.")
-        chosen = oci.select(layouts.DirectoryLayout(real), tag, platform, real)
-        return Identity(real, OCI_LAYOUT, chosen.digest, "", tag, platform)
+        return kinds.LayoutFolder(real, "", "", tag, platform).chosen(-1)
     fd = streams.open_source(real, option)
     try:
-        if option != "source":
-            if os.fstat(fd).st_size == 0:
-                raise InputError(f"{real} is empty", option)
-            digest = streams.file_digest(fd)
-            return Identity(real, BOOT_FILE, digest, digest)
-        kind = detect.detect(fd, real)
-        digest = streams.file_digest(fd, stage.advance)
-        if kind in ARCHIVES:
-            chosen = oci.select(detect.archive_layout(fd, kind, real), tag, platform, real)
-            return Identity(real, kind, chosen.digest, digest, tag, platform)
-        return Identity(real, kind, digest, digest, tag, platform)
+        if option == "source":
+            kind = detect.detect(fd, real)
+            digest = streams.file_digest(fd, stage.advance)
+            return kind(real, digest, digest, tag, platform).chosen(fd)
+        if os.fstat(fd).st_size == 0:
+            raise InputError(f"{real} is empty", option)
+        digest = streams.file_digest(fd)
+        return kinds.BootFile(real, digest, digest)
     finally:
         os.close(fd)

@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, source, streams
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, kinds, source, streams
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
@@ -52,7 +52,7 @@ def kind(tmp_path: pathlib.Path, data: bytes) -> str:
     path = tmp_path / "looks-like.txt"
     path.write_bytes(data)
     with path.open("rb") as stream:
-        return detect.detect(stream.fileno(), str(path))
+        return detect.detect(stream.fileno(), str(path)).kind
 
 
 MBR = bytes(510) + b"\x55\xaa" + bytes(512)
@@ -160,7 +160,7 @@ def test_a_source_is_read_once(paths: Paths, tmp_path: pathlib.Path, monkeypatch
     reads = []
     real = streams.file_digest
     monkeypatch.setattr(streams, "file_digest", lambda fd, *told: reads.append(fd) or real(fd, *told))
-    assert examine(paths, path).main == source.Identity(str(path), "tar", digest, digest, None)
+    assert examine(paths, path).main == kinds.RootTar(str(path), digest, digest)
     assert not reads
     examine(paths, path, force=True)
     assert len(reads) == 1

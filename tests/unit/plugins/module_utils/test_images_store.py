@@ -16,7 +16,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import fingerprints, manager, prune
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Identity, Sources
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import RootTar
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Sources
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, write_json
 
 A, B = "a" * 64, "b" * 64
@@ -112,7 +113,7 @@ def test_users_have_names(store: Store) -> None:
 
 
 def sources(image: str) -> Sources:
-    return Sources(Identity("/x", "tar", image, image), None, None)
+    return Sources(RootTar("/x", image, image), None, None)
 
 
 PLANS: list[tuple[str, dict[str, Any], str | None, tuple[str, ...]]] = [

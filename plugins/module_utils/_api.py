@@ -118,7 +118,7 @@ def all_records(store: Store) -> list[Record]:
 
 
 def _result(item: Item, check: bool, paths: Paths) -> Record:
-    plan = item.plan
+    plan = (item.whole if item.plan else None) or item.plan
     actions = ["pull"] if item.pulled else []
     actions += (plan.actions if plan else []) if check else item.done
     result: Record = {

@@ -207,6 +207,52 @@ def test_a_data_disk_grows_alone_whatever_its_name(vm: Callable[..., Result], ho
     assert [disk["size"] >> 20 for disk in record["data_disks"]] == [24] * len(names)
 
 
+@pytest.mark.parametrize("state", ["started", "stopped"])
+def test_macs_addresses_and_ports_pass_from_one_to_another(host: Modules, state: str) -> None:
+    """Swapped in one run; check mode says what then happens."""
+    nics = [{"mac": f"02:00:00:00:77:0{number}", "ip": f"10.201.0.{100 + number}"} for number in (1, 2)]
+    ports = [["18081:80"], ["18082:80", "18083:80"]]
+
+    def vms(check: bool, *choice: tuple[str, int]) -> Result:
+        wanted = [
+            {
+                **SMALL,
+                "name": name,
+                "state": state,
+                "allow_restart": True,
+                "nics": [nics[number]],
+                "ports": ports[number],
+            }
+            for name, number in choice
+        ]
+        return host("cocoon_vms", check=check, vms=wanted)
+
+    def holds(result: Result) -> dict[str, tuple[str, str, list[str]]]:
+        found = result["vms"]
+        return {
+            name: (vm["network_configs"][0]["mac"], vm["network_configs"][0]["network"]["ip"], vm["ports"])
+            for name, vm in found.items()
+        }
+
+    try:
+        first = holds(vms(False, ("one", 0), ("two", 1)))
+        said, done = vms(True, ("one", 1), ("two", 0)), vms(False, ("one", 1), ("two", 0))
+        assert holds(done) == {"one": first["two"], "two": first["one"]}
+        assert [item["actions"] for item in said["results"]] == [item["actions"] for item in done["results"]]
+        assert said["diff"] == done["diff"]
+        assert not vms(False, ("one", 1), ("two", 0)).changed
+    finally:
+        host("cocoon_vms", vms=[{"name": name, "state": "absent", "force": True} for name in ("one", "two")])
+
+
+def test_nics_and_ports_change_as_one(vm: Callable[..., Result]) -> None:
+    vm(state="started", **SMALL, ports=["18090:80"])
+    both = vm(state="started", allow_restart=True, nics=[{"network": "lab"}, {"network": "lab"}], ports=["18091:80"])
+    assert both["vm"]["ports"] == ["18091:80"] and len(both["vm"]["network_configs"]) == 2
+    bare = vm(state="started", allow_restart=True, nics=[], ports=[])
+    assert (bare["vm"]["network_configs"], bare["vm"]["ports"], bare["vm"]["state"]) == ([], [], "running")
+
+
 def test_a_stable_address_comes_back_with_the_name(vm: Callable[..., Result]) -> None:
     first = vm(**SMALL)["vm"]["network_configs"][0]["network"]["ip"]
     vm(state="absent")

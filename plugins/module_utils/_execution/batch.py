@@ -22,8 +22,16 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import plan_item
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.readiness import await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import exchange
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Create, Remove, SetNics, Start, Step
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
+    Create,
+    Remove,
+    SetNics,
+    Start,
+    Step,
+    Stop,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -41,6 +49,7 @@ class Item:
     definition: Record
     record: Record | None = None
     plan: Plan | None = None
+    whole: Plan | None = None  # what is carried out in two halves
     job: Job | None = None
     done: list[str] = dataclasses.field(default_factory=list)
     error: CocoonError | None = None
@@ -66,7 +75,7 @@ class Item:
         return self.error is None and self.plan is not None and self.plan.changed
 
 
-def plan_items(run: Run, items: t.Iterable[Item]) -> None:
+def plan_items(run: Run, items: t.Sequence[Item]) -> None:
     """Read each record and plan it; what cannot be planned is the item's error."""
     run.forget()
     for item in items:
@@ -79,6 +88,27 @@ def plan_items(run: Run, items: t.Iterable[Item]) -> None:
         except Exception as exc:
             item.plan = None
             item.error = explained(exc, "plan")
+    due = [item for item in items if item.due]
+    if due:
+        _foresee(run, due)
+
+
+def _foresee(run: Run, items: t.Sequence[Item]) -> None:
+    """What carrying the plans out would meet; what one that cannot be lets go is not for others."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import forecast
+
+    while True:
+        run.memory_planned = run.disk_planned = 0
+        ready = [item for item in items if item.error is None]
+        run.passing = exchange.passing((item.record, item.plan) for item in ready if item.plan)
+        for item in ready:
+            try:
+                if item.plan:
+                    forecast.check(run, item.record, item.plan)
+            except Exception as exc:
+                item.error = explained(exc, "plan")
+        if not any(item.error and item.plan and exchange.gives(item.record, item.plan, run.passing) for item in ready):
+            return
 
 
 def converge(run: Run, items: t.Sequence[Item], check: bool) -> None:
@@ -96,10 +126,27 @@ def converge(run: Run, items: t.Sequence[Item], check: bool) -> None:
     if run.leaving:
         run.leaving = set()
         plan_items(run, others)
+    _let_go(run, others)
     # What could not be planned is looked at again under the lock: others may be at work on that VM.
     _round(run, [item for item in others if item.error or (item.due and not item.restarts)])
     _restart(run, [item for item in others if item.due and item.restarts])
     await_guests(run, [item for item in others if item.error is None and not item.done])
+
+
+def _let_go(run: Run, items: t.Sequence[Item]) -> None:
+    """Have all that passes from one VM to another let go, so that it is free when it is taken."""
+    keys = dict(run.passing)
+    givers = [item for item in items if item.due and item.plan and exchange.gives(item.record, item.plan, keys)]
+    if givers:
+        for item in givers:
+            item.whole = item.plan
+        _round(run, givers, keys)
+        for item in givers:
+            item.done = [action for action in item.done if action == Stop.name]
+        plan_items(run, items)
+        for item in givers:
+            if item.whole and item.error is None and not item.due:  # that was all of it
+                item.done = item.whole.actions
 
 
 def _obtain_images(run: Run, items: t.Sequence[Item], check: bool) -> bool:
@@ -138,21 +185,28 @@ def _restart(run: Run, items: t.Sequence[Item]) -> None:
             return
 
 
-def _round(run: Run, items: t.Sequence[Item]) -> None:
-    """Lock, look again, plan again, execute; then, unlocked, wait for the guests."""
+def _round(run: Run, items: t.Sequence[Item], keys: t.Container[exchange.Key] = ()) -> None:
+    """Lock, look again, plan again, execute; then, unlocked, wait for the guests.
+
+    :param keys: only so much of the plans is carried out that these are let go.
+    """
     if not items:
         return
     try:
         sources = {f"snapshot:{name}" for item in items for name in [item.definition.get("snapshot")] if name}
         with locked(run.store.paths, [f"vm:{item.name}" for item in items], run.options.lock_timeout, sources):
             plan_items(run, items)
+            for item in items if keys else ():
+                if item.due and item.plan and item.record and exchange.gives(item.record, item.plan, keys):
+                    item.plan = exchange.first_half(item.record, item.plan, keys)
             _execute(run, [item for item in items if item.due])
     except (CocoonError, OSError) as exc:
         for item in items:
             if not item.done:
                 item.error = item.error or explained(exc, "preparation")
         return
-    await_guests(run, [item for item in items if item.error is None])
+    if not keys:
+        await_guests(run, [item for item in items if item.error is None])
 
 
 def _execute(run: Run, items: t.Sequence[Item]) -> None:

@@ -16,6 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Conf
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, reserve
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.exchange import port_key
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
     Create,
@@ -93,12 +94,16 @@ def _check_nics(run: Run, vm_id: str | None, nics: t.Sequence[Record], default: 
     for index, nic in enumerate(nics):
         if nic.get("mac"):
             holder = run.store.index("mac").lookup(nic["mac"])
-            if holder not in (None, vm_id, *run.leaving):
+            if holder not in (None, vm_id, *run.leaving, run.passing.get(("mac", nic["mac"]))):
                 raise ConflictError(
                     f"{nic['mac']} belongs to another VM", f"nics[{index}].mac", "Choose another one, or leave it out."
                 )
-        network = run.network(nic.get("network") or default or "")
-        if nic.get("ip") and network and manager.lease_holder(run.store, network["id"], nic["ip"]) not in run.leaving:
+        name = nic.get("network") or default or ""
+        network = run.network(name)
+        if not nic.get("ip") or not network:
+            continue
+        holder = manager.lease_holder(run.store, network["id"], nic["ip"])
+        if holder not in run.leaving and (holder is None or holder != run.passing.get(("ip", name, nic["ip"]))):
             manager.choose_ip(run.store, network, "", nic["ip"], vm_id=vm_id)
 
 
@@ -111,4 +116,5 @@ def _check_ports(run: Run, vm_id: str | None, nics: t.Sequence[Record], ports: t
     target = reserve.port_target(nics, networks)
     if target is not None:
         network = t.cast(Record, networks[target])
-        manager.check_free(run.store, network, vm_id, manager.check_ports(list(ports)))
+        free = [port for port in ports if port_key(port) not in run.passing]
+        manager.check_free(run.store, network, vm_id, manager.check_ports(free))

@@ -78,12 +78,7 @@ def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     snapshots = {name: run.snapshot(name, disks_only) for name in required.snapshots}
     if snapshots:
         required = needs(record, definition, observed, snapshots)
-    plan = plan_vm(record, observed, definition, context(run, required, snapshots), compared)
-    if plan.changed:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._execution import forecast
-
-        forecast.check(run, record, plan)
-    return plan
+    return plan_vm(record, observed, definition, context(run, required, snapshots), compared)
 
 
 def _with_nics(run: Run, record: Record | None, observed: Observed) -> Observed:

@@ -92,15 +92,14 @@ def _free_uid(run: Run, vm_id: str) -> int:
     raise ResourceError(f"all {count} user ids of the store are taken", remedy="Remove VMs, or use a second root_dir.")
 
 
-def plan_nics(
-    run: Run, record: Record, nics: t.Sequence[Record], old: t.Sequence[NetworkConfig] = ()
-) -> list[NetworkConfig]:
+def plan_nics(run: Run, record: Record, nics: t.Sequence[Record]) -> list[NetworkConfig]:
     """The NICs of a VM: MACs, addresses, and which of them is the guest's way out.
 
-    :param old: those that it has; what stays on its network keeps what it has.
+    The planner has said what a NIC keeps: what is left open there is chosen anew.
     """
-    before = dict(enumerate(old))
-    configs = [_plan_nic(run, record, index, nic, before.get(index)) for index, nic in enumerate(nics)]
+    configs: list[NetworkConfig] = []
+    for index, nic in enumerate(nics):
+        configs.append(_plan_nic(run, record, index, nic, configs))
     route_nics(run, configs)
     return configs
 
@@ -110,8 +109,8 @@ def route_nics(run: Run, configs: t.Sequence[NetworkConfig]) -> None:
     settings.route(configs, [run.known_network(config["network_name"]) for config in configs])
 
 
-def _plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkConfig | None) -> NetworkConfig:
-    """MAC and address of one NIC: those given, else those it had on the same network, else new ones."""
+def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Sequence[NetworkConfig]) -> NetworkConfig:
+    """MAC and address of one NIC: those given, else new ones."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
     name = nic.get("network") or record["config"]["network"]
@@ -120,10 +119,9 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkCon
             f"nics[{index}] names no network", f"nics[{index}].network", "Name one there, or in 'network'."
         )
     network = run.known_network(name)
-    same = old if old and old.get("network_id") == network["id"] else None
     config: NetworkConfig = {
         "tap": f"cm{record['id'][:8]}-{index}",
-        "mac": nic.get("mac") or (same or {}).get("mac") or _free_mac(run, f"{record['id']}/{index}"),
+        "mac": nic.get("mac") or _free_mac(run, f"{record['id']}/{index}"),
         "num_queues": record["config"]["cpu"] * 2,
         "queue_size": record["config"]["queue_size"],
         "backend": network["backend"],
@@ -136,13 +134,9 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, old: NetworkCon
         **t.cast(NetworkConfig, settings.asked(nic)),
     }
     if network.get("subnet"):
-        kept = (same or {}).get("network", {}).get("ip")
-        wanted = nic.get("ip")
-        address = wanted if wanted and wanted == kept else None
-        if address is None:
-            address = kept if kept and not wanted else None
-        if address is None:
-            address = manager.choose_ip(run.store, network, f"{record['config']['name']}/{index}", wanted)
+        wanted, seed = nic.get("ip"), f"{record['config']['name']}/{index}"
+        taken = [config["network"]["ip"] for config in others if config.get("network")]
+        address = manager.choose_ip(run.store, network, seed, wanted, taken, record["id"] if wanted else None)
         prefix = int(network["subnet"].rpartition("/")[2])
         config["network"] = {"ip": address, "gateway": "", "prefix": prefix}
     elif nic.get("ip"):

@@ -53,6 +53,8 @@ class Run:
         # What the plans of this pass would take, and the VMs that are removed before any of them is carried out.
         self.memory_planned = self.disk_planned = 0
         self.leaving: set[str] = set()
+        # What passes from one VM to another, and who has it until then; see _planning.exchange.
+        self.passing: dict[tuple[str, ...], str] = {}
         self._networks: dict[str, Record | None] = {}
         self._images: dict[str, Record | None] = {}
         self._expected: dict[str, Record] = {}

@@ -370,7 +370,7 @@ def set_nics(job: Job, step: steps.SetNics) -> None:
     default = record["config"]["network"] if step.network is None else step.network
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
         reserve.give_back_nics(run, record, record.get("planned_nics") or [], keep=old)
-        new = reserve.plan_nics(run, record, [{"network": default, **nic} for nic in step.nics], old)
+        new = reserve.plan_nics(run, record, [{"network": default, **nic} for nic in step.nics])
         record["planned_nics"] = new
         run.store.write_vm(record)
         run.mark("set_nics.planned")

@@ -183,6 +183,15 @@ def check_store(facts: Facts) -> Check:
     return check("store", PASS, f"layout {store['layout']}, {counts}")
 
 
+def check_guests(facts: Facts) -> Check:
+    """A guest that its hypervisor has stopped looks as if it ran."""
+    if not facts.halted:
+        return check("guests", PASS, "none stands still that should run")
+    detail = ", ".join(f"{name} ({halted})" for name, halted in sorted(facts.halted.items()))
+    remedy = "Free space on the host, if it is an io-error; then state: started lets them go on."
+    return check("guests", WARN, f"stand still: {detail}", remedy)
+
+
 def check_default_kernel(facts: Facts) -> Check:
     """Only container images need it."""
     found = facts.default_kernel
@@ -219,4 +228,5 @@ def examine(facts: Facts) -> list[Check]:
         check_uids(facts),
         check_store(facts),
         check_default_kernel(facts),
+        check_guests(facts),
     ]

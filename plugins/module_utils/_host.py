@@ -17,7 +17,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import HYPERVISORS, Record
 
 # How each tool tells its version.
@@ -51,6 +51,7 @@ class Facts:
     :param forward_drops: chains of others that drop forwarded packets by policy.
     :param nft_error: why nft could not list chains, if so.
     :param default_kernel: the image with the kernel for images that bring none.
+    :param halted: of VMs whose guests stand still though nobody asked for it, the name and why.
     :param uid_overlaps: lines of the subordinate id files that meet the store's uid range.
     """
 
@@ -72,6 +73,7 @@ class Facts:
     store: Record
     uid_overlaps: list[str]
     default_kernel: Record | None = None
+    halted: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def gather(paths: Paths) -> Facts:
@@ -98,13 +100,14 @@ def gather(paths: Paths) -> Facts:
         store=store,
         uid_overlaps=_uid_overlaps(document),
         default_kernel=_default_kernel(document),
+        halted=_halted(document),
     )
 
 
 def as_result(facts: Facts) -> Record:
     """The facts as ``cocoon_host_info`` returns them."""
     result = dataclasses.asdict(facts)
-    for internal in ("tun", "bridge", "closed", "forward_drops", "nft_error", "uid_overlaps"):
+    for internal in ("tun", "bridge", "closed", "halted", "forward_drops", "nft_error", "uid_overlaps"):
         del result[internal]
     return result
 
@@ -305,6 +308,19 @@ def _default_kernel(store: Store | None) -> Record | None:
 
     record = kernel.find(store) if store else None
     return {key: record[key] for key in ("id", "owner", "labels", "updated_at")} if record else None
+
+
+def _halted(store: Store | None) -> dict[str, str]:
+    """VMs whose hypervisor has stopped the guest, each with what for."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import observe
+
+    found = {}
+    for name, vm_id in store.index("vm").entries() if store else ():
+        record = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json")) if store else None
+        halted = observe(record, store.paths).halted if store and record else None
+        if halted:
+            found[name] = halted
+    return found
 
 
 def _uid_overlaps(store: Store | None) -> list[str]:

@@ -135,6 +135,14 @@ class Process:
                     remedy=f"See what it waits for (cat /proc/{self.pid}/stack), mend that, and run this again.",
                 )
 
+    def stopped(self) -> bool:
+        """Whether somebody stopped it by a signal, so that it cannot answer."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as stream:
+                return stream.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
     def close(self) -> None:
         os.close(self.pidfd)
 

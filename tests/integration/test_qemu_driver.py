@@ -30,7 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     GuestTimeoutError,
     HypervisorError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, registry, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, guest_uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline, probe, sockets
@@ -593,6 +593,37 @@ def test_same_disk_is_not_opened_twice(bootable: Lab) -> None:
     with running(bootable, launch):
         with pytest.raises(HypervisorError, match="lock"):
             bootable.start(other)
+
+
+def test_a_guest_that_stood_still_for_want_of_space_goes_on(bootable: Lab) -> None:
+    """Its disk is a sparse file that the file system has no room for; the guest is stopped, and loses nothing."""
+    launch = bootable.launch()
+    small = os.path.join(bootable.paths.vm_dir(launch.vm_id), "small")
+    os.mkdir(small, 0o711)
+    command("mount", "-t", "tmpfs", "-o", "size=1m,mode=0711", "tmpfs", small)
+    try:
+        path = os.path.join(small, "data-full.raw")
+        with open(path, "wb") as stream:
+            stream.truncate(8 * MIB)
+        os.chown(path, launch.uid, launch.gid)
+        launch = dataclasses.replace(launch, disks=(Disk("full", path, removable=True),))
+        with running(bootable, launch) as guest:
+            guest.ready()
+            line = f"dd if=/dev/urandom of=/it bs=1M count=4; dd if=/it of=/dev/{device('full')} bs=1M"
+            guest.console.sendall(f"{line}; sync; echo 3 > /proc/sys/vm/drop_caches\n".encode())
+            deadline = time.monotonic() + BOOT
+            while registry.run_state("qemu", launch.run_dir, STEP) == "running":
+                assert time.monotonic() < deadline
+                assert not guest.process.wait(0.1)
+            assert bootable.driver.status(launch.run_dir) == "io-error"
+            bootable.driver.resume(launch.run_dir)  # no use yet
+            command("mount", "-o", "remount,size=16m", small)
+            bootable.driver.resume(launch.run_dir)
+            guest.expect(rb"@0\r?\n", BOOT)
+            assert bootable.driver.status(launch.run_dir) == "running"
+            guest.run(f"cmp -n {4 * MIB} /it /dev/{device('full')}")
+    finally:
+        command("umount", "-l", small)
 
 
 def test_disk_image_boots_by_bios(lab: Lab) -> None:

@@ -20,22 +20,39 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Needs,
     Observed,
     Plan,
+    halt_reason,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import compare_once, needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
-def observe(record: Record | None) -> Observed:
-    """Whether the VM's process is there, and whether its guest stands still."""
+def observe(record: Record | None, paths: Paths | None = None) -> Observed:
+    """Whether the VM's process is there, and whether its guest stands still.
+
+    :param paths: where the hypervisor can be asked how its guest is; ``None`` = nobody wants to know.
+    """
     # The process of a hibernated VM is on its way out: what is in its memory has been saved.
     if not record or not record.get("process") or record.get("state") == types.HIBERNATED:
         return Observed(running=False, paused=False)
     process = Process.find(record["process"])
     if process is None:
         return Observed(running=False, paused=False)
-    process.close()
-    return Observed(running=True, paused=record.get("state") == types.PAUSED or record.get("phase") == PHASE_SAVE)
+    with process:
+        paused = record.get("state") == types.PAUSED or record.get("phase") == PHASE_SAVE
+        said = None if paused or paths is None or process.stopped() else _run_state(record, paths)
+    if said in ("running", "paused", None):
+        return Observed(running=True, paused=paused or said == "paused")
+    return Observed(running=True, halted=said)
+
+
+def _run_state(record: Record, paths: Paths) -> str | None:
+    """How the guest is, by its hypervisor; ``None`` if the record says that it is on its way, or nobody can tell."""
+    if record.get("state") != types.RUNNING or record.get("phase"):
+        return None
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+
+    return registry.run_state(record["hypervisor"], paths.vm_run(record["id"]))
 
 
 def context(run: Run, required: Needs, snapshots: t.Mapping[str, Record | None]) -> Context:
@@ -71,7 +88,7 @@ def _default_kernel(run: Run, found: t.Iterable[Record | None]) -> bool:
 
 def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
-    observed = _with_nics(run, record, observe(record))
+    observed = _with_nics(run, record, observe(record, run.store.paths))
     compared = compare_once(record, definition)
     required = needs(record, definition, observed, compared=compared)
     disks_only = definition.get("disks_only", False)
@@ -126,7 +143,14 @@ def view(record: Record | None, paths: Paths) -> Record | None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import panicked
 
     shown = {key: value for key, value in record.items() if key not in PRIVATE}
-    if record.get("pid") and not observe(record).running:
+    if not record.get("pid"):
+        return shown
+    observed = observe(record, paths)
+    if observed.halted:
+        shown.update(state=types.ERROR, reason=halt_reason(observed.halted))
+    elif observed.paused and record.get("state") == types.RUNNING and not record.get("phase"):
+        shown.update(state=types.PAUSED, reason="paused, and not by this collection")
+    if not observed.running:
         shown.update(state=types.STOPPED, pid=0, reason="the hypervisor is gone")
         shown.pop("socket_path", None)
         if "exit_code" in record:

@@ -36,6 +36,15 @@ PHASE_RESTORE = "restore"
 # A record's ``memory_mode`` while its VM maps the RAM file of a snapshot and keeps its own changes to itself.
 PRIVATE = "private"
 
+# What a hypervisor stops a guest for, which then stands still until somebody lets it go on.
+HALTS: t.Mapping[str, str] = {
+    "io-error": "a disk of it could not be read or written; see to the space on the host",
+    "internal-error": "the hypervisor could not go on with it",
+    "guest-panicked": "its kernel gave up",
+    "watchdog": "its watchdog was not answered",
+    "shutdown": "it shut down, and its hypervisor did not end",
+}
+
 # How a change is made; also the words of docs/changes.md.
 LIVE = "live"
 OFFLINE = "offline"
@@ -115,6 +124,7 @@ class Observed:
     :param mounted: the data disks that the guest uses, by its agent's word; ``None`` = nobody says.
     :param nics: which NICs of a running VM are not plugged in as they should be, and what is wrong, in words.
     :param lost: NICs whose host side is gone, which only a restart brings back.
+    :param halted: what stopped the guest, one of :data:`HALTS`; ``None`` = nothing, or somebody who asked for it.
     """
 
     running: bool = False
@@ -122,6 +132,7 @@ class Observed:
     mounted: frozenset[str] | None = None
     nics: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
+    halted: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +300,11 @@ def is_made(record: Record | None) -> bool:
         and record.get("state") not in (CREATING, REMOVED)
         and record.get("phase") not in (PHASE_CREATE, PHASE_REMOVE)
     )
+
+
+def halt_reason(halted: str) -> str:
+    """Why a guest stands still, in words."""
+    return f"the guest stands still ({halted}): {HALTS.get(halted, 'nobody asked for it')}"
 
 
 def is_suspended(record: Record) -> bool:

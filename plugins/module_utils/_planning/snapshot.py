@@ -168,6 +168,13 @@ def plan_restored(record: Record | None, vm: Record | None, wanted: Wanted, runn
             "vm",
             "A snapshot is restored into the VM that it was taken of; clone it for another (cocoon_vm, snapshot).",
         )
+    if record["kind"] == "full" and not wanted.disks_only and record["hypervisor"] != vm["hypervisor"]:
+        raise ChangeRefusedError(
+            f"snapshot '{wanted.name}' has the memory of a machine of {record['hypervisor']}, and VM '{record['vm']}'"
+            f" is one of {vm['hypervisor']} by now, which cannot take it up",
+            "name",
+            "Restore its disks alone with disks_only: true, or clone the snapshot.",
+        )
     networks = [nic["network_name"] for nic in vm["network_configs"]]
     if record["kind"] == "full" and not wanted.disks_only and len(networks) != record["nics"]:
         raise ChangeRefusedError(

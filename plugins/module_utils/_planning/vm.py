@@ -37,6 +37,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Needs,
     Observed,
     Plan,
+    halt_reason,
     is_made,
     is_suspended,
 )
@@ -191,6 +192,8 @@ def current_state(record: Record | None, observed: Observed) -> str:
     """The state in one word, by the process and not by what the record says of it."""
     if record is None or record.get("state") == REMOVED:
         return "absent"
+    if observed.running and observed.halted:
+        return ERROR
     if observed.running:
         return PAUSED if observed.paused else RUNNING
     state = record.get("state")
@@ -209,7 +212,8 @@ def _plan_absent(record: Record | None, observed: Observed, definition: Definiti
         raise ChangeRefusedError(
             f"VM '{name}' belongs to '{record['owner']}'", "owner", "Set force: true to remove it nevertheless."
         )
-    steps: list[Step] = [Stop(force)] if observed.running else []
+    # one that stands still hears no power button
+    steps: list[Step] = [Stop(force or bool(observed.halted))] if observed.running else []
     steps.append(Remove(force))
     changes = (Change("data_disks", disks, "deleted" if force else "kept", "remove"),) if disks else ()
     warnings: tuple[str, ...] = ()
@@ -241,7 +245,10 @@ def _plan_new(record: Record | None, observed: Observed, definition: Definition,
         clone.check_kept(record, source or {})
     wanted = fit.new_vm(record, definition, context)
     if definition.get("snapshot"):
-        wanted = clone.marked(wanted, context.snapshots[definition["snapshot"]], context)
+        source = context.snapshots[definition["snapshot"]]
+        if source and source["kind"] == clone.FULL:
+            fit.check_capabilities(wanted["hypervisor"], {"snapshot": "snapshots"}, context)
+        wanted = clone.marked(wanted, source, context)
         if definition.get("disks_only"):
             wanted["disks_only"] = True
     removing = record is not None and record.get("phase") == PHASE_REMOVE
@@ -298,6 +305,8 @@ class _Existing:
         differences = compare(record, definition) if compared is None else compared
         self.differences = [*differences, *([image] if image else [])]
         self.warnings = [f"VM '{self.name}': {warning}"] if warning else []
+        if observed.halted and self.state in ("present", "paused", "hibernated"):
+            self.warnings.append(f"VM '{self.name}': {halt_reason(observed.halted)}; state: started makes it go on")
 
     def plan(self) -> Plan:
         changes = [difference.change(self._how(difference)) for difference in self.differences]
@@ -443,7 +452,7 @@ class _Existing:
         # and a start that was cut short is undone by it where it is not taken up again
         unsettled = not self.running and self.record.get("phase") == PHASE_START and not runs
         if stop or unsettled or (self.state == "stopped" and recorded in (RUNNING, PAUSED)):
-            force = bool(self.definition.get("force"))
+            force = bool(self.definition.get("force") or self.observed.halted)
             steps.append(Stop(force, runs, keep=self.suspended and not stop))
         starts = runs and (stop or not self.running)
         if starts:
@@ -458,6 +467,8 @@ class _Existing:
 
     def _goes_on(self) -> bool:
         """Whether a guest that stands still is to run: it is asked to, or a killed run stopped it to save it."""
+        if self.observed.halted:
+            return self.state == "started"
         if not self.observed.paused or self.state in ("paused", "hibernated"):
             return False
         interrupted = self.record.get("phase") == PHASE_SAVE and self.record.get("state") == RUNNING

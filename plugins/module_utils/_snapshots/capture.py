@@ -11,7 +11,7 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata, power, saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED, machine_of
@@ -29,6 +29,10 @@ def capture(run: Run, vm: Record, name: str, description: str, owner: str, label
     if process is not None:
         process.close()
     running = process is not None
+    if running and not run.driver(vm["hypervisor"]).capabilities.snapshots:
+        raise UnsupportedError(
+            f"hypervisor {vm['hypervisor']} cannot save a running VM", "vm", "Stop it first: then its disks are saved."
+        )
     saving.check_space(run, vm, memory=running, disks=True)
     record = fresh_record(run, vm, name, description, owner, labels)
     record["kind"] = snapshots.FULL if running else snapshots.DISKS

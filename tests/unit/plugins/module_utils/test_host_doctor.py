@@ -92,6 +92,7 @@ def tools(**missing: None) -> dict[str, t.Any]:
         ({"nft_error": "Operation not permitted"}, "nftables", "FAIL", "nf_tables"),
         ({"forward_drops": ["ip filter FORWARD"]}, "forwarding", "WARN", "firewall"),
         ({"tun": False}, "tun", "FAIL", "modprobe tun"),
+        ({"halted": {"web1": "io-error"}}, "guests", "WARN", "state: started"),
         ({"bridge": False}, "bridge", "WARN", "module bridge"),
         ({"memory": {"total": 1 << 30, "available": 100 << 20}}, "memory", "WARN", "512M"),
         ({"disk": {**GOOD.disk, "free": 1 << 20}}, "disk", "WARN", "root_dir"),

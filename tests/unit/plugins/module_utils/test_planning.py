@@ -29,6 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning import ch
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps as kinds
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    HALTS,
     Context,
     Observed,
     digest_login,
@@ -50,6 +51,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmqYFSlcXefdyXqNU+fZmC7wOFCNTX23nukQ
 
 UP = Observed(running=True)
 DOWN = Observed()
+HALTED = Observed(running=True, halted="io-error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -743,6 +745,11 @@ def test_growing_live_says_what_is_left_to_do_in_the_guest():
         (made("running"), Observed(True, True), "started", ["resume"], "running"),
         (made("running"), Observed(True, True), "present", [], "paused"),
         (made("running"), Observed(True, True), "stopped", ["stop"], "stopped"),
+        (made("running"), HALTED, "started", ["resume"], "running"),
+        (made("running"), HALTED, "present", [], "error"),
+        (made("running"), HALTED, "stopped", ["stop"], "stopped"),
+        (made("running"), HALTED, "restarted", ["stop", "start"], "running"),
+        (made("running"), HALTED, "absent", ["stop", "remove"], "absent"),
         (made("stopped", restarting=True), DOWN, "present", ["start"], "running"),  # killed inside a restart
         (made("stopped", restarting=True), DOWN, "stopped", [], "stopped"),
         (made("running"), UP, "absent", ["stop", "remove"], "absent"),
@@ -1005,6 +1012,21 @@ def test_creation_that_cannot_be(definition, host, error, option, text):
     assert caught.value.option == option
     assert text in str(caught.value)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("halted", HALTS)
+def test_a_guest_that_was_stopped_is_no_running_one(halted):
+    """It hears no power button, so nobody waits for it; where it is not to go on, the task says what is the matter."""
+    observed = Observed(running=True, halted=halted)
+    for state in ("stopped", "restarted", "absent"):
+        plan = HOST.plan(made("running"), {"state": state, "image": "tiny"}, observed)
+        assert plan.state_before == "error" and plan.steps[0].force
+    quiet = HOST.plan(made("running"), {"state": "present"}, observed)
+    assert not quiet.changed and halted in quiet.warnings[0] and "state: started" in quiet.warnings[0]
+    assert HOST.plan(made("running"), {"state": "started"}, observed).diff == {
+        "before": {"state": "error"},
+        "after": {"state": "running"},
+    }
 
 
 BOTH = {"firecracker": Caps(qcow2=False, guest_data=False, balloon=False), "qemu": Caps()}

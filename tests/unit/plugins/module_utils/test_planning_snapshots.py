@@ -87,7 +87,10 @@ def taken(name: str = "warm", age: float = 0, **changes: t.Any) -> Record:
     return {**record, **changes}
 
 
-VM = {"id": "vm-1", "state": "running", "network_configs": [{"network_name": "lab"}, {"network_name": "dmz"}]}
+VM = {
+    **{"id": "vm-1", "state": "running", "hypervisor": "qemu"},
+    "network_configs": [{"network_name": "lab"}, {"network_name": "dmz"}],
+}
 
 
 def wanted(state: str = "present", **options: t.Any) -> Wanted:
@@ -241,6 +244,8 @@ def test_absent_of_another_owners() -> None:
         (taken(), VM, {"vm": "web1"}),
         (taken(kind="disks"), {**VM, "network_configs": []}, {}),  # what is booted finds out by itself
         (taken(), {**VM, "network_configs": []}, {"disks_only": True}),
+        (taken(), {**VM, "hypervisor": "firecracker"}, {"disks_only": True}),
+        (taken(kind="disks"), {**VM, "hypervisor": "firecracker"}, {}),
     ],
 )
 @pytest.mark.parametrize("running", [False, True])
@@ -260,6 +265,7 @@ def test_restored_is_always_a_change(record: Record, vm: Record, options: Defini
         (taken(), {**VM, "id": "vm-2"}, {}, ChangeRefusedError, "vm"),  # one of that name that was made later
         (taken(), VM, {"vm": "web2"}, ChangeRefusedError, "vm"),
         (taken(), {**VM, "network_configs": VM["network_configs"][:1]}, {}, ChangeRefusedError, "name"),
+        (taken(), {**VM, "hypervisor": "firecracker"}, {}, ChangeRefusedError, "name"),
     ],
 )
 def test_restored_refused(

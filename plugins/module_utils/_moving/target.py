@@ -25,6 +25,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._progress import St
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
+
 MAX_FILES = 64
 SMALL = 16 << 20
 # Files of root's; the others are the VM's own.
@@ -114,17 +117,18 @@ def _read(run: Run, path: str, checksum: str | None, told: Stage) -> tuple[str, 
     found = passport.check(read_json(about), run.driver)
     if found["id"] != vm_id:
         raise InputError("the archive contradicts itself", "path", "Have it exported again.")
-    _check_files(found, envelope.files, staging, run.driver(found["hypervisor"]).saved_files)
+    _check_files(found, envelope.files, staging, run.driver(found["hypervisor"]))
     return staging, found
 
 
-def _check_files(found: Record, files: t.Mapping[str, t.Any], staging: str, machine: t.Mapping[str, str]) -> None:
+def _check_files(found: Record, files: t.Mapping[str, t.Any], staging: str, driver: Driver) -> None:
     """:raises InputError: the files are not those, or as large, as the passport says."""
+    machine = driver.saved_files
     system = "cow.raw" if found["image_type"] == "oci" else "overlay.qcow2"
     disks = [*found.get("data_disks", ()), *found.get("detached_disks", ())]
     sizes = {f"data-{disk['name']}.raw": disk["size"] for disk in disks}
     wanted = {system, passport.FILE, *sizes}
-    optional = {"OVMF_VARS.fd", "cidata.img", "cidata.json", "login.json", "secret_env.json"}
+    optional = {*driver.own_files, "cidata.img", "cidata.json", "login.json", "secret_env.json"}
     resume = found.get("resume")
     if resume:
         wanted |= {name for name, role in machine.items() if role == "state" or resume["memory"] == "copy"}

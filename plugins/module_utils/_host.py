@@ -17,8 +17,9 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import HYPERVISORS, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import HYPERVISORS, RUNNING, Record
 
 # How each tool tells its version.
 TOOLS: dict[str, tuple[str, ...]] = {
@@ -312,14 +313,17 @@ def _default_kernel(store: Store | None) -> Record | None:
 
 def _halted(store: Store | None) -> dict[str, str]:
     """VMs whose hypervisor has stopped the guest, each with what for."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import observe
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 
     found = {}
     for name, vm_id in store.index("vm").entries() if store else ():
         record = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json")) if store else None
-        halted = observe(record, store.paths).halted if store and record else None
-        if halted:
-            found[name] = halted
+        process = Process.find(record.get("process")) if record and record.get("state") == RUNNING else None
+        if store and record and process:
+            process.close()
+            said = registry.run_state(record["hypervisor"], store.paths.vm_run(vm_id))
+            if said not in (None, "running", "paused"):
+                found[name] = str(said)
     return found
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils import _api
+from ansible_collections.cocoon.microvm.plugins.module_utils import _api, _host
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import manager
@@ -660,3 +660,77 @@ def test_a_clone_cannot_reach_into_its_snapshot(engine: Engine, shell_image: str
     with console(engine, "src") as source:
         assert source.run("sha256sum < /mnt/blob", 60) == remembered
     sound(engine)
+
+
+# -- a guest that its hypervisor has stopped ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def narrow(engine: Engine, name: str) -> Iterator[str]:
+    """Put the data disk of a VM that does not run on a file system with no room for it; the mount point."""
+    path = data_disk(engine.paths, engine.record(name), "data")
+    info = os.lstat(path)
+    folder = os.path.join(engine.paths.run, "narrow")
+    os.mkdir(folder, 0o711)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0711", "tmpfs", folder], check=True)
+    try:
+        other = os.path.join(folder, "disk")
+        with open(other, "wb") as stream:
+            stream.truncate(info.st_size)
+            os.fchown(stream.fileno(), info.st_uid, info.st_gid)
+            os.fchmod(stream.fileno(), 0o600)
+        subprocess.run(["mount", "--bind", other, path], check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "-l", path], check=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+        os.rmdir(folder)
+
+
+def info_of(engine: Engine, name: str) -> Any:
+    (shown,) = _api.vm_info({**engine.dirs, "names": [name]})["vms"]
+    return shown
+
+
+def test_a_guest_without_space_for_its_disk_is_no_running_one(engine: Engine, shell_image: str) -> None:
+    """Everybody is told, it goes on when it is to, and it has lost nothing."""
+    guest = {**BARE, **DATA, "image": shell_image, "memory": "96M", "cpu": 1, "name": "src"}
+    up = {**guest, "state": "started", "wait_for": "console", "wait_pattern": "@ready", "timeout": 200}
+    engine.vm(**guest, state="present")
+    with narrow(engine, "src") as folder:
+        engine.vm(**up)
+        assert info_of(engine, "src")["state"] == "running"
+        with console(engine, "src") as source:
+            line = f"head -c 4000000 /dev/urandom > /it; dd if=/it of=/dev/{DISK} bs=1M && sync"
+            source.console.sendall(f"{line}\n".encode())
+            deadline = time.monotonic() + 120
+            while info_of(engine, "src")["state"] == "running":
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            shown = info_of(engine, "src")
+            assert shown["state"] == "error" and "io-error" in shown["reason"] and shown["pid"]
+            assert _host._halted(engine.store) == {"src": "io-error"}
+            quiet = engine.vm(**guest, state="present")
+            assert not quiet["changed"] and "io-error" in quiet["warnings"][0]
+            subprocess.run(["mount", "-o", "remount,size=32m", folder], check=True)
+            done = engine.vm(name="src", state="started")
+            assert done["actions"] == ["resume"] and done["vm"]["state"] == "running"
+            assert done["diff"] == {"before": {"state": "error"}, "after": {"state": "running"}}
+            source.expect(rb"@0\r?\n", 120)
+            source.run(f"cmp -n 4000000 /it /dev/{DISK}", 60)
+            assert info_of(engine, "src")["state"] == "running" and not _host._halted(engine.store)
+        engine.vm(name="src", state="stopped", force=True)
+
+
+def test_a_guest_that_somebody_else_has_stopped(engine: Engine) -> None:
+    """Not by this collection, and for no reason of the hypervisor's: it is paused, whatever the record says."""
+    engine.vm(**SOURCE)
+    path = os.path.join(engine.paths.vm_run(engine.record("src")["id"]), "qmp.sock")
+    with Qmp.connect(path, 30) as qmp:
+        qmp.execute("stop")
+        assert info_of(engine, "src")["state"] == "running", "who talks to it keeps others waiting, and not for long"
+    assert info_of(engine, "src")["state"] == "paused"
+    assert engine.vm(**SOURCE)["actions"] == ["resume"]
+    assert status(engine) == "running" and info_of(engine, "src")["state"] == "running"

@@ -76,6 +76,7 @@ class NetworkConfig(t.TypedDict, total=False):
     network_name: str
     mtu: int
     dns: list[str]
+    dns_search: list[str]
     isolated: bool
     default_route: bool
     gateway: str

@@ -103,6 +103,12 @@ options:
         of a network that leads out, otherwise none.
     type: list
     elements: str
+  dns_search:
+    description:
+      - Domains that guests look names up in, at most six. They learn of a change when they start next.
+      - None where omitted at creation.
+    type: list
+    elements: str
   owner:
     description:
       - Who the network belongs to; the store's ID where omitted at creation.
@@ -242,6 +248,12 @@ network:
       elements: str
       returned: success
       sample: [8.8.8.8, 1.1.1.1]
+    dns_search:
+      description: Domains that guests look names up in.
+      type: list
+      elements: str
+      returned: success
+      sample: [lab.example.com]
     owner:
       description: Who it belongs to.
       type: str
@@ -297,6 +309,7 @@ def main() -> None:
         "anti_spoofing": {"type": "bool"},
         "mtu": {"type": "int"},
         "dns": {"type": "list", "elements": "str"},
+        "dns_search": {"type": "list", "elements": "str"},
         "owner": {"type": "str"},
         "labels": {"type": "dict"},
         "force": {"type": "bool"},

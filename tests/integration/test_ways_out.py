@@ -94,7 +94,7 @@ def fixture_site(
     route(netns, "default", "via", NEIGHBOUR)
     site = Site(modules(netns, make_store()), netns, outside, make_key(tmp_path_factory.mktemp("keys")))
     site.run("cocoon_network", name="lab", subnet="10.94.0.0/24", nat=False)
-    site.run("cocoon_network", name="pub", subnet="10.95.0.0/24", dns=["192.0.2.53"])
+    site.run("cocoon_network", name="pub", subnet="10.95.0.0/24", dns=["192.0.2.53"], dns_search=["pub.example"])
     site.run("cocoon_network", name="other", subnet="10.96.0.0/24")
     site.image("tiny", tiny_image)
     yield site
@@ -119,7 +119,9 @@ def test_tiny_and_its_clone(site: Site) -> None:
     options = {"image": "tiny", "ssh_keys": [site.key.public], **SMALL}
     made, port = site.vm("one", **options)
     check_routes(site.ssh(port, "ip route"))
-    assert site.ssh(port, "cat /etc/resolv.conf").count("nameserver") == 2 + 1  # other's two and pub's one
+    resolver = site.ssh(port, "cat /etc/resolv.conf")
+    assert resolver.count("nameserver") == 2 + 1  # other's two and pub's one
+    assert "search pub.example" in resolver
     again, _port = site.vm("one", **{**options, "ports": made["vm"]["ports"]})
     assert not again.changed
     site.run("cocoon_snapshot", name="warm", vm="one")
@@ -151,6 +153,7 @@ def test_a_debian_and_its_clone(site: Site, debian_image: Path) -> None:
     options = {**SMALL, "memory": "384M", "storage": "1G"}
     _made, port = site.vm("deb", image="debian", ssh_keys=[site.key.public], **options)
     check_routes(site.ssh(port, "ip route"))
+    assert "search pub.example" in site.ssh(port, "cat /etc/resolv.conf")
     site.run("cocoon_snapshot", name="deb", vm="deb")
     nics = [{"network": "other", "default_route": False}, {"network": "lab"}, {"network": "pub", "metric": 42}]
     _clone, port = site.vm("deb2", snapshot="deb", nics=nics, timeout=BOOT)

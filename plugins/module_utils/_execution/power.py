@@ -159,7 +159,7 @@ def _refresh_nics(run: Run, record: Record) -> None:
     for config in record["network_configs"]:
         network = run.known_network(config["network_name"])
         config.update(mtu=network.get("mtu") or 0, dns=network.get("dns") or [])
-        config["isolated"] = bool(network.get("isolated"))
+        config.update(isolated=bool(network.get("isolated")), dns_search=network.get("dns_search") or [])
     reserve.route_nics(run, record["network_configs"])
 
 

@@ -130,6 +130,7 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Seque
         "network_name": name,
         "mtu": network.get("mtu") or 0,
         "dns": network.get("dns") or [],
+        "dns_search": network.get("dns_search") or [],
         "isolated": bool(network.get("isolated")),
         **t.cast(NetworkConfig, settings.asked(nic)),
     }

@@ -31,14 +31,21 @@ FIELDS = (
     "anti_spoofing",
     "mtu",
     "dns",
+    "dns_search",
     "owner",
     "labels",
 )
 BRIDGE_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}\Z")
+DOMAIN_RE = re.compile(
+    r"^(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)*\Z"
+)
+# What every resolver takes of a search list.
+MAX_DOMAINS, MAX_SEARCH = 6, 256
 # /proc/sys/net/*/conf has these beside the interfaces.
 RESERVED_BRIDGES = ("all", "default", "lo")
 # What records of earlier versions do not say.
 OLDER: t.Mapping[str, t.Any] = {"isolated": False, "anti_spoofing": True}
+ALWAYS: t.Mapping[str, t.Any] = {"dns_search": []}
 MIN_PREFIX, MAX_PREFIX = 8, 30
 MIN_MTU, MAX_MTU = 576, 65521
 UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
@@ -111,6 +118,8 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
         found["mtu"] = _check_mtu(given["mtu"])
     if "dns" in given:
         found["dns"] = _check_dns(given["dns"])
+    if "dns_search" in given:
+        found["dns_search"] = _check_domains(given["dns_search"])
     if "labels" in given:
         found["labels"] = {str(key): str(value) for key, value in given["labels"].items()}
     return found
@@ -154,6 +163,20 @@ def _check_dns(servers: t.Sequence[str]) -> list[str]:
     return found
 
 
+def _check_domains(domains: t.Sequence[str]) -> list[str]:
+    found = [domain.strip().rstrip(".").lower() for domain in domains]
+    for domain in found:
+        if not DOMAIN_RE.match(domain):
+            raise InputError(f"'{domain}' is not a domain", "dns_search", "Write it as lab.example.com.")
+    if len(found) > MAX_DOMAINS or len(" ".join(found)) > MAX_SEARCH:
+        raise InputError(
+            f"{len(found)} domains are too many",
+            "dns_search",
+            f"Resolvers take {MAX_DOMAINS}, of {MAX_SEARCH} characters.",
+        )
+    return list(dict.fromkeys(found))
+
+
 def default_bridge(name: str, network_id: str | None, taken: bool) -> str | None:
     """``cm-<name>`` where that is a possible and free interface name, else ``cmb-<8 of the id>``."""
     plain = f"cm-{name}"
@@ -188,7 +211,7 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
 
 def recorded(record: Record, key: str) -> t.Any:
     """A field of a record, whichever version wrote it."""
-    return record.get(key, None if record.get("adopted") else OLDER.get(key))
+    return record.get(key, ALWAYS.get(key, None if record.get("adopted") else OLDER.get(key)))
 
 
 def _first(subnet: str) -> str:
@@ -210,6 +233,7 @@ def _defaults(wanted: Definition, store_id: str | None) -> Record:
         **{key: None if adopted else value for key, value in OLDER.items()},
         "mtu": None,
         "dns": list(settings.DEFAULT_DNS) if nat or (adopted and wanted.get("gateway")) else [],
+        "dns_search": [],
         "owner": store_id,
         "labels": {},
     }

@@ -94,6 +94,7 @@ def _nic(config: NetworkConfig, name: str) -> GuestNic:
         way_out=config.get("way_out", True),
         routes=tuple(routes),
         dns=tuple(servers[:MAX_DNS]),
+        search=tuple(config.get("dns_search") or ()),
     )
 
 

@@ -39,7 +39,7 @@ TINY = "tiny"
 GUEST = {"image": IDLE, "network": NETWORK, "memory": "64M", "storage": "32M", "accel": "tcg"}
 NETWORK_OPTIONS = (
     *("bridge adopt subnet gateway range_start range_end nat isolated anti_spoofing".split()),
-    *("mtu dns owner labels force lock_timeout".split()),
+    *("mtu dns dns_search owner labels force lock_timeout".split()),
 )
 
 # With this in the environment a mark is also whatever is about to change a file or to touch a process.

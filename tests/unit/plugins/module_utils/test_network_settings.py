@@ -151,6 +151,24 @@ CASES: list[tuple[list[tuple[Record, Record]], list[str], list[str], list[Record
         ],
     ),
     (
+        [(NAT, {"dns": ["9.9.9.9"], "dns_search": ["lab.example", "example"]})],
+        [
+            "ip=10.1.0.7::10.1.0.1:255.255.255.0:web1:eth0:off:9.9.9.9",
+            "cocoon.nic=eth0,search=lab.example,search=example",
+        ],
+        [
+            "options search=lab.example,search=example",
+            "nic old0 02:00:00:00:00:00 10.1.0.7/24 10.1.0.1 9.9.9.9",
+        ],
+        [
+            {
+                "addresses": ["10.1.0.7/24"],
+                "routes": [{"to": "0.0.0.0/0", "via": "10.1.0.1"}],
+                "nameservers": {"addresses": ["9.9.9.9"], "search": ["lab.example", "example"]},
+            }
+        ],
+    ),
+    (
         [(FLAT, {})],
         [],
         ["nic old0 02:00:00:00:00:00 - - -"],

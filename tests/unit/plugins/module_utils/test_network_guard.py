@@ -1,0 +1,63 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rules that hold a guest to its own addresses, as text; what they do is tested with frames."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard
+
+NIC: dict[str, t.Any] = {"tap": "cmaaaaaaaa-0", "mac": "02:ab:00:00:00:0a", "bridge_dev": "cm-lab"}
+WITH_ADDRESS = {**NIC, "network": {"ip": "10.1.0.7", "prefix": 24}}
+OURS, ADOPTED = {"adopted": False}, {"adopted": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "network", "wanted"),
+    [
+        (NIC, OURS, True),
+        (NIC, {**OURS, "anti_spoofing": True}, True),
+        (NIC, {**OURS, "anti_spoofing": False}, False),
+        (NIC, ADOPTED, False),
+        (NIC, {**ADOPTED, "anti_spoofing": True}, True),
+        ({**NIC, "netns_path": "/run/netns/x"}, OURS, False),
+        ({"tap": "t", "mac": NIC["mac"]}, OURS, False),
+    ],
+)
+def test_who_is_guarded(config: dict, network: dict, wanted: bool) -> None:
+    assert guard.is_wanted(config, network) is wanted
+
+
+def test_rules_of_a_guest_with_an_address() -> None:
+    assert guard.rules(WITH_ADDRESS) == [
+        "ether saddr != 02:ab:00:00:00:0a drop",
+        "ether type { 8021q, 0x88a8 } drop",
+        "arp saddr ether != 02:ab:00:00:00:0a drop",
+        "arp saddr ip != { 0.0.0.0, 10.1.0.7 } drop",
+        "ip saddr != 10.1.0.7 drop",
+        "ip6 saddr != { ::, fe80::ab:ff:fe00:a } drop",
+        "icmpv6 type nd-neighbor-advert @th,64,128 != 0xfe8000000000000000ab00fffe00000a drop",
+        "icmpv6 type { nd-router-advert, nd-redirect } drop",
+        "ether type ip udp sport 67 drop",
+        "ether type ip6 udp sport 547 drop",
+    ]
+
+
+def test_without_an_address_only_the_mac_counts() -> None:
+    assert guard.rules(NIC) == guard.rules(WITH_ADDRESS)[:3]
+
+
+def test_one_transaction_for_many() -> None:
+    other = {**WITH_ADDRESS, "tap": "cmbbbbbbbb-0"}
+    lines = guard.text("cocoon_x", [NIC, other]).splitlines()
+    assert lines[0] == "add table bridge cocoon_x"
+    for nic in (NIC, other):
+        mine = [line for line in lines if f" {nic['tap']}" in line]
+        assert mine[:2] == [f"add chain bridge cocoon_x {nic['tap']}", f"flush chain bridge cocoon_x {nic['tap']}"]
+        assert mine[-1] == f'add element bridge cocoon_x guards {{ "{nic["tap"]}" : goto {nic["tap"]} }}'
+        assert len(mine) == 3 + len(guard.rules(nic))
+    assert all("comment" in line for line in lines if line.startswith("add rule"))

@@ -142,7 +142,8 @@ nics:
           type: int
 ports:
   description:
-    - Ports of the host that lead to the guest, such as V(8080:80), V(5353:53/udp) or V(192.0.2.1:443:443).
+    - Ports of the host that lead to the guest, such as V(8080:80), V(5353:53/udp), V(192.0.2.1:443:443) or
+      V(8000-8010:9000-9010). At most 1024.
     - They go to the NIC of the default route, whose network must have NAT. The list is complete.
   type: list
   elements: str

@@ -30,9 +30,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
 OFF_WORDS = ("off", "false", "no", "none")
 MAX_KERNEL_ARGS = 1024
 MAX_WORD = 64 << 10
+MAX_PORTS = 1024
 MAX_METRIC = (1 << 32) - 1
 
 _PORT_RE = re.compile(r"^(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?\Z")
+_RANGE_RE = re.compile(
+    r"^([0-9.]+:)?([0-9]{1,5})-([0-9]{1,5}):([0-9]{1,5})-([0-9]{1,5})(/(?:tcp|udp))?\Z",
+)
 _IMAGE_RE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}\Z")
 _SNAPSHOT_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,62}\Z")
 _VARIABLE_RE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]{0,255}\Z")
@@ -61,6 +65,26 @@ def split_port(text: str, option: str = "ports") -> tuple[str | None, int, int, 
 def port(value: t.Any, option: str) -> str:
     address, host, guest, protocol = split_port(str(value).strip(), option)
     return f"{address + ':' if address else ''}{host}:{guest}{'/udp' if protocol == 'udp' else ''}"
+
+
+def port_range(value: t.Any, option: str) -> list[str]:
+    """The ports that ``8000-8010:9000-9010`` stands for, or the one that is given."""
+    text = str(value).strip()
+    match = _RANGE_RE.match(text)
+    if not match:
+        return [port(text, option)]
+    address, first, last, guest_first, guest_last, protocol = match.groups()
+    count = int(last) - int(first)
+    if count < 0 or count != int(guest_last) - int(guest_first):
+        raise InputError(
+            f"'{text}' does not lead as many ports to as many", option, "Write it as '8000-8010:9000-9010'."
+        )
+    if count >= MAX_PORTS:
+        raise InputError(f"'{text}' has {count + 1} ports", option, f"At most {MAX_PORTS} are possible.")
+    return [
+        port(f"{address or ''}{int(first) + step}:{int(guest_first) + step}{protocol or ''}", option)
+        for step in range(count + 1)
+    ]
 
 
 def choice(*choices: str) -> Check:
@@ -320,7 +344,10 @@ def _check_disk_names(disks: t.Sequence[Definition], option: str) -> None:
 
 
 def ports(value: t.Any, option: str) -> list[str]:
-    return list_of(value, option, port, 256)
+    found = [single for several in list_of(value, option, port_range, MAX_PORTS) for single in several]
+    if len(found) > MAX_PORTS:
+        raise InputError(f"{len(found)} ports are too many", option, f"At most {MAX_PORTS} are possible.")
+    return found
 
 
 def labels(value: t.Any, option: str) -> dict[str, str]:

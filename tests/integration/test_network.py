@@ -25,6 +25,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     CocoonError,
     ConflictError,
+    HypervisorError,
     NotFoundError,
     ToolError,
 )
@@ -36,7 +37,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     manager,
     nftables,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import open_tap
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import make_named, open_tap, take_over
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import COLLECTIONS, Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.networking import (
@@ -665,6 +667,63 @@ def test_tap_on_no_bridge(lab: Host) -> None:
         with pytest.raises(error, match=bridge):
             inside(lab.netns, open_tap, {"tap": TAP, "mac": "02:00:00:00:00:01", "bridge_dev": bridge}, 2)
         assert inside(lab.netns, links.index_of, TAP) is None
+
+
+# A hypervisor that opens its TAP by name, as the VM's user, and then sends each line that it is given as a frame.
+OPENER = """
+import fcntl, os, select, struct, sys
+fd = os.open("/dev/net/tun", os.O_RDWR)  # not on every machine everybody may
+os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
+fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", sys.argv[1].encode(), 0x5002))
+print("open", flush=True)
+for line in sys.stdin:
+    os.write(fd, bytes.fromhex(line.strip()))
+    print(os.read(fd, 4096).hex() if select.select([fd], [], [], 0.2)[0] else "", flush=True)
+"""
+
+
+def test_a_tap_that_is_opened_by_name(lab: Host) -> None:
+    """In a namespace of its own; nobody else's process can have it, and once taken over it is like any other."""
+    private, mac, uid = lab.make_netns(), "02:00:00:00:00:01", 64001
+    config = {"tap": TAP, "mac": mac, "bridge_dev": "cm-lab"}
+    inside(private, make_named, config, uid)
+    assert "persist on user 64001" in private.run("ip", "-d", "link", "show", TAP)
+    words = [*private.enter(), sys.executable, "-c", OPENER, TAP]
+    others = subprocess.run([*words, "64002"], capture_output=True, text=True, check=False, timeout=60)
+    assert "PermissionError" in others.stderr
+    mine = subprocess.Popen([*words, str(uid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with mine as opener, Process(opener.pid, os.pidfd_open(opener.pid)) as process:
+        assert opener.stdin and opener.stdout
+        try:
+            assert opener.stdout.readline() == "open\n"
+            inside(lab.netns, take_over, config, process)
+            assert inside(private, links.index_of, TAP) is None
+            details = lab.netns.run("ip", "-d", "link", "show", TAP)
+            assert "persist off" in details and "master cm-lab" in details and "link/ether fe:00:00:00:00:01" in details
+            gateway = bytes.fromhex(kernel.bridge_mac(lab.record("lab")["id"]).replace(":", ""))
+            for _attempt in range(50):
+                opener.stdin.write(arp_request(mac, "10.90.0.10", "10.90.0.1").hex() + "\n")
+                opener.stdin.flush()
+                if gateway in bytes.fromhex(opener.stdout.readline()):
+                    break
+            else:
+                raise AssertionError("nobody answered")
+        finally:
+            opener.kill()
+            opener.wait()
+    assert inside(lab.netns, links.index_of, TAP) is None
+
+
+def test_a_tap_that_nobody_opened(lab: Host) -> None:
+    private = lab.make_netns()
+    config = {"tap": TAP, "mac": "02:00:00:00:00:01", "bridge_dev": "cm-lab"}
+    inside(private, make_named, config, 64001)
+    with pytest.raises(ConflictError, match=f"{TAP} is there already"):
+        inside(private, make_named, config, 64001)
+    with Process(os.getpid(), os.pidfd_open(os.getpid())) as process:
+        with pytest.raises(HypervisorError, match="has not opened"):
+            inside(lab.netns, take_over, config, process)
+    private.run("ip", "link", "del", TAP)
 
 
 # -- the modules ----------------------------------------------------------------------------------------------------

@@ -1,27 +1,38 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""TAPs for guests: not persistent, so that they vanish with the hypervisor that holds them."""
+"""TAPs for guests: not persistent, so that they vanish with the hypervisor that holds them.
+
+There are two ways to a hypervisor. Most take open descriptors (:func:`open_tap`). One that opens a TAP itself, by its
+name, finds a persistent one in a network namespace of its VM's own (:func:`make_named`); once it holds it, the TAP is
+made to vanish with it and moved to its bridge (:func:`take_over`), so that it is like any other from then on.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import socket
 import struct
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
     ConflictError,
+    HypervisorError,
     NotFoundError,
     ResourceError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig
 
 TUNSETIFF = 0x400454CA
+TUNSETPERSIST = 0x400454CB
 TUNSETOWNER = 0x400454CC
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
@@ -29,6 +40,8 @@ IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 MAX_PAIRS = 256
+SYS_PIDFD_GETFD = 438
+CLONE_NEWNET = 0x40000000
 # Bursts to a guest wait here rather than being dropped; the Go engine's value.
 QUEUE_LENGTH = 10000
 RTM_NEWQDISC = 36
@@ -89,6 +102,84 @@ def _open_queue(name: str, multi: bool, first: bool) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def make_named(config: NetworkConfig, uid: int) -> None:
+    """Make a TAP of one queue in the current network namespace that a process of *uid* can open by its name.
+
+    It stays until :func:`take_over`, or until the namespace goes.
+
+    :raises ConflictError: an interface of that name is there already. :raises NotFoundError: no /dev/net/tun.
+    """
+    fd = _open_queue(config["tap"], multi=False, first=True)
+    try:
+        # Without an owner it would be anybody's.
+        fcntl.ioctl(fd, TUNSETOWNER, uid)
+        fcntl.ioctl(fd, TUNSETPERSIST, 1)
+    except OSError as exc:
+        raise ResourceError(f"cannot make the TAP {config['tap']}: {exc.strerror}") from exc
+    finally:
+        os.close(fd)
+
+
+def take_over(config: NetworkConfig, process: Process, attached: bool = True) -> None:
+    """Move a TAP that *process* has opened by its name here, and have it vanish when the process ends.
+
+    :param process: in a network namespace of its own; its TAP comes to the current one, and to its bridge.
+    :param attached: else it stays off the bridge until :func:`join_bridge`.
+    :raises HypervisorError: the process does not hold it. :raises CocoonError: the kernel refuses it.
+    """
+    name = config["tap"]
+    number = _held(process, name)
+    if number is None:
+        raise HypervisorError(f"the hypervisor has not opened the TAP {name}")
+    try:
+        fd = _fetch(process.pidfd, number)
+        try:
+            fcntl.ioctl(fd, TUNSETPERSIST, 0)
+        finally:
+            os.close(fd)
+        with open("/proc/thread-self/ns/net", "rb") as here, open(f"/proc/{process.pid}/ns/net", "rb") as there:
+            code = _in_namespace(there.fileno(), lambda: wires.move(name, here.fileno()))
+    except OSError as exc:
+        raise CocoonError(f"cannot take over the TAP {name}: {exc.strerror}") from exc
+    if code:
+        raise CocoonError(f"cannot move the TAP {name} to its bridge: {os.strerror(code)}")
+    _configure(config, attached)
+
+
+def _held(process: Process, name: str) -> int | None:
+    """The process's descriptor of that TAP."""
+    folder = f"/proc/{process.pid}/fdinfo"
+    for number in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, number), encoding="ascii") as stream:
+            if f"iff:\t{name}\n" in stream.read():
+                return int(number)
+    return None
+
+
+def _fetch(pidfd: int, number: int) -> int:
+    """Another process's descriptor as one of ours."""
+    fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.set_inheritable(fd, False)
+    return int(fd)
+
+
+def _in_namespace(namespace: int, work: t.Callable[[], int]) -> int:
+    """What *work* gives when a thread does it in that network namespace.
+
+    :raises OSError: it cannot be entered, or *work* failed.
+    """
+
+    def enter() -> int:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return work()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(enter).result()
 
 
 def _tap_mac(guest_mac: str | None) -> str | None:

@@ -21,6 +21,7 @@ RTM_SETLINK = 19
 LINK = struct.Struct("=BxHiII")
 IFF_UP = 0x1
 IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO = 3, 4, 10, 12, 18
+IFLA_NET_NS_FD = 28
 IFLA_INFO_SLAVE_DATA = 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 NLA_F_NESTED = 0x8000
@@ -134,6 +135,13 @@ def mend(config: t.Mapping[str, t.Any], network: Record) -> None:
         code = set_port(index, bool(network.get("isolated")))
     if code:
         raise CocoonError(f"cannot put the TAP {config['tap']} on {config['bridge_dev']}: {os.strerror(code)}")
+
+
+def move(name: str, namespace: int) -> int:
+    """Move an interface to another network namespace, given as a descriptor. :return: 0 or an errno."""
+    body = LINK.pack(socket.AF_UNSPEC, 0, links.index_of(name) or 0, 0, 0)
+    body += netlink.attribute(IFLA_NET_NS_FD, struct.pack("=I", namespace))
+    return netlink.ask(netlink.ROUTE, RTM_SETLINK, body)
 
 
 def set_port(index: int, isolated: bool) -> int:

@@ -221,6 +221,59 @@ def test_published_ports(lab: Host) -> None:
     assert udp_reaches(lab.outside, one.netns, UPLINK, 5353, at=53)
 
 
+def test_published_ports_on_the_loopback(lab: Host) -> None:
+    """The host reaches them there, and nobody else; what is for it alone is not published elsewhere."""
+    command("ip", "-n", lab.netns.name, "link", "set", "lo", "up")
+    one = lab.guest("lab", 10)
+    lab.publish("lab", lab.vm("vm1"), one.ip, "8080:80", "127.0.0.1:8081:81", "5353:53/udp")
+    assert tcp_reaches(lab.netns, one.netns, "127.0.0.1", 8080, at=80) == "10.90.0.1"
+    assert tcp_reaches(lab.netns, one.netns, "127.0.0.1", 8081, at=81) == "10.90.0.1"
+    assert udp_reaches(lab.netns, one.netns, "127.0.0.1", 5353, at=53)
+    assert tcp_blocked(lab.outside, one.netns, UPLINK, 8081, at=81)
+    assert tcp_blocked(lab.netns, one.netns, UPLINK, 8081, at=81)
+    found = {name: lab.sysctl(f"conf/{name}/route_localnet") for name in ("all", "default", "lo", "up0", "cm-lab")}
+    assert found == {**dict.fromkeys(found, "0"), "cm-lab": "1"}
+    lab.netns.run("sysctl", "-q", "net.ipv4.conf.cm-lab.route_localnet=0")
+    assert lab.network("lab")["diff"]["before"]["host"] == {"forwarding": "missing"}
+    assert lab.sysctl("conf/cm-lab/route_localnet") == "1"
+
+
+def datagram(mac: str, gateway: str, source: str, target: str, port: int) -> bytes:
+    """A frame with a UDP datagram, behind the header that a TAP with IFF_VNET_HDR has."""
+    udp = struct.pack("!HHHH", 5000, port, 12, 0) + b"evil"
+    addresses = socket.inet_aton(source) + socket.inet_aton(target)
+    head = struct.pack("!BBHHHBB", 0x45, 0, 20 + len(udp), 0, 0, 64, 17)
+    total = sum(struct.unpack("!9H", head + addresses))
+    total = (total >> 16) + (total & 0xFFFF)
+    ip = head + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + addresses
+    return bytes(10) + bytes.fromhex((gateway + mac).replace(":", "")) + b"\x08\x00" + ip + udp
+
+
+@pytest.mark.parametrize(("source", "target"), [("10.90.0.10", "127.0.0.1"), ("127.0.0.1", "10.90.0.1")])
+def test_guests_do_not_get_to_the_loopback(lab: Host, source: str, target: str) -> None:
+    """Not although their bridge routes for it; without the rules they would."""
+    command("ip", "-n", lab.netns.name, "link", "set", "lo", "up")
+    mac, gateway = "02:00:00:00:00:01", kernel.bridge_mac(lab.record("lab")["id"])
+    (fd,) = inside(lab.netns, open_tap, {"tap": TAP, "mac": mac, "bridge_dev": "cm-lab"}, 1)
+    server = inside(lab.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    with server:
+        server.bind((target, 5300))
+        exchange([fd], arp_request(mac, "10.90.0.10", "10.90.0.1"))
+
+        def hears() -> bool:
+            for _attempt in range(5):
+                os.write(fd, datagram(mac, gateway, source, target, 5300))
+                if select.select([server], [], [], 0.1)[0]:
+                    return server.recv(16) == b"evil"
+            return False
+
+        assert not hears()
+        lab.netns.run("nft", "flush", "ruleset")
+        if target == "127.0.0.1":  # from a loopback address nothing is taken from outside, rules or not
+            assert hears()
+    os.close(fd)
+
+
 def test_published_ports_are_no_way_between_networks(lab: Host) -> None:
     lab.network("other", subnet="10.90.1.0/24")
     one, two = lab.guest("lab", 10), lab.guest("other", 10)

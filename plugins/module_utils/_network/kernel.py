@@ -92,7 +92,10 @@ def missing(record: Record) -> list[str]:
         found.append("ipv6")
     if not link.up:
         found.append("up")
-    if (links.get_sysctl("ipv4", record["bridge"], "forwarding") == "1") != record["nat"]:
+    if any(
+        (links.get_sysctl("ipv4", record["bridge"], key) == "1") != record["nat"]
+        for key in ("forwarding", "route_localnet")
+    ):
         found.append("forwarding")
     return found
 
@@ -151,6 +154,8 @@ def activate(record: Record) -> None:
         with links.Control() as control:
             control.set_up(name)
     links.set_sysctl("ipv4", name, "forwarding", "1" if record["nat"] else "0")
+    # For ports on the host's loopback. Rules that are there by now keep guests away from it.
+    links.set_sysctl("ipv4", name, "route_localnet", "1" if record["nat"] else "0")
 
 
 def _set_address(record: Record) -> None:

@@ -37,7 +37,7 @@ SOCKET_TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Port:
-    """One published port; ``host_ip`` is ``None`` for every address of the host but loopback."""
+    """One published port; ``host_ip`` is ``None`` for every address of the host, loopback too."""
 
     protocol: str
     host_ip: str | None
@@ -83,12 +83,8 @@ def _host_ip(ip: str | None, text: str) -> str | None:
         raise InputError(f"'{text}': {ip} is not an IPv4 address", "ports", "Use an address of the host.") from None
     if address.is_unspecified:
         return None
-    if address.is_loopback or address.is_multicast:
-        raise InputError(
-            f"'{text}': {ip} cannot be published",
-            "ports",
-            "Leave the address out; on the host itself use the guest's own address.",
-        )
+    if address.is_multicast:
+        raise InputError(f"'{text}': {ip} cannot be published", "ports", "Use an address of the host.")
     return str(address)
 
 

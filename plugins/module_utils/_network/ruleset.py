@@ -131,8 +131,11 @@ def _chains(inputs: Inputs, digest: str) -> tuple[Chains, dict[str, str]]:
         "guest_to_host": _guest_to_host(inputs),
         "forward": _forward(inputs, digest),
         "input": [f"iifname {bridges} goto guest_to_host"],
+        # The bridges route for the host's loopback, see below, and guests have no business there.
+        "arriving": [f"iifname {bridges} ip {side} 127.0.0.0/8 drop" for side in ("daddr", "saddr")],
     }
     hooks = {
+        "arriving": "type filter hook prerouting priority -300; policy accept;",
         "forward": "type filter hook forward priority 0; policy accept;",
         "input": "type filter hook input priority 0; policy accept;",
     }
@@ -144,7 +147,10 @@ def _chains(inputs: Inputs, digest: str) -> tuple[Chains, dict[str, str]]:
         chains["published"] = _published(inputs.ports)
         # Guests do not get to the host, and so not to its published ports either.
         chains["prerouting"] = [f"iifname {bridges} accept", "fib daddr type local goto published"]
-        chains["output"] = ["ip daddr != 127.0.0.0/8 fib daddr type local goto published"]
+        chains["output"] = ["fib daddr type local goto published"]
+        # What the host sends to itself comes to the guest from the gateway.
+        bridges = _names(net["bridge"] for net in nat)
+        chains["postrouting"].append(f"ip saddr 127.0.0.0/8 oifname {bridges} masquerade")
         hooks["prerouting"] = "type nat hook prerouting priority -100; policy accept;"
         hooks["output"] = "type nat hook output priority -100; policy accept;"
     return chains, hooks

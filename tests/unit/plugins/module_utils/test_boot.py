@@ -9,6 +9,7 @@ import dataclasses
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import BootStyle
 
@@ -70,6 +71,14 @@ def test_a_name_that_is_no_host_name() -> None:
 def test_without_nics_the_name_is_all_that_is_said_about_the_network() -> None:
     line = boot.kernel_command_line({**RECORD, "network_configs": [], "kernel_args": ""}, IMAGE, STYLE)
     assert line.endswith("cocoon.cow=cocoon-cow rw cocoon.hostname=web1")
+
+
+def test_what_a_kernel_would_cut_off_is_refused() -> None:
+    routes = [{"to": f"10.{number}.0.0/16", "via": "10.0.0.1"} for number in range(40)]
+    nics = [{**RECORD["network_configs"][0], "routes": routes}]
+    with pytest.raises(InputError, match="takes 2047") as caught:
+        boot.kernel_command_line({**RECORD, "network_configs": nics * 2}, IMAGE, STYLE)
+    assert caught.value.option == "kernel_args, nics"
 
 
 def test_disks_stand_in_device_order() -> None:

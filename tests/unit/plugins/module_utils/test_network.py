@@ -320,9 +320,15 @@ def test_the_whole_text() -> None:
         "    type filter hook input priority 0; policy accept;",
         '    iifname { "cm-lab" } goto guest_to_host',
         "  }",
+        "  chain arriving {",
+        "    type filter hook prerouting priority -300; policy accept;",
+        '    iifname { "cm-lab" } ip daddr 127.0.0.0/8 drop',
+        '    iifname { "cm-lab" } ip saddr 127.0.0.0/8 drop',
+        "  }",
         "  chain postrouting {",
         "    type nat hook postrouting priority 100; policy accept;",
         '    ip saddr 10.1.0.0/24 oifname != "cm-lab" masquerade',
+        '    ip saddr 127.0.0.0/8 oifname { "cm-lab" } masquerade',
         "  }",
         "  chain published {",
         "    dnat ip to ip daddr . tcp dport map { 192.0.2.1 . 443 : 10.1.0.5 . 443 }",
@@ -336,11 +342,11 @@ def test_the_whole_text() -> None:
         "  }",
         "  chain output {",
         "    type nat hook output priority -100; policy accept;",
-        "    ip daddr != 127.0.0.0/8 fib daddr type local goto published",
+        "    fib daddr type local goto published",
         "  }",
         "}",
     ]
-    assert found.rules == 25
+    assert found.rules == 28
 
 
 @pytest.mark.parametrize(
@@ -348,9 +354,9 @@ def test_the_whole_text() -> None:
     [
         ([network(nat=False)], {}, ["masquerade", "eth0", "to_guest {\n    oif", "dnat"]),
         ([network(isolated=True)], {}, ['iifname "cm-lab" oifname "cm-lab" accept']),
-        ([network(nat=False, subnet=None, gateway=None)], {}, ["saddr", "echo-request", "None"]),
+        ([network(nat=False, subnet=None, gateway=None)], {}, ["ip saddr 10.", "echo-request", "None"]),
         ([network()], {"uplinks": ()}, ["eth0", "{  }"]),
-        ([network()], {}, ["published", "prerouting", "status & dnat"]),
+        ([network()], {}, ["published", "priority -100", "status & dnat", "ip saddr 127.0.0.0/8 oifname"]),
     ],
 )
 def test_what_is_not_asked_for_is_not_there(
@@ -506,7 +512,7 @@ def test_ports(text: str, port: tuple[Any, ...], shown: str) -> None:
         (["80:80/sctp"], "Write it as"),
         (["a:b"], "Write it as"),
         (["300.0.0.1:80:80"], "not an IPv4 address"),
-        (["127.0.0.1:80:80"], "cannot be published"),
+        (["224.0.0.1:80:80"], "cannot be published"),
         (["80:80", "80:81"], "given twice"),
         (["80:80", "0.0.0.0:80:81/tcp"], "given twice"),
     ],

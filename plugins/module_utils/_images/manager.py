@@ -24,25 +24,22 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import image as planning
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.image import Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now, parse_size
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class Wanted(planning.Wanted):
     """The options of one image; ``None`` is not compared."""
 
-    name: str
-    state: str = "present"
     source: str | None = None
     kernel: str | None = None
     initrd: str | None = None
     checksum: str | None = None
     tag: str | None = None
-    owner: str | None = None
-    labels: dict[str, str] | None = None
-    force: bool = False
     lock_timeout: float = 60.0
     pull: str = "missing"
     platform: str | None = None
@@ -54,18 +51,6 @@ class Wanted:
     max_size: str | None = None
     mirror: str | None = None
     progress: Progress = dataclasses.field(default_factory=Progress, repr=False, compare=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is there, what will be, and the steps between: ``import``, ``tag``, ``update``, ``untag``, ``remove``."""
-
-    steps: tuple[str, ...]
-    before: Record
-    after: Record
-    current: Record | None
-    image_id: str | None
-    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +99,6 @@ def _carry_out(store: Store | None, wanted: Wanted, sources: source.Sources | No
             from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
 
             plan = dataclasses.replace(plan, warnings=importer.rehearse(sources))
-        _refuse_removal(store, wanted, plan)
         image = plan.current if store and plan.current and plan.current["id"] == plan.image_id else None
         return _outcome(store, plan, image if wanted.state == "present" else None)
     if "import" in plan.steps and sources and wanted.progress.most is not None:
@@ -243,60 +227,26 @@ def _is_named_simply(wanted: Wanted, current: Record) -> bool:
 
 def make_plan(store: Store | None, wanted: Wanted, sources: source.Sources | None) -> Plan:
     """Compare what is in the store with what is wanted. Reads records; writes nothing."""
-    current = images.resolve(store, wanted.name) if store else None
-    before = _view(wanted, current)
+    found = planning.Found(sources.image_id, sources.type) if sources else None
+    there = planning.There() if store is None else _look(store, wanted, found)
+    return planning.plan_image(wanted, there, found)
+
+
+def _look(store: Store, wanted: Wanted, found: planning.Found | None) -> planning.There:
+    """What the planner has to know of the store."""
+    current = images.resolve(store, wanted.name)
     if wanted.state == "absent":
-        if current is None or store is None:
-            return Plan((), {}, {}, None, None)
+        if current is None:
+            return planning.There()
         by_digest = images.DIGEST_RE.match(wanted.name)
-        others = [] if by_digest else [name for name in images.current_names(store, current) if name != wanted.name]
-        _check_owner(wanted, current)
-        return Plan(("untag",) if others else ("remove",), before, {}, current, current["id"])
-    if sources is None and current is None:
-        remedy = "Give the file to import, or docker:// and the image's name in a registry."
-        raise NotFoundError(f"image '{wanted.name}' is not in the store", "source", remedy)
-    image_id = sources.image_id if sources else t.cast(Record, current)["id"]
-    target = images.load_record(store, image_id) if store else None
-    steps = []
-    if target is None or (store and images.missing_files(store, target)):
-        if sources is None:
-            raise NotFoundError(f"files of image '{wanted.name}' are missing", "source", "Give the file to import.")
-        steps.append("import")
-    if current is None or current["id"] != image_id:
-        steps.append("tag")
-    elif wanted.name not in current.get("names", []):
-        steps.append("tag")
-    after = _view(wanted, target, image_id, sources.type if sources else None)
-    if target and any(after[key] != target.get(key) for key in ("owner", "labels") if key in after):
-        steps.append("update")
-    if steps and steps != ["tag"] or current and current["id"] != image_id:
-        _check_owner(wanted, current)
-    return Plan(tuple(steps), before, after, target, image_id)
-
-
-def _view(wanted: Wanted, record: Record | None, image_id: str | None = None, image_type: str | None = None) -> Record:
-    """The part of an image that a diff shows: *record* as it is, or with *image_id* as it will be."""
-    if image_id is None and record is None:
-        return {}
-    present = record or {}
-    view = {"name": wanted.name, "id": image_id or present.get("id"), "type": image_type or present.get("type")}
-    if wanted.labels is not None:
-        view["labels"] = wanted.labels if image_id else present.get("labels")
-    if wanted.owner is not None:
-        takes_over = image_id and (wanted.force or record is None)
-        view["owner"] = wanted.owner if takes_over else present.get("owner")
-    return view
-
-
-def _check_owner(wanted: Wanted, record: Record | None) -> None:
-    """With an owner given, another owner's image is changed only by force.
-
-    :raises ConflictError: it is another's.
-    """
-    if record and wanted.owner is not None and record.get("owner") != wanted.owner and not wanted.force:
-        raise ConflictError(
-            f"image '{wanted.name}' belongs to '{record.get('owner')}'", "owner", "Set force to change it all the same."
+        names = [] if by_digest else images.current_names(store, current)
+        return planning.There(
+            current,
+            others=tuple(name for name in names if name != wanted.name),
+            users=tuple(images.describe_user(store, user) for user in images.users(store, current["id"])),
         )
+    target = images.load_record(store, found.id) if found else current
+    return planning.There(current, target, target is not None and not images.missing_files(store, target))
 
 
 def _outcome(store: Store | None, plan: Plan, image: Record | None) -> Outcome:
@@ -426,7 +376,6 @@ def _remove(store: Store, wanted: Wanted) -> Plan:
             plan = make_plan(store, wanted, None)
             if plan.current is None or plan.image_id is None:
                 return plan
-            _refuse_removal(store, wanted, plan)
             if "remove" in plan.steps and set(images.current_names(store, plan.current)) - names:
                 raise ConflictError(f"image {plan.image_id} got another name meanwhile", "name", "Run the task again.")
             references.note(store, plan.image_id, images.blobs(plan.current))
@@ -449,18 +398,6 @@ def remove(store: Store, wanted: Wanted, names: frozenset[str]) -> bool:
     if record is None or not names.issuperset(images.current_names(store, record)):
         return False
     return "remove" in _remove(store, wanted).steps
-
-
-def _refuse_removal(store: Store | None, wanted: Wanted, plan: Plan) -> None:
-    """An image that is used stays.
-
-    :raises ConflictError: naming who uses it.
-    """
-    if store is None or "remove" not in plan.steps or plan.image_id is None:
-        return
-    users = [images.describe_user(store, user) for user in images.users(store, plan.image_id)]
-    if users:
-        raise ConflictError(f"image '{wanted.name}' is used by {', '.join(users)}", "name", "Remove them first.")
 
 
 def info(paths: Paths, name: str | None = None) -> list[Record]:

@@ -88,7 +88,7 @@ class Disk(Source):
 
 
 class Qcow2Disk(Disk):
-    """A disk with a format of QEMU's."""
+    """A disk in a file that knows which of its blocks are used."""
 
     kind = "qcow2"
 

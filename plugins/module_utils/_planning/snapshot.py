@@ -15,7 +15,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     InputError,
     NotFoundError,
+    UnsupportedError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 COMPLETE = "complete"
@@ -70,17 +72,23 @@ def age_of(record: Record, now: float) -> float:
 
 
 def plan_present(
-    record: Record | None, vm: Record | None, wanted: Wanted, others: t.Sequence[Record], now: float
+    record: Record | None,
+    vm: Record | None,
+    wanted: Wanted,
+    others: t.Sequence[Record],
+    now: float,
+    saves: bool = True,
 ) -> SnapshotPlan:
     """Take the snapshot unless it is there, and let go of those that are too many or too old.
 
     :param others: the snapshots of the same VM, complete or half removed, each with its ``clones``.
+    :param saves: the VM's hypervisor can save it as it is: it does not run, or the driver is able to.
     :raises CocoonError: it cannot or may not be done.
     """
     pruned = tuple(outdated(others, wanted, now, taking=record is None or record["state"] != COMPLETE))
     prunes = tuple(f"prune {name}" for name in pruned)
     if record is None or record["state"] != COMPLETE:
-        _check_source(vm, wanted)
+        _check_source(vm, wanted, saves)
         after = {"name": wanted.name, "vm": wanted.vm, "description": wanted.description or ""}
         return SnapshotPlan(("take", *prunes), {}, {**after, **({"pruned": list(pruned)} if pruned else {})}, pruned)
     if wanted.vm is not None and wanted.vm != record["vm"]:
@@ -96,7 +104,7 @@ def plan_present(
     return SnapshotPlan(actions, before, changes, pruned)
 
 
-def _check_source(vm: Record | None, wanted: Wanted) -> None:
+def _check_source(vm: Record | None, wanted: Wanted, saves: bool) -> None:
     if wanted.vm is None:
         raise InputError("is needed to take a snapshot", "vm", "Name the VM to take it of.")
     if vm is None:
@@ -104,6 +112,12 @@ def _check_source(vm: Record | None, wanted: Wanted) -> None:
     if vm.get("resume"):
         raise ChangeRefusedError(
             f"VM '{wanted.vm}' goes on from a saved state and does not run", "vm", "Start it first (state: started)."
+        )
+    if not saves:
+        raise UnsupportedError(
+            f"hypervisor {vm['hypervisor']} {OPTIONS['state'].lacks}",
+            "vm",
+            "Stop the VM first, or use another hypervisor.",
         )
 
 

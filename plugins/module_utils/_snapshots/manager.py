@@ -101,10 +101,16 @@ def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record
         )
     if wanted.state == "present":
         others = _siblings(store, vm, record) if wanted.keep is not None or wanted.max_age is not None else []
-        return planning.plan_present(record, vm, wanted, others, time.time()), record, vm
+        saves = record is not None or vm is None or _saves(run, vm)
+        return planning.plan_present(record, vm, wanted, others, time.time(), saves), record, vm
     if wanted.state == "absent":
         return planning.plan_absent(record, wanted), record, vm
     return planning.plan_restored(record, vm, wanted, observe(vm).running), record, vm
+
+
+def _saves(run: Run, vm: Record) -> bool:
+    """Whether the VM can be saved as it is."""
+    return not observe(vm).running or run.driver(vm["hypervisor"]).capabilities.snapshots
 
 
 def _siblings(store: Store, vm: Record | None, record: Record | None) -> list[Record]:

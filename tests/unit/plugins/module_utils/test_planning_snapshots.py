@@ -16,6 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
     InputError,
     NotFoundError,
+    UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
@@ -99,6 +100,20 @@ def wanted(state: str = "present", **options: t.Any) -> Wanted:
 
 def present(record: Record | None, source: Record | None, others: t.Sequence[Record] = (), **options: t.Any) -> t.Any:
     return planning.plan_present(record, source, wanted(**options), others, NOW)
+
+
+def test_a_running_vm_needs_a_hypervisor_that_saves() -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        planning.plan_present(None, made(), wanted(vm="web1"), (), NOW, saves=False)
+    assert "hypervisor qemu cannot save a running VM" in str(caught.value) and caught.value.option == "vm"
+
+
+def test_a_clone_with_memory_needs_a_hypervisor_that_takes_it_up() -> None:
+    unable = types.SimpleNamespace(**{**ABLE, "snapshots": False}, uefi=False)
+    with pytest.raises(UnsupportedError) as caught:
+        plan(None, capabilities=unable, state="started", snapshot="warm")
+    assert "cannot go on from a saved state" in str(caught.value) and caught.value.option == "snapshot"
+    assert plan(None, capabilities=unable, state="started", snapshot="cold").changed
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definitio
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, parse_size
 
 
@@ -84,7 +84,7 @@ def _unmade(paths: Paths) -> Store:
 
 
 def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str, t.Any]) -> list[Record]:
-    records = all_records(store)
+    records = store.vm_records()
     force = bool(params.get("force"))
     owner = params.get("owner") or store.store_id
     names = plan_prune(definitions, records, owner, elsewhere=params.get("elsewhere") or {}, force=force)
@@ -102,19 +102,10 @@ def unlisted(params: t.Mapping[str, t.Any], listed: t.Container[str]) -> list[Re
     owner, elsewhere = params.get("owner") or store.store_id, params.get("elsewhere") or {}
     return [
         {"name": name, "state": record["state"], "wanted_on": elsewhere.get(name)}
-        for record in all_records(store)
+        for record in store.vm_records()
         for name in [record["config"]["name"]]
         if record.get("owner") == owner and name not in listed and record["state"] != REMOVED
     ]
-
-
-def all_records(store: Store) -> list[Record]:
-    """Every VM record, by name."""
-    records = []
-    for name, vm_id in store.index("vm").entries():
-        record = read_json(f"{store.paths.vm_dir(vm_id)}/vm.json")
-        records.append(record or {"id": vm_id, "state": "creating", "config": {"name": name}, "bare": True})
-    return records
 
 
 def _result(item: Item, check: bool, paths: Paths) -> Record:
@@ -146,7 +137,7 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
     if store is not None and names:
         records = [record for name in names for record in [store.vm_record(name)] if record]
     elif store is not None:
-        records = all_records(store)
+        records = store.vm_records()
     chosen = [
         record
         for record in records

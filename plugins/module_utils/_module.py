@@ -38,6 +38,8 @@ def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str
         module.fail_json(msg=f"not permitted: {exc.strerror}: {exc.filename}")
     except OSError as exc:
         module.fail_json(msg=f"{exc.strerror}: {exc.filename}")
+    except Exception as exc:
+        module.fail_json(msg=defect(exc), error=type(exc).__name__)
     for warning in result.pop("warnings", []):
         module.warn(warning)
     if result.get("failed"):
@@ -66,6 +68,20 @@ def check_paths(params: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any]) -> N
                 option,
                 "Set LC_ALL to C.UTF-8 in the task's environment.",
             )
+
+
+def defect(exc: Exception) -> str:
+    """What is said of an error that should not have been: what a maintainer needs to know, in one line."""
+    import platform
+    import traceback
+
+    last = traceback.extract_tb(exc.__traceback__)[-1]
+    place = f"{os.path.basename(os.path.dirname(last.filename))}/{os.path.basename(last.filename)}:{last.lineno}"
+    return (
+        f"unexpected {type(exc).__name__} at {place}, in {last.name}: {exc}. This is a defect of cocoon.microvm, or a"
+        f" document of the store that it does not expect: please report this line, the module's options without secrets"
+        f" and what the doctor says (cocoon_host_info), with Python {platform.python_version()}."
+    )
 
 
 def bulk_answer(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:

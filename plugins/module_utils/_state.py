@@ -22,6 +22,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ConflictError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import damaged_vm, read_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, new_id
 
 LAYOUT = 1
@@ -30,6 +31,8 @@ MAX_DOCUMENT = 16 << 20
 UID_BASE = 0x70000000
 UID_RANGE = 65536
 UID_SLOTS = 4096
+ASK_DOCTOR = "cocoon_host_info lists what is damaged."
+DAMAGED_VM = "Put it back from a backup, or remove the VM by its name (state: absent), which keeps its data disks."
 
 
 def read_json(path: str) -> Record | None:
@@ -49,11 +52,36 @@ def read_json(path: str) -> Record | None:
         os.close(fd)
     try:
         document = json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise StateError(f"{path} is damaged: {exc}", remedy="Restore it from a backup or remove the object.") from exc
     if not isinstance(document, dict):
         raise StateError(f"{path} is damaged: not a JSON object")
     return document
+
+
+def read_record(path: str, reader: t.Callable[[Record], Record], object_id: str, folder: bool = False) -> Record | None:
+    """The record of an object by its kind's *reader*, or ``None`` if there is no document.
+
+    :param folder: the object has a folder, in which the record is written first and removed last.
+    :raises StateError: it is damaged, or the object has files and no document.
+    """
+    document = read_json(path)
+    if document is None:
+        if folder and _has_files(os.path.dirname(path)):
+            raise StateError(f"{path} is missing")
+        return None
+    try:
+        if document.get("id") != object_id:
+            raise StateError("it is of another object")
+        return reader(document)
+    except StateError as exc:
+        raise StateError(f"{path} is damaged: {exc.message}") from None
+
+
+def _has_files(directory: str) -> bool:
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        return any(entry.is_file(follow_symlinks=False) and not entry.name.endswith(".tmp") for entry in entries)
+    return False
 
 
 _deferred = threading.local()
@@ -179,7 +207,11 @@ class Index:
     def lookup(self, name: str) -> str | None:
         """The id that holds *name*, or ``None``."""
         entry = read_json(self.path(name))
-        return None if entry is None else t.cast(str, entry["id"])
+        if entry is None:
+            return None
+        if not isinstance(entry.get("id"), str):
+            raise StateError(f"{self.path(name)} is damaged: it names no {self.kind}", remedy=ASK_DOCTOR)
+        return t.cast(str, entry["id"])
 
     def reserve(self, name: str, object_id: str) -> None:
         """Take *name* for *object_id*; taking it again for the same id is fine.
@@ -198,7 +230,7 @@ class Index:
             remove_file(self.path(name))
 
     def entries(self) -> list[tuple[str, str]]:
-        """All (name, id) pairs, sorted; only for listings and prune."""
+        """All (name, id) pairs, sorted; only for listings and prune. Those that cannot be read the doctor finds."""
         found = []
         try:
             files = os.listdir(self.directory)
@@ -207,9 +239,10 @@ class Index:
         for file in files:
             if file.endswith(".tmp"):
                 continue
-            entry = read_json(os.path.join(self.directory, file))
-            if entry is not None:
-                found.append((entry["name"], entry["id"]))
+            with contextlib.suppress(StateError):
+                entry = read_json(os.path.join(self.directory, file)) or {}
+                if isinstance(entry.get("name"), str) and isinstance(entry.get("id"), str):
+                    found.append((entry["name"], entry["id"]))
         return sorted(found)
 
 
@@ -270,14 +303,31 @@ class Store:
         record in state ``creating``.
         """
         vm_id = self.index("vm").lookup(name)
-        if vm_id is None:
-            return None
-        record = read_json(os.path.join(self.paths.vm_dir(vm_id), "vm.json"))
-        return record or {"id": vm_id, "state": "creating", "config": {"name": name}, "bare": True}
+        return None if vm_id is None else self.load_vm(vm_id, name) or _bare(vm_id, name)
+
+    def vm_records(self) -> list[Record]:
+        """Every VM's record, by name, as :meth:`vm_record` gives it."""
+        return [self.load_vm(vm_id, name) or _bare(vm_id, name) for name, vm_id in self.index("vm").entries()]
+
+    def load_vm(self, vm_id: str, name: str | None = None) -> Record | None:
+        """The record of a VM, or ``None`` if there is none; if it is damaged, what stands for it."""
+        try:
+            return read_record(os.path.join(self.paths.vm_dir(vm_id), "vm.json"), read_vm, vm_id, folder=True)
+        except StateError as exc:
+            return damaged_vm(vm_id, name or vm_id, f"{exc.message}. {DAMAGED_VM}")
+
+    def vm_name(self, vm_id: str) -> str | None:
+        """The name of a VM, as far as it is known."""
+        record = self.load_vm(vm_id)
+        return None if record is None else t.cast(str, record["config"]["name"])
 
     def write_vm(self, record: Record) -> None:
         """Replace a VM's record. The VM's lock is held."""
         write_json(os.path.join(self.paths.vm_dir(record["id"]), "vm.json"), record, locked=True)
+
+
+def _bare(vm_id: str, name: str) -> Record:
+    return {"id": vm_id, "state": "creating", "config": {"name": name}, "bare": True}
 
 
 INDEX_KINDS = ("vm", "snapshot", "image", "network", "mac", "uid")

@@ -1,11 +1,7 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Records, names and sizes.
-
-Field names, JSON tags and rules are those of Cocoon's Go ``types`` package and its format notes;
-fields of our own stand beside them, never in their place.
-"""
+"""Names and sizes, by the rules of Cocoon's Go ``types`` package and its format notes."""
 
 from __future__ import annotations
 
@@ -47,60 +43,6 @@ MAX_HOST_NAME = 63  # Linux's own limit is 64; a label's is 63
 MIN_DATA_DISK = 16 * MIB
 
 Record = dict[str, t.Any]
-
-
-class Network(t.TypedDict, total=False):
-    """Guest-visible IP configuration of a NIC (Go: ``types.Network``)."""
-
-    ip: str
-    gateway: str
-    prefix: int
-
-
-class NetworkConfig(t.TypedDict, total=False):
-    """One NIC attached to a VM (Go: ``types.NetworkConfig``); what comes after ``network`` is ours.
-
-    ``default_route``, ``gateway``, ``metric`` and ``routes`` are what was asked for; ``way_out`` and ``next_hop``
-    what came of it. The gateway in ``network`` is that of the guest's default route, empty where it has none here.
-    """
-
-    tap: str
-    mac: str
-    num_queues: int
-    queue_size: int
-    backend: str
-    bridge_dev: str
-    netns_path: str
-    network: Network
-    network_id: str
-    network_name: str
-    mtu: int
-    dns: list[str]
-    dns_search: list[str]
-    isolated: bool
-    default_route: bool
-    gateway: str
-    metric: int
-    routes: list[Record]
-    way_out: bool
-    next_hop: str
-
-
-class StorageConfig(t.TypedDict, total=False):
-    """One disk attached to a VM (Go: ``types.StorageConfig``)."""
-
-    path: str
-    ro: bool
-    serial: str
-
-
-class BootConfig(t.TypedDict, total=False):
-    """Kernel and firmware paths (Go: ``types.BootConfig``)."""
-
-    kernel_path: str
-    initrd_path: str
-    cmdline: str
-    firmware_path: str
 
 
 def parse_size(value: int | str, option: str, minimum: int = 0) -> int:

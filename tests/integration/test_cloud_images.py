@@ -574,7 +574,7 @@ def fixture_first(cloud: Cloud) -> Result:
 def test_first_boot(cloud: Cloud, first: Result) -> None:
     vm = first["vm"]
     assert vm["firmware"] == "uefi" and vm["boot_config"]["firmware_path"].endswith(".fd")
-    assert [item["serial"] for item in vm["storage_configs"]] == ["cocoon-cow", "cocoon-cidata", "db", "blank"]
+    assert [item["serial"] for item in vm["storage_configs"]] == ["cocoon-cow", "db", "blank", "cocoon-cidata"]
     said = cloud.ssh(
         vm,
         "hostname; id -un; sudo -n id -un; cat /etc/given; echo; findmnt -no FSTYPE /mnt/db;"

@@ -37,7 +37,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu i
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import driver as qemu
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, identify, start_time
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, BootConfig, new_id
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, new_id
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import PREFIX, WORK, command
 
 UID = 0x7ABC0000

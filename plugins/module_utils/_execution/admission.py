@@ -18,6 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts i
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_file, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
@@ -51,7 +52,9 @@ def free_memory(run: Run) -> tuple[int, list[str]]:
         except FileNotFoundError:  # its VM has just been stopped
             continue
         taken = info.st_blocks * BLOCK
-        record = read_json(os.path.join(run.store.paths.vm_dir(entry.name), "vm.json"))
+        record = run.store.load_vm(entry.name)
+        if is_damaged(record):
+            record = None  # what it was promised is as large as its file
         if record and taken and _has_ended(record):
             idle.append(entry.name)
             ended += taken
@@ -94,14 +97,13 @@ def _has_ended(record: Record) -> bool:
 def _reclaim(run: Run, vm_ids: list[str]) -> None:
     """Give back the RAM of VMs that have ended by themselves, unless somebody is at work on them."""
     for vm_id in vm_ids:
-        path = os.path.join(run.store.paths.vm_dir(vm_id), "vm.json")
         with contextlib.suppress(BusyError):
-            record = read_json(path)
+            record = run.store.load_vm(vm_id)
             if record is None:
                 continue
             with locked(run.store.paths, [f"vm:{record['config']['name']}"], 0):
-                record = read_json(path)
-                if record is not None and _has_ended(record):
+                record = run.store.load_vm(vm_id)
+                if record is not None and not is_damaged(record) and _has_ended(record):
                     remove_file(run.store.paths.ram_file(vm_id))
 
 
@@ -149,7 +151,7 @@ def _count_disks(run: Run) -> tuple[int, int]:
     vms = os.path.join(run.store.paths.root, "vms")
     for vm_id in os.listdir(vms):
         directory = os.path.join(vms, vm_id)
-        promised += (read_json(os.path.join(directory, "vm.json")) or {}).get("promised_disk", 0)
+        promised += (run.store.load_vm(vm_id) or {}).get("promised_disk", 0)
         with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:  # it may be on its way out
             held += sum(entry.stat(follow_symlinks=False).st_blocks * BLOCK for entry in entries)
     return promised, held
@@ -157,7 +159,7 @@ def _count_disks(run: Run) -> tuple[int, int]:
 
 def _promised(run: Run, vm_id: str) -> int:
     """Bytes of disk that a VM is promised by its record; none without one."""
-    record = read_json(os.path.join(run.store.paths.vm_dir(vm_id), "vm.json")) or {}
+    record = run.store.load_vm(vm_id) or {}
     return int(record.get("promised_disk", 0))
 
 

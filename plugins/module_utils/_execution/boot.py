@@ -14,13 +14,15 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, Record, host_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig, StorageConfig, storage_role
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import BootStyle
 
 PANIC_SECONDS = 5
 COW_SERIAL = "cocoon-cow"
+CIDATA_SERIAL = "cocoon-cidata"
 # What an x86 kernel takes; it would cut off the rest.
 MAX_COMMAND_LINE = 2047
 
@@ -106,25 +108,25 @@ def data_disk(vm_id: str, name: str, paths: Paths) -> str:
     return os.path.join(paths.vm_dir(vm_id), f"data-{name}.raw")
 
 
-def storage_configs(
-    record: Record,
-    image: Record,
-    paths: Paths,
-    blob: t.Callable[[str], str],
-    volume: Record | None = None,
-) -> list[Record]:
-    """All disks in device order: layers bottom first, the system disk, the volume for the first boot, data disks.
+def cidata_volume(vm_id: str, paths: Paths) -> str:
+    """The volume that a disk image is given for its first boot, see ``cidata``."""
+    return os.path.join(paths.vm_dir(vm_id), "cidata.img")
 
-    :param blob: gives the path of an EROFS layer by its digest.
-    :param volume: the entry of that volume, if there is one.
-    """
-    configs: list[Record] = []
-    if image["type"] == "oci":
-        for serial, digest in zip(layer_serials(image), image["layers"]):
-            configs.append({"path": blob(digest), "ro": True, "serial": serial})
-    configs.append({"path": system_disk(record, paths), "ro": False, "serial": COW_SERIAL})
-    if volume is not None:
-        configs.append(volume)
-    for disk in record.get("data_disks") or []:
-        configs.append({"path": data_disk(record["id"], disk["name"], paths), "ro": False, "serial": disk["name"]})
-    return configs
+
+def storage_configs(record: Record, image: Record, paths: Paths) -> list[StorageConfig]:
+    """All disks in device order: layers bottom first, the system disk, data disks, the volume for the first boot."""
+    disks = {disk["name"]: disk for disk in record.get("data_disks") or []}
+    blobs = os.path.join(paths.images, "blobs")
+    layers = zip(image["layers"], layer_serials(image))
+    found = [(os.path.join(blobs, f"{layer}.erofs"), serial) for layer, serial in layers]
+    found.append((system_disk(record, paths), COW_SERIAL))
+    found += [(data_disk(record["id"], name, paths), name) for name in disks]
+    volume = cidata_volume(record["id"], paths)
+    if os.path.lexists(volume):
+        found.append((volume, CIDATA_SERIAL))
+    return [_storage_config(path, serial, disks) for path, serial in found]
+
+
+def _storage_config(path: str, serial: str, disks: t.Mapping[str, Record]) -> StorageConfig:
+    role = storage_role(serial, disks)
+    return {"path": path, "ro": role["role"] in ("layer", "cidata"), "serial": serial, **role}

@@ -20,6 +20,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data as user_data_text
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
@@ -27,7 +28,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 
 SEED = "cidata.json"
 VOLUME = "cidata.img"
-SERIAL = "cocoon-cidata"
 # In lists ours come after the user's, mappings are merged, and of two plain values the user's stays.
 MERGE = "list(append)+dict(no_replace,recurse_list)+str()"
 # Where the user's accounts are a mapping, ours is one of it; to a list nothing is done.
@@ -39,7 +39,7 @@ MOUNT_OPTIONS = "defaults,nofail,x-systemd.device-timeout=30s"
 
 
 def volume_path(paths: Paths, vm_id: str) -> str:
-    return os.path.join(paths.vm_dir(vm_id), VOLUME)
+    return boot.cidata_volume(vm_id, paths)
 
 
 def seed_path(paths: Paths, vm_id: str) -> str:
@@ -139,19 +139,13 @@ def retain(paths: Paths, record: Record, snapshot: Record) -> None:
         _expect(paths, record, read_json(seed_path(paths, record["id"])) or {})
 
 
-def storage_config(paths: Paths, record: Record) -> Record | None:
-    """The volume as an entry of ``storage_configs``, if there is one."""
-    path = volume_path(paths, record["id"])
-    return {"path": path, "ro": True, "serial": SERIAL} if os.path.lexists(path) else None
-
-
 def serial_number(paths: Paths, record: Record) -> str:
     """What the machine's serial number is for cloud-init to read, where that is needed, else nothing.
 
     https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
     """
     clone = record.get("snapshot_id") and record.get("cidata_given")
-    if not clone or storage_config(paths, record) is None:
+    if not clone or not os.path.lexists(volume_path(paths, record["id"])):
         return ""
     return f"ds=nocloud;i={record['id']};h={host_name(record)}"
 

@@ -130,6 +130,8 @@ PRIVATE = frozenset(
         "restore",
         "cidata_given",
         "blob_digests",
+        "damaged",
+        "lost",
         "own_kernel",
         "secret_env",
     )

@@ -25,8 +25,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run impo
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import no_kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Driver, Launch, Nic
@@ -109,7 +110,7 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
         record["boot_config"] = {**boot.boot_config(record, image, style, limit), **_firmware(run, record)}
         if not resumes:
             cidata.prepare(run.store.paths, record)
-        record["storage_configs"] = _storage_configs(run, record, image)
+        record["storage_configs"] = boot.storage_configs(record, image, run.store.paths)
         for item in record["storage_configs"]:
             if not item["ro"]:
                 await_tools(item["path"], record["uid"])
@@ -176,16 +177,6 @@ def guard_nics(run: Run, records: t.Iterable[Record]) -> None:
         for config in record["network_configs"]
     ]
     guard.ensure(run.store, pairs)
-
-
-def _storage_configs(run: Run, record: Record, image: Record) -> list[Record]:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-
-    paths = run.store.paths
-    volume = cidata.storage_config(paths, record)
-    return boot.storage_configs(
-        record, image, paths, lambda digest: images.blob_path(run.store, digest, ".erofs"), volume
-    )
 
 
 def _bootable(run: Run, record: Record) -> Record:
@@ -386,7 +377,7 @@ def stop(run: Run, record: Record, timeout: float, force: bool, keep: bool = Fal
 def not_running() -> Record:
     """Fields of a VM whose process is gone."""
     gone = dict.fromkeys(("process", "phase", "ready", "memory_mode", "identity_pending"))
-    return {**gone, "pid": 0, "stopped_at": types.now()}
+    return {**gone, "pid": 0, "socket_path": "", "stopped_at": types.now()}
 
 
 def _shut_down(run: Run, record: Record, process: Process, timeout: float) -> bool:

@@ -9,6 +9,7 @@ first: whoever finds the record of a process that died knows what may be held, a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
@@ -21,8 +22,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import set
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, fields_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import disk_bytes
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, remove_file, remove_tree
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 MAX_ATTEMPTS = 64
 
@@ -303,6 +305,8 @@ def _reserve_rest(run: Run, record: Record) -> None:
     os.makedirs(directory, 0o710, exist_ok=True)
     os.chown(directory, 0, record["uid"])
     os.chmod(directory, 0o710)  # whatever the umask of this task is
+    image = run.known_image(record["image_id"])
+    record["storage_configs"] = boot.storage_configs(record, image, run.store.paths)
     run.store.write_vm(record)
     run.mark("create.record")
     run.store.index("uid").reserve(str(record["uid"]), record["id"])
@@ -329,6 +333,11 @@ def _release_holdings(run: Run, record: Record) -> None:
     """Ports, addresses, MACs, networks, image: all but the name, the uid and the files."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
+    if record.get("lost"):
+        from ansible_collections.cocoon.microvm.plugins.module_utils._execution import salvage
+
+        salvage.release(run, record["id"])
+        run.sync_networks()
     give_back_ports(run, record, all_ports(record))
     run.mark("remove.ports")
     if record.get("snapshot_id"):
@@ -356,13 +365,24 @@ def release_all_but_disks(run: Run, record: Record, disks: t.Iterable[str]) -> N
     run.mark("remove.files")
 
 
+def _remove_files(directory: str) -> None:
+    """The record goes last: files without one would be those of a VM that has lost it."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+            elif entry.name != "vm.json":
+                remove_file(entry.path)
+    remove_tree(directory)
+
+
 def release(run: Run, record: Record) -> None:
     """Give back everything a record may hold, its directory and its name last. Idempotent."""
     _release_holdings(run, record)
     if record.get("uid"):
         run.store.index("uid").release(str(record["uid"]), record["id"])
     run.mark("remove.uid")
-    remove_tree(run.store.paths.vm_dir(record["id"]))
+    _remove_files(run.store.paths.vm_dir(record["id"]))
     run.mark("remove.files")
     run.store.index("vm").release(record["config"]["name"], record["id"])
     run.mark("remove.name")

@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     power,
     reserve,
     resuming,
+    salvage,
     saving,
     storage,
 )
@@ -130,6 +131,8 @@ def leftover_disks(run: Run, record: Record) -> list[Record]:
 
 def abandon(run: Run, record: Record) -> Record | None:
     """Take a half-made or half-removed VM apart; gives the record that keeps its data disks, if any."""
+    if salvage.is_lost(record):
+        record = salvage.rebuilt(run, record)
     if record["state"] == REMOVED and not record.get("delete_data_disks"):
         return record
     disks = leftover_disks(run, record)
@@ -248,6 +251,8 @@ def stop(job: Job, step: steps.Stop) -> None:
 def remove(job: Job, step: steps.Remove) -> None:
     """Remove a VM. Its data disks are kept, under its name, unless their deletion is allowed."""
     run, record = job.run, job.known
+    if salvage.is_lost(record):
+        record = job.record = salvage.rebuilt(run, record)
     if not record.get("bare"):
         delete = step.delete_data_disks or bool(record.get("delete_data_disks"))  # what was begun is finished
         power.set_state(run, record, record["state"], "removing", phase=PHASE_REMOVE, delete_data_disks=delete)

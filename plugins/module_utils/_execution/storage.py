@@ -238,11 +238,8 @@ def drop_disk(run: Run, record: Record, name: str, delete: bool) -> None:
 
 def _refresh(run: Run, record: Record) -> None:
     """Write the record with storage_configs that match its disks."""
-    fixed = [item for item in record["storage_configs"] if item["ro"] or item["serial"] == boot.COW_SERIAL]
-    record["storage_configs"] = fixed + [
-        {"path": boot.data_disk(record["id"], disk["name"], run.store.paths), "ro": False, "serial": disk["name"]}
-        for disk in record["data_disks"]
-    ]
+    image = run.known_image(record["image_id"])
+    record["storage_configs"] = boot.storage_configs(record, image, run.store.paths)
     run.store.write_vm(record)
 
 

@@ -11,7 +11,8 @@ import typing as t
 import uuid
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import BootConfig, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 UUID_SPACE = uuid.UUID("6f0a9a1c-52c5-4a2f-9b1d-0b8d5a3ee0c4")
 

@@ -27,13 +27,15 @@ import os
 import re
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, NotFoundError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import read_image
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     fsync_dir,
     hashed,
     locked,
     read_json,
+    read_record,
     remove_file,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -80,7 +82,7 @@ def record_path(paths: Paths, image_id: str) -> str:
 
 
 def load_record(store: Store, image_id: str) -> Record | None:
-    return read_json(record_path(store.paths, image_id))
+    return read_record(record_path(store.paths, image_id), read_image, image_id)
 
 
 def resolve(store: Store, name_or_digest: str) -> Record | None:
@@ -166,6 +168,13 @@ def unpin(store: Store, image_id: str, user_id: str) -> None:
     remove_file(os.path.join(user_dir(store.paths, image_id), user_id))
 
 
+def pinned_by(store: Store, user_id: str) -> list[str]:
+    """Ids of the images that a VM or snapshot uses. Looks through all of them."""
+    folder = directory(store.paths, "users")
+    hexes = os.listdir(folder) if os.path.isdir(folder) else []
+    return [f"sha256:{name}" for name in hexes if os.path.lexists(os.path.join(folder, name, user_id))]
+
+
 def users(store: Store, image_id: str) -> list[str]:
     """Ids of the VMs and snapshots that use the image, sorted."""
     try:
@@ -176,12 +185,13 @@ def users(store: Store, image_id: str) -> list[str]:
 
 def describe_user(store: Store, user_id: str) -> str:
     """``vm web1`` or ``snapshot warm`` for an id, as far as their records tell."""
-    vm = read_json(os.path.join(store.paths.vm_dir(user_id), "vm.json"))
-    if vm:
-        return f"vm {vm.get('config', {}).get('name') or user_id}"
-    snapshot = read_json(os.path.join(store.paths.object_dir("snapshot", user_id), "snapshot.json"))
-    if snapshot:
-        return f"snapshot {snapshot.get('name') or user_id}"
+    name = store.vm_name(user_id)
+    if name:
+        return f"vm {name}"
+    with contextlib.suppress(StateError):
+        snapshot = read_json(os.path.join(store.paths.object_dir("snapshot", user_id), "snapshot.json"))
+        if snapshot:
+            return f"snapshot {snapshot.get('name') or user_id}"
     return user_id
 
 

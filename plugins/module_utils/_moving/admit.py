@@ -17,7 +17,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import a
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import common
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import HIBERNATED, MIB, NetworkConfig, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import HIBERNATED, MIB, Record
 
 
 @dataclasses.dataclass

@@ -22,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._moving import admi
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Stage
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -187,7 +188,7 @@ def _record(run: Run, found: Record, networks: t.Mapping[str, str], moving: Reco
     return record
 
 
-def _nics(run: Run, found: Record, networks: t.Mapping[str, str]) -> list[types.NetworkConfig]:
+def _nics(run: Run, found: Record, networks: t.Mapping[str, str]) -> list[NetworkConfig]:
     """The NICs as they were; of a VM that boots, with other addresses where the networks here have not the same."""
     if found.get("resume"):
         return admit.same_nics(run, found, networks)

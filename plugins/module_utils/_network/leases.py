@@ -16,14 +16,17 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     InputError,
     NotFoundError,
     ResourceError,
+    StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import read_network
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     create_json,
     read_json,
     remove_file,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_record as load_record
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip
 
 REMOVING = "removing"
@@ -44,7 +47,16 @@ def names(store: Store, network_id: str, kind: str) -> list[str]:
 
 
 def read_record(store: Store, network_id: str) -> Record | None:
-    return read_json(os.path.join(directory(store, network_id), "network.json"))
+    """:raises StateError: it is damaged, or is missing although VMs use the network."""
+    path = os.path.join(directory(store, network_id), "network.json")
+    try:
+        record = load_record(path, read_network, network_id)
+        if record is None and names(store, network_id, "users"):
+            raise StateError(f"{path} is missing")
+    except StateError as exc:
+        exc.remedy = "Put it back from a backup; what the network has is in its folder."
+        raise
+    return record
 
 
 # -- users ----------------------------------------------------------------------------------------------------------
@@ -87,8 +99,7 @@ def users(store: Store, network_id: str) -> list[str]:
 
 def vm_name(store: Store, vm_id: str) -> str:
     """The VM's name, or its id where there is no record."""
-    record = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json")) or {}
-    return t.cast(str, record.get("config", {}).get("name") or vm_id)
+    return store.vm_name(vm_id) or vm_id
 
 
 # -- addresses ------------------------------------------------------------------------------------------------------

@@ -43,9 +43,8 @@ DOMAIN_RE = re.compile(
 MAX_DOMAINS, MAX_SEARCH = 6, 256
 # /proc/sys/net/*/conf has these beside the interfaces.
 RESERVED_BRIDGES = ("all", "default", "lo")
-# What records of earlier versions do not say.
-OLDER: t.Mapping[str, t.Any] = {"isolated": False, "anti_spoofing": True}
-ALWAYS: t.Mapping[str, t.Any] = {"dns_search": []}
+# Of bridges of our own; to an adopted one they mean nothing.
+GUARDED: t.Mapping[str, t.Any] = {"isolated": False, "anti_spoofing": True}
 MIN_PREFIX, MAX_PREFIX = 8, 30
 MIN_MTU, MAX_MTU = 576, 65521
 UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
@@ -197,7 +196,7 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
     if record is None:
         made = _defaults(wanted, store_id)
     else:
-        made = {key: recorded(record, key) for key in FIELDS}
+        made = {key: record.get(key) for key in FIELDS}
         if "subnet" in wanted and wanted["subnet"] != record["subnet"]:
             made.update(gateway=None, range_start=None, range_end=None)
         made.update(wanted)
@@ -207,11 +206,6 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
     made["backend"] = (record or {}).get("backend", "bridge")
     _check_target(made)
     return made
-
-
-def recorded(record: Record, key: str) -> t.Any:
-    """A field of a record, whichever version wrote it."""
-    return record.get(key, ALWAYS.get(key, None if record.get("adopted") else OLDER.get(key)))
 
 
 def _first(subnet: str) -> str:
@@ -230,7 +224,7 @@ def _defaults(wanted: Definition, store_id: str | None) -> Record:
         "range_start": None,
         "range_end": None,
         "nat": nat,
-        **{key: None if adopted else value for key, value in OLDER.items()},
+        **{key: None if adopted else value for key, value in GUARDED.items()},
         "mtu": None,
         "dns": list(settings.DEFAULT_DNS) if nat or (adopted and wanted.get("gateway")) else [],
         "dns_search": [],
@@ -292,7 +286,7 @@ def public(record: Record | None) -> Record:
     """What a diff shows of a network."""
     if record is None:
         return {}
-    fields = {key: recorded(record, key) for key in ("name", *FIELDS)}
+    fields = {key: record.get(key) for key in ("name", *FIELDS)}
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -308,7 +302,7 @@ def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> 
         made = target(definition, None, store_id)
         return Plan("create", made, {}, public(made))
     made = target(definition, record, store_id)
-    changes = [key for key in FIELDS if made[key] != recorded(record, key)]
+    changes = [key for key in FIELDS if made[key] != record.get(key)]
     _check_changes(definition, made, facts, changes)
     before, after = public(record), public({**record, **made})
     if facts.missing or facts.nics or record.get("phase"):

@@ -14,7 +14,8 @@ import ipaddress
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
 MAX_DNS = 2  # as many as the kernel's ip= parameter takes

@@ -29,7 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import NetworkConfig
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB

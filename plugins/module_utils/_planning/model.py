@@ -297,6 +297,7 @@ def is_made(record: Record | None) -> bool:
     return (
         record is not None
         and not record.get("bare")
+        and not record.get("damaged")
         and record.get("state") not in (CREATING, REMOVED)
         and record.get("phase") not in (PHASE_CREATE, PHASE_REMOVE)
     )

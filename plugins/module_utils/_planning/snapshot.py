@@ -15,10 +15,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     InputError,
     NotFoundError,
+    StateError,
     UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record
 
 COMPLETE = "complete"
 _AGE_RE = re.compile(r"^([0-9]{1,9})([smhdw])\Z")
@@ -85,6 +86,7 @@ def plan_present(
     :param saves: the VM's hypervisor can save it as it is: it does not run, or the driver is able to.
     :raises CocoonError: it cannot or may not be done.
     """
+    check_intact(record)
     pruned = tuple(outdated(others, wanted, now, taking=record is None or record["state"] != COMPLETE))
     prunes = tuple(f"prune {name}" for name in pruned)
     if record is None or record["state"] != COMPLETE:
@@ -126,6 +128,12 @@ def _changes(record: Record, wanted: Wanted) -> dict[str, t.Any]:
     return {
         key: value for key, value in asked.items() if value is not None and value != (record.get(key) or type(value)())
     }
+
+
+def check_intact(record: Record | None) -> None:
+    """:raises StateError: its document cannot be read, so all that can be done is to remove it."""
+    if record is not None and record["state"] == ERROR:
+        raise StateError(record["reason"], "name")
 
 
 def check_owner(record: Record, wanted: Wanted) -> None:
@@ -173,6 +181,7 @@ def plan_restored(record: Record | None, vm: Record | None, wanted: Wanted, runn
 
     :raises CocoonError: there is no such snapshot, or it is another VM's, or that VM has changed too much.
     """
+    check_intact(record)
     if record is None or record["state"] != COMPLETE:
         raise NotFoundError(f"there is no snapshot '{wanted.name}'", "name", "Take it with cocoon_snapshot first.")
     if vm is None or vm["id"] != record["vm_id"] or wanted.vm not in (None, record["vm"]):

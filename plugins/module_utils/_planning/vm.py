@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import (
     Difference,
     compare,
@@ -88,7 +88,7 @@ def needs(
     :raises InputError: as :func:`plan_vm`.
     """
     state = definition.get("state", DEFAULT_STATE)
-    if state == "absent":
+    if state == "absent" or (record and record.get("damaged")):
         return Needs()
     if record is None or not is_made(record):
         return _needs_new(record, definition, snapshots)
@@ -171,6 +171,8 @@ def plan_vm(
     state = definition.get("state", DEFAULT_STATE)
     if state == "absent":
         return _plan_absent(record, observed, definition)
+    if record and record.get("damaged"):
+        raise StateError(record["damaged"])
     if record is None or not is_made(record):
         return _plan_new(record, observed, definition, context)
     return _Existing(record, observed, definition, context, compared).plan()

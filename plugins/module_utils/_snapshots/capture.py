@@ -12,7 +12,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata, power, saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, cidata, power, saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED, machine_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
@@ -157,7 +157,7 @@ def _open_to_clones(run: Run, record: Record, path: str) -> None:
 def layout_document(run: Run, vm: Record, record: Record) -> Record:
     """``cocoon.json``: disks in device order, boot configuration, and what the machine was (see formats)."""
     return {
-        "storage_configs": vm["storage_configs"] or _storage_configs(run, vm),
+        "storage_configs": boot.storage_configs(vm, run.known_image(vm["image_id"]), run.store.paths),
         "boot_config": vm.get("boot_config") or {},
         "cpu": record["cpu"],
         "memory": record["memory"],
@@ -182,12 +182,3 @@ def cpu_vendor() -> str:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.kvm import host_vendor
 
     return host_vendor()
-
-
-def _storage_configs(run: Run, vm: Record) -> list[Record]:
-    """The disks of a VM that was never started."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
-    from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-
-    image = run.known_image(vm["image_id"])
-    return boot.storage_configs(vm, image, run.store.paths, lambda blob: images.blob_path(run.store, blob, ".erofs"))

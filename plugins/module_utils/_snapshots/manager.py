@@ -18,7 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_name
 
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
 VM_STATES = ("present", "absent", "restored")
@@ -199,7 +199,7 @@ def info(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     if store is None:
         return {"snapshots": []}
     names, vm, owner = params.get("names"), params.get("vm"), params.get("owner")
-    found = snapshots.all_records(store)
+    found = snapshots.all_records(store, (snapshots.COMPLETE, ERROR))
     chosen = [
         record
         for record in found

@@ -23,20 +23,22 @@ import stat
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import read_snapshot
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     fsync_dir,
     hashed,
-    read_json,
+    read_record,
     remove_file,
     remove_tree,
     write_json,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record
 
 CREATING = "creating"
 COMPLETE = "complete"
 REMOVING = "removing"
+DAMAGED = "Put it back from a backup, or remove the snapshot by its name (state: absent)."
 
 # What a snapshot has: all of a running VM, or the disks of a stopped one.
 FULL = "full"
@@ -65,11 +67,13 @@ def directory(store: Store, snapshot_id: str) -> str:
     return store.paths.object_dir("snapshot", snapshot_id)
 
 
-def load_by_id(store: Store, snapshot_id: str) -> Record | None:
-    record = read_json(os.path.join(directory(store, snapshot_id), RECORD_FILE))
-    if record is not None:  # what was taken here goes with the files that it keeps from being removed
-        record.setdefault("blob_digests", {} if record.get("imported_at") else None)
-    return record
+def load_by_id(store: Store, snapshot_id: str, name: str = "") -> Record | None:
+    """The record of a snapshot, or ``None`` if there is none; in state ``error``, what stands for a damaged one."""
+    try:
+        path = os.path.join(directory(store, snapshot_id), RECORD_FILE)
+        return read_record(path, read_snapshot, snapshot_id, folder=True)
+    except StateError as exc:
+        return {"id": snapshot_id, "name": name, "state": ERROR, "reason": f"{exc.message}. {DAMAGED}", "files": {}}
 
 
 def load(store: Store, name: str) -> Record | None:
@@ -77,12 +81,17 @@ def load(store: Store, name: str) -> Record | None:
     snapshot_id = store.index("snapshot").lookup(name)
     if snapshot_id is None:
         return None
-    return load_by_id(store, snapshot_id) or {"id": snapshot_id, "name": name, "state": CREATING, "files": {}}
+    return load_by_id(store, snapshot_id, name) or {"id": snapshot_id, "name": name, "state": CREATING, "files": {}}
 
 
 def usable(store: Store, name: str) -> Record | None:
-    """The record of a snapshot that is complete."""
+    """The record of a snapshot that is complete.
+
+    :raises StateError: it is damaged.
+    """
     record = load(store, name)
+    if record and record["state"] == ERROR:
+        raise StateError(record["reason"], "snapshot")
     return record if record and record["state"] == COMPLETE else None
 
 
@@ -107,9 +116,9 @@ def disks_of(record: Record) -> Record:
 
 def all_records(store: Store, states: t.Container[str] = (COMPLETE,)) -> list[Record]:
     """Every snapshot that is complete, or in one of *states*, oldest first."""
-    found = [load_by_id(store, snapshot_id) for _name, snapshot_id in store.index("snapshot").entries()]
+    found = [load_by_id(store, snapshot_id, name) for name, snapshot_id in store.index("snapshot").entries()]
     chosen = [record for record in found if record and record["state"] in states]
-    return sorted(chosen, key=lambda record: (record["created_at"], record["name"]))
+    return sorted(chosen, key=lambda record: (record.get("created_at", ""), record["name"]))
 
 
 def write(store: Store, record: Record) -> None:
@@ -218,8 +227,12 @@ def discard(store: Store, record: Record) -> None:
     for name, role in _saved_files(record).items():  # first what makes it a machine
         if role == "state":
             remove_file(os.path.join(folder, name))
-    if record.get("image_id"):
-        images.unpin(store, record["image_id"], record["id"])
+    if record["state"] == ERROR:  # which image it was of, its record does not tell
+        pinned = images.pinned_by(store, record["id"])
+    else:
+        pinned = [image_id for image_id in [record.get("image_id")] if image_id]
+    for image_id in pinned:
+        images.unpin(store, image_id, record["id"])
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(folder)):
             if entry.name != RECORD_FILE and not entry.is_dir(follow_symlinks=False):
@@ -230,10 +243,6 @@ def discard(store: Store, record: Record) -> None:
 
 def shown(store: Store, record: Record) -> Record:
     """A record as users see it, with its size on disk and its clones by name."""
-    names = []
-    for vm_id in clones(store, record):
-        vm = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json"))
-        if vm:
-            names.append(vm["config"]["name"])
+    names = [name for vm_id in clones(store, record) for name in [store.vm_name(vm_id)] if name]
     size = sum(t.cast(int, facts["allocated"]) for facts in record["files"].values())
     return {**record, "size": size, "clones": sorted(names)}

@@ -21,7 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import r
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import without_machine
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_owner
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_intact, check_owner
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, capture, document
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
@@ -143,6 +143,7 @@ def _import(run: Run, wanted: Wanted, path: str, checksum: str | None, check: bo
             names = [f"snapshot:{wanted.name}"]
             stack.enter_context(locked(run.store.paths, names, run.options.lock_timeout))
         record = snapshots.load(run.store, wanted.name)
+        check_intact(record)
         config = archive.peek(path)
         run.driver(_hypervisor(config))
         if record is not None and record["state"] == snapshots.COMPLETE:

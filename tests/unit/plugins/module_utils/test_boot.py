@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -82,25 +83,38 @@ def test_what_a_kernel_would_cut_off_is_refused() -> None:
 
 
 def test_disks_stand_in_device_order() -> None:
-    configs = boot.storage_configs(RECORD, IMAGE, Paths(), lambda digest: f"/blobs/{digest}")
-    assert [(item["path"], item["ro"], item["serial"]) for item in configs] == [
-        ("/blobs/l0", True, "cocoon-layer0"),
-        ("/blobs/l1", True, "cocoon-layer1"),
-        ("/var/lib/cocoon-microvm/vms/abcdefghij/cow.raw", False, "cocoon-cow"),
-        ("/var/lib/cocoon-microvm/vms/abcdefghij/data-db.raw", False, "db"),
+    configs = boot.storage_configs(RECORD, IMAGE, Paths())
+    assert [(item["path"], item["ro"], item["serial"], item["role"]) for item in configs] == [
+        ("/var/lib/cocoon-microvm/images/blobs/l0.erofs", True, "cocoon-layer0", "layer"),
+        ("/var/lib/cocoon-microvm/images/blobs/l1.erofs", True, "cocoon-layer1", "layer"),
+        ("/var/lib/cocoon-microvm/vms/abcdefghij/cow.raw", False, "cocoon-cow", "cow"),
+        ("/var/lib/cocoon-microvm/vms/abcdefghij/data-db.raw", False, "db", "data"),
     ]
+
+
+def test_data_disks_say_what_is_on_them_and_where_it_is() -> None:
+    disks = [{"name": "db", "size": 1, "fstype": "ext4"}, {"name": "raw", "size": 1, "fstype": "none"}]
+    found = boot.storage_configs({**RECORD, "data_disks": disks}, IMAGE, Paths())[-2:]
+    assert [(item["fstype"], item.get("mount_point")) for item in found] == [("ext4", "/mnt/db"), ("none", None)]
 
 
 def test_a_disk_image_brings_its_own_kernel() -> None:
     assert boot.boot_config(RECORD, {"type": "cloudimg", "boot": None}, STYLE) == {}
-    configs = boot.storage_configs({**RECORD, "image_type": "cloudimg"}, {"type": "cloudimg"}, Paths(), str)
+    configs = boot.storage_configs({**RECORD, "image_type": "cloudimg"}, {"type": "cloudimg", "layers": []}, Paths())
     assert configs[0]["path"].endswith("/overlay.qcow2")
 
 
-def test_the_volume_of_the_first_boot_comes_after_the_system_disk() -> None:
-    """Where it is, it moves no other disk: it is the last that is not plugged into a port."""
-    volume = {"path": "/v/cidata.img", "ro": True, "serial": "cocoon-cidata"}
-    record, image = {**RECORD, "image_type": "cloudimg"}, {"type": "cloudimg"}
-    with_it = boot.storage_configs(record, image, Paths(), str, volume)
-    assert [item["serial"] for item in with_it] == ["cocoon-cow", "cocoon-cidata", "db"]
-    assert [item for item in with_it if item != volume] == boot.storage_configs(record, image, Paths(), str)
+def test_the_volume_of_the_first_boot_comes_last(tmp_path: Path) -> None:
+    paths, record, image = (
+        Paths(str(tmp_path)),
+        {**RECORD, "image_type": "cloudimg"},
+        {"type": "cloudimg", "layers": []},
+    )
+    without = boot.storage_configs(record, image, paths)
+    volume = tmp_path / "vms" / RECORD["id"] / "cidata.img"
+    volume.parent.mkdir(parents=True)
+    volume.touch()
+    assert boot.storage_configs(record, image, paths) == [
+        *without,
+        {"path": str(volume), "ro": True, "serial": "cocoon-cidata", "role": "cidata"},
+    ]

@@ -19,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import RootTar
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Sources
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, write_json
+from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
 A, B = "a" * 64, "b" * 64
 
@@ -31,8 +32,8 @@ def fixture_store(tmp_path: pathlib.Path) -> Store:
 
 
 def put(store: Store, image: str = A, names: tuple[str, ...] = ("web",), **fields: Any) -> dict[str, Any]:
-    record = {"id": f"sha256:{image}", "name": names[0] if names else "", "names": list(names), "layers": [image]}
-    record.update({"type": "oci", "owner": "me", "labels": {}, "boot": None, "disk": None, **fields})
+    record = document("image-1-first", boot=None, owner="me", layers=[image], names=list(names))
+    record.update({"id": f"sha256:{image}", "name": names[0] if names else "", "config": {}, **fields})
     write_json(images.record_path(store.paths, record["id"]), record)
     for name in names:
         write_json(store.index("image").path(name), {"name": name, "id": record["id"]})
@@ -107,7 +108,7 @@ def test_users(store: Store) -> None:
 
 def test_users_have_names(store: Store) -> None:
     os.makedirs(store.paths.vm_dir("vm1"))
-    write_json(os.path.join(store.paths.vm_dir("vm1"), "vm.json"), {"id": "vm1", "config": {"name": "web1"}})
+    write_json(os.path.join(store.paths.vm_dir("vm1"), "vm.json"), document("vm-1-first", id="vm1"))
     assert images.describe_user(store, "vm1") == "vm web1"
     assert images.describe_user(store, "vm2") == "vm2"
 

@@ -43,8 +43,11 @@ OLD: dict[str, Any] = {
     "range_start": None,
     "range_end": None,
     "nat": True,
+    "isolated": False,
+    "anti_spoofing": True,
     "mtu": None,
     "dns": ["8.8.8.8", "1.1.1.1"],
+    "dns_search": [],
     "owner": "me",
     "labels": {},
 }

@@ -16,6 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run impo
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
+from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
 A, B, IMAGE = "a" * 64, "b" * 64, "sha256:" + "c" * 64
 OTHER = "sha256:" + "0" * 64
@@ -25,7 +26,7 @@ OTHER = "sha256:" + "0" * 64
 def fixture_run(tmp_path: Path) -> Run:
     store = Store.open(Paths(str(tmp_path / "root"), str(tmp_path / "run"), str(tmp_path / "log")))
     images.make_directories(store.paths)
-    write_json(images.record_path(store.paths, IMAGE), {"id": IMAGE, "layers": [A, B]})
+    write_json(images.record_path(store.paths, IMAGE), document("image-1-first", id=IMAGE, layers=[A, B]))
     for layer in (A, B):
         Path(images.blob_path(store, layer)).write_text(layer)
     return Run(store, Options(lock_timeout=1, memory_reserve=0))

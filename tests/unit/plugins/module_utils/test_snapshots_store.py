@@ -14,9 +14,11 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
 IMAGE = "sha256:" + "a" * 64
 FILES = {
@@ -39,18 +41,8 @@ def folder(store: Store, record: Record) -> Path:
 
 def make(store: Store, name: str = "warm", vm_id: str = "vm1", **changes: t.Any) -> Record:
     """A complete snapshot with small files."""
-    record: Record = {
-        "id": f"id{name}",
-        "name": name,
-        "state": snapshots.COMPLETE,
-        "vm_id": vm_id,
-        "hypervisor": "qemu",
-        "image_id": IMAGE,
-        "created_at": "2026-01-01T00:00:00.000000Z",
-        "blob_digests": {},
-        "files": {},
-        **changes,
-    }
+    record: Record = document("snapshot-5-bytes", id=f"id{name}", name=name, vm_id=vm_id, image_id=IMAGE, files={})
+    record.update({"created_at": "2026-01-01T00:00:00.000000Z", **changes})
     store.index("snapshot").reserve(name, record["id"])
     folder(store, record).mkdir()
     for file, content in FILES.items():
@@ -255,11 +247,42 @@ def test_clones(store: Store) -> None:
     assert snapshots.clones(store, record) == ["vm3"]
 
 
+@pytest.mark.parametrize("damage", ["cut off", "incomplete", "gone"])
+def test_a_damaged_one_stands_there_and_can_be_removed(store: Store, damage: str) -> None:
+    record, other = make(store), make(store, "other")
+    images.make_directories(store.paths)
+    users = Path(images.user_dir(store.paths, IMAGE))
+    users.mkdir()
+    for snapshot in (record, other):
+        (users / snapshot["id"]).touch()
+    path = folder(store, record) / snapshots.RECORD_FILE
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9] if damage == "cut off" else b'{"id": "idwarm", "state": "complete"}')
+    found = snapshots.load(store, "warm")
+    assert found and (found["name"], found["state"]) == ("warm", "error") and str(path) in found["reason"]
+    assert [item["name"] for item in snapshots.all_records(store)] == ["other"]
+    assert snapshots.shown(store, found)["clones"] == []
+    with pytest.raises(StateError, match="state: absent"):
+        snapshots.usable(store, "warm")
+    wanted = planning.Wanted("warm", "present", vm="web1")
+    with pytest.raises(StateError, match="state: absent"):
+        planning.plan_present(found, None, wanted, [], 0.0)
+    with pytest.raises(StateError, match="state: absent"):
+        planning.plan_restored(found, None, wanted, running=False)
+    assert planning.plan_absent(found, planning.Wanted("warm", "absent")).actions == ("remove",)
+    snapshots.discard(store, found)
+    assert snapshots.load(store, "warm") is None and not folder(store, record).exists()
+    assert os.listdir(users) == [other["id"]]
+
+
 def test_shown(store: Store) -> None:
     record = make(store)
     vm_dir = Path(store.paths.vm_dir("vm2"))
     vm_dir.mkdir()
-    store.write_vm({"id": "vm2", "config": {"name": "runner"}})
+    vm = document("vm-1-first", id="vm2")
+    store.write_vm({**vm, "config": {**vm["config"], "name": "runner"}})
     for vm_id in ("vm2", "gone"):
         snapshots.note_clone(store, record["id"], vm_id)
     shown = snapshots.shown(store, record)

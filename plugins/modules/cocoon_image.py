@@ -44,11 +44,12 @@ options:
   source:
     description:
       - Path on the target of a tar (plain, or compressed with gzip, zstd, xz or bzip2), a directory with an OCI
-        layout, an archive of one or of C(docker save), or a qcow2 or raw disk.
+        layout, an archive of one or of C(docker save), or a qcow2 or raw disk, which may be compressed as well, or
+        alone in a tar.
       - Or V(docker://) and the name of an image in a registry, as Docker and Podman write it. V(docker://nginx) is
         V(docker://docker.io/library/nginx:latest).
-      - Or an V(https://) or V(file://) URL of such a file; V(http://) only with O(checksum). A disk by URL may be
-        compressed with gzip, xz, zstd or bzip2. A download that broke off goes on where it ended.
+      - Or an V(https://) or V(file://) URL of such a file; V(http://) only with O(checksum). A download that broke off
+        goes on where it ended.
       - May be omitted for an image that is in the store, or whose O(name) says its registry.
     type: path
   kernel:

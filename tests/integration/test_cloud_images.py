@@ -216,21 +216,96 @@ def test_without_anything_that_tells_versions_apart(site: Site) -> None:
     assert not site.image(url, pull="always", checksum=sha(data)).changed and site.requests() == []
 
 
-@pytest.mark.parametrize("name", ["disk.raw.gz", "disk.raw.xz", "disk.raw.zst", "disk.raw.bz2", "disk.qcow2", "q.gz"])
+def packed(name: str, data: bytes, *beside: str) -> bytes:
+    """A tar as of a cloud's: one disk, with its holes, and small files before and after it."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as target:
+        for text in (*beside[:1], name, *beside[1:]):
+            info = tarfile.TarInfo(text)
+            content = data if text == name else b"text"
+            info.size = len(content)
+            target.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+KINDS = ["disk.raw.gz", "disk.raw.xz", "disk.raw.zst", "disk.raw.bz2", "disk.qcow2", "q.gz"]
+
+
+@pytest.mark.parametrize("name", [*KINDS, "raw.tar", "raw.tar.gz", "q.tar.xz", "ovf-raw.tar.zst"])
 def test_kinds(site: Site, tmp_path: Path, name: str) -> None:
     raw = disk()
-    plain = raw if "raw" in name else qcow2(tmp_path)
+    plain = content = raw if "raw" in name else qcow2(tmp_path)
+    if ".tar" in name:
+        plain = packed("disk.raw" if "raw" in name else "any name", content, *(["a.ovf", "a.mf"] * ("ovf" in name)))
     pack = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstd, "bz2": bz2.compress}.get(name.rpartition(".")[2])
     site.put(name, pack(plain) if pack else plain)
     said = site.image(site.url("plain", name), check=True)
     done = site.image(site.url("plain", name), checksum=sha(site.folder.joinpath(name).read_bytes(), "sha512"))
     assert said["actions"] == done["actions"] == ["import", "tag"]
-    assert done["image"]["id"] == sha(plain)
+    assert done["image"]["id"] == sha(content)
     assert done["image"]["disk"]["format"] == ("raw" if "raw" in name else "qcow2")
     assert done["image"]["disk"]["firmware"] == ["bios"]
-    local = site.image(f"file://{site.folder}/{name}", name="local")
-    assert local["actions"] == ["tag"] and local["image"]["id"] == sha(plain)
-    assert not site.image(f"file://{site.folder}/{name}", name="local").changed
+    for number, local in enumerate((f"file://{site.folder}/{name}", str(site.folder / name))):
+        found = site.image(local, name=f"local{number}")
+        assert found["actions"] == ["tag"] and found["image"]["id"] == sha(content)
+        assert not site.image(local, name=f"local{number}").changed
+        assert not site.image(local, name=f"local{number}", check=True).changed
+
+
+def test_a_packed_disk_by_path(site: Site, tmp_path: Path) -> None:
+    """With its holes, as GNU tar writes them; noticed when it changes."""
+    (tmp_path / "disk.raw").write_bytes(disk())
+    path = tmp_path / "gce.tar.gz"
+    command("tar", "-C", tmp_path, "-czSf", path, "disk.raw")
+    assert site.image(str(path), check=True)["actions"] == ["import", "tag"]
+    done = site.image(str(path), checksum=sha(path.read_bytes()))
+    assert done["image"]["id"] == sha(disk()) and done["image"]["type"] == "cloudimg"
+    (blob,) = (Path(site.run.defaults["root_dir"]) / "images" / "blobs").glob("*.raw")
+    assert blob.stat().st_blocks * 512 < 3 * MIB
+    assert not site.image(str(path)).changed
+    (tmp_path / "disk.raw").write_bytes(disk(seed=b"newer"))
+    command("tar", "-C", tmp_path, "-czSf", path, "disk.raw")
+    assert site.image(str(path))["image"]["id"] == sha(disk(seed=b"newer"))
+
+
+def large_sectors() -> bytes:
+    """A disk with a partition table for sectors of 4096 bytes."""
+    table = bytearray(disk())
+    table[446:462] = bytes(4) + b"\xee" + bytes(11)
+    table[512:520] = bytes(8)
+    table[4096:4104] = b"EFI PART"
+    return bytes(table)
+
+
+def test_packed_disks_that_are_refused(site: Site, tmp_path: Path) -> None:
+    vmdk = tmp_path / "d.vmdk"
+    (tmp_path / "d.raw").write_bytes(disk())
+    command("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", tmp_path / "d.raw", vmdk)
+    large, converted = large_sectors(), qcow2(tmp_path, data=large_sectors())
+    backed = tmp_path / "backed"
+    command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", tmp_path / "d.raw", backed)
+    cases = {
+        "vm.ova": (packed("d.vmdk", vmdk.read_bytes(), "d.ovf", "d.mf"), "d.vmdk in it is a VMDK disk. Unpack"),
+        "vmdk.gz": (gzip.compress(vmdk.read_bytes()), "in it is a VMDK disk"),
+        "text.gz": (gzip.compress(b"text" * 1000), "neither a tar nor a disk"),
+        "backed.tar": (packed("b.qcow2", backed.read_bytes()), "has a backing file"),
+        "4k.raw": (large, "for sectors of 4096 bytes"),
+        "4k.tar.xz": (lzma.compress(packed("disk.raw", large)), "for sectors of 4096 bytes"),
+        "4k.qcow2": (converted, "for sectors of 4096 bytes"),
+        "odd.tar": (packed("disk.raw", disk() + b"x"), "of no kind"),
+    }
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        assert message in site.refused(str(tmp_path / name)), name
+    with tarfile.open(tmp_path / "more.tar", "w") as target:
+        for name in ("a.raw", "b.raw"):
+            (tmp_path / name).write_bytes(disk())
+            target.add(tmp_path / name, name)
+    assert "holds two disks, a.raw and b.raw" in site.refused(str(tmp_path / "more.tar"))
+    with tarfile.open(tmp_path / "more.tar", "w") as target:
+        target.add(tmp_path / "a.raw", "a.raw")
+        target.add(tmp_path, "folder", recursive=False)
+    assert "and other files as well" in site.refused(str(tmp_path / "more.tar"))
 
 
 def test_a_root_file_system_by_url(site: Site) -> None:
@@ -464,7 +539,7 @@ def test_sizes_are_bounded(site: Site) -> None:
     for manner in ("plain", "chunked"):
         assert "is larger than 1M" in site.refused(site.url(manner, "large.raw"), **limit)
     for name in ("bomb.raw.gz", "bomb.raw.zst"):
-        assert "what is compressed in" in site.refused(site.url("plain", name), **limit)
+        assert "the disk in" in site.refused(site.url("plain", name), **limit)
     assert "is larger than 20G" in site.refused(site.url("wide", "large.raw"))
     assert "are free in" in site.refused(site.url("wide", "large.raw"), max_size="2T")
     huge = site.put("huge.raw", data)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import lzma
 import os
 import re
@@ -15,9 +16,13 @@ import typing as t
 import zlib
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, streams, tarball
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, partitions, streams, tarball
 
 HEAD = 4096
+# What a raw disk in a tar has at least, and what is beside it (OVF descriptors, check sums) at most.
+MIN_DISK, MAX_BESIDE = 1 << 20, 1 << 20
+# Behind a kernel's first sector, which looks like a boot sector.
+KERNEL_MAGIC, KERNEL_PLACE = b"HdrS", 0x202
 KNOWN = "Give a tar of a root file system, an OCI layout, an archive of one or of docker save, or a qcow2 or raw disk."
 CONVERT = "Convert it with 'qemu-img convert -O qcow2'."
 OTHER_DISKS = {
@@ -58,14 +63,27 @@ def detect(fd: int, path: str) -> type[kinds.Source]:
     if kind is None and not looks_like_tar(head):
         return _raw(fd, head, path)
     with plain(fd, kind, path) as stream:
-        first = _exactly(stream, tarball.BLOCK)
-        if not looks_like_tar(first):
+        first = _exactly(stream, HEAD)
+        if looks_like_tar(first):
+            return tar_kind(streams.Pushback(first, stream), path)
+        if streams.compression(first):
+            raise InputError(f"{path} is compressed twice", "source", "Unpack it once.")
+        if not begins_disk(first, f"{path} is compressed, and in it"):
             raise InputError(
-                f"{path} is compressed with {kind}, and what is in it is not a tar",
-                "source",
-                "Unpack a compressed disk first. " + KNOWN,
+                f"{path} is compressed with {kind}, and what is in it is neither a tar nor a disk", "source", KNOWN
             )
-        return _tar_kind(streams.Pushback(first, stream), path)
+        return kinds.PackedDisk
+
+
+def begins_disk(head: bytes, where: str) -> bool:
+    """Whether *head* begins a disk that can be used, as far as it tells.
+
+    :raises UnsupportedError: it begins one of another format, and that is *where*.
+    """
+    for magic, name in OTHER_DISKS.items():
+        if head.startswith(magic):
+            raise UnsupportedError(f"{where} is {name}", "source", f"Unpack the disk, and give that. {CONVERT}")
+    return head.startswith(QCOW2_MAGIC) or head[510:512] == b"\x55\xaa"
 
 
 def _exactly(stream: streams.Reader, size: int) -> bytes:
@@ -109,10 +127,57 @@ def decompression_errors() -> t.Iterator[None]:
         raise
 
 
-def _tar_kind(stream: streams.Reader, path: str) -> type[kinds.Source]:
+def disk_in(stream: streams.Reader, path: str, limit: int) -> t.Iterator[bytes]:
+    """The bytes of the disk that is all of *stream*, or all that matters in the tar that it is.
+
+    :param limit: bytes that the disk may have.
+    :raises InputError: there is more in the tar than a disk.
+    """
+    first = _exactly(stream, HEAD)
+    if not looks_like_tar(first):
+        yield first
+        while data := stream.read(streams.CHUNK):
+            yield data
+        return
+    limits = dataclasses.replace(tarball.DEFAULT_LIMITS, unpacked=limit + tarball.DEFAULT_LIMITS.unpacked)
+    found = ""
+    for member in tarball.members(tarball.TarInput(streams.Pushback(first, stream), limits), limits):
+        beginning = _beginning(member)
+        if member.path and _is_disk(member, beginning, path):
+            if found:
+                raise InputError(f"{path} holds two disks, {found} and {member.path}", "source", "Give one of them.")
+            found = member.path
+            yield beginning
+            yield from member.data
+        elif member.path and (member.kind != tarball.FILE or member.size > MAX_BESIDE):
+            raise InputError(f"{path} holds a disk, {found}, and other files as well", "source", "Give the disk alone.")
+
+
+def _beginning(member: tarball.Member) -> bytes:
+    """The first bytes of a file in a tar, or more of them; its data goes on behind them."""
+    data = b""
+    for piece in member.data:
+        data += piece
+        if len(data) >= HEAD:
+            break
+    return data
+
+
+def _is_disk(member: tarball.Member, beginning: bytes, path: str) -> bool:
+    """Whether a file that lies at the top of a tar is a disk, which most tars with boot files in them are not."""
+    if member.kind != tarball.FILE or "/" in member.path:
+        return False
+    if member.size < MIN_DISK and not beginning.startswith(QCOW2_MAGIC):
+        return False
+    kernel = beginning.startswith(KERNEL_MAGIC, KERNEL_PLACE)
+    return not kernel and begins_disk(beginning, f"{path} is a tar, and {tarball.printable(member.path)} in it")
+
+
+def tar_kind(stream: streams.Reader, path: str) -> type[kinds.Source]:
     """A root file system shows itself by its first folder or link that no archive of images has.
 
-    A file says nothing: tools and people add theirs to archives.
+    A disk at the top is all that matters in a tar that begins with it, or with small files beside it. Any other file
+    says nothing: tools and people add theirs to archives.
     """
     names, others = set(), set()
     for member in tarball.members(tarball.TarInput(stream, tarball.DEFAULT_LIMITS)):
@@ -120,6 +185,8 @@ def _tar_kind(stream: streams.Reader, path: str) -> type[kinds.Source]:
         if top in ("", *OCI_TOP) or DOCKER_RE.match(member.path):
             names.add(member.path)
         elif member.path == top and member.kind == tarball.FILE:
+            if not names - {""} and _is_disk(member, _beginning(member), path):
+                return kinds.PackedDisk
             others.add(member.path)
         else:
             return kinds.RootTar
@@ -141,10 +208,22 @@ def _raw(fd: int, head: bytes, path: str) -> type[kinds.Source]:
     """A raw disk is taken for one only if a BIOS would."""
     size = os.fstat(fd).st_size
     if head[510:512] == b"\x55\xaa" and size % 512 == 0:
+        check_sectors(os.pread(fd, partitions.TABLE, 0), path)
         return kinds.RawDisk
     text = head.lstrip()[:15].lower()
     what = "a web page" if text.startswith((b"<!doctype", b"<html")) else "of no kind that is known here"
     raise InputError(f"{path} is {what}", "source", KNOWN + " A raw disk needs a boot sector.")
+
+
+def check_sectors(table: bytes, path: str) -> None:
+    """:raises UnsupportedError: the disk that begins so can be booted by nothing that reads it as a VM here does."""
+    if partitions.for_large_sectors(table):
+        raise UnsupportedError(
+            f"{path} is partitioned for sectors of 4096 bytes, and a VM's disk has sectors of 512: no firmware finds"
+            " its partitions",
+            "source",
+            "Get the image for sectors of 512 bytes, which most are, or write its partition table anew.",
+        )
 
 
 def check_qcow2(head: bytes, path: str, overlay: bool = False) -> int:

@@ -55,6 +55,7 @@ def _taken(job: Job, main: Disk, target: str) -> Record:
         os.chmod(copy, 0o440)
         _ask_qemu(copy, gid, main.name)
         head = _first_sectors(copy, os.path.join(job.workspace, "table"), gid)
+    detect.check_sectors(head, main.name)
     found = {"virtual_size": virtual_size, "firmware": partitions.firmware(head)}
     write_json(images.blob_path(job.store, main.digest, "json"), found)
     publish(copy, target, gid)

@@ -40,6 +40,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     kinds,
     source,
     streams,
+    tarball,
     transfer,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
@@ -230,13 +231,16 @@ def _guess(head: bytes, name: str) -> Source:
     if kind is not None:
         with contextlib.suppress(EOFError, OSError, zlib.error, lzma.LZMAError):  # it is cut off, after all
             with streams.inflate(t.cast(streams.Reader, io.BytesIO(head)), kind) as stream:
-                head = stream.read(detect.HEAD)
+                head = stream.read(4 * detect.HEAD)
     found: type[Source] = kinds.RawDisk
     if head.startswith(detect.QCOW2_MAGIC):
         detect.check_qcow2(head[: detect.HEAD], name)
         found = kinds.Qcow2Disk
     elif detect.looks_like_tar(head[:512]):
         found = kinds.RootTar
+        with contextlib.suppress(tarball.BadArchive):  # cut off, as said
+            if detect.tar_kind(t.cast(streams.Reader, io.BytesIO(head)), name) is kinds.PackedDisk:
+                found = kinds.RawDisk
     elif head[510:512] != b"\x55\xaa" and streams.compression(head) is None:
         raise InputError(f"{name} is of no kind that is known here", "source", detect.KNOWN)
     return found("", UNKNOWN, UNKNOWN, origin=name)
@@ -331,52 +335,43 @@ def _plain(store: Store, path: str, url: str, digest: str, limit: int, told: Pro
     name = shown(url)
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        kind = streams.compression(os.pread(fd, 8, 0))
-        if kind is None or _holds_tar(fd, kind, name):
-            return _identity(fd, path, name, digest)
-        return _unpacked(fd, kind, _path(store, hashed(url), ".disk"), limit, name, digest, told)
+        kind = detect.detect(fd, name)
+        if kind is kinds.PackedDisk:
+            return _unpacked(fd, _path(store, hashed(url), ".disk"), limit, name, digest, told)
+        return kind(path, digest, digest, origin=name, owned=issubclass(kind, kinds.Disk)).chosen(fd)
     finally:
         os.close(fd)
 
 
-def _unpacked(fd: int, kind: str, target: str, limit: int, name: str, digest: str, told: Progress) -> Source:
-    """A compressed disk, plain, in the file *target*.
+def _unpacked(fd: int, target: str, limit: int, name: str, digest: str, told: Progress) -> Source:
+    """A disk that is compressed or in a tar, plain, in the file *target*.
 
     :raises InputError: what is in it is no disk, or more than *limit* bytes.
     """
-    with detect.plain(fd, kind, name) as stream:
-        unpacked = _inflate(stream, target, limit, name, told.stage(f"unpacking {name}"))
+    with detect.plain(fd, detect.compression_of(fd), name) as stream:
+        pieces = detect.disk_in(stream, name, limit)
+        unpacked = _write(pieces, target, limit, name, told.stage(f"unpacking {name}"))
     plain = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = detect.detect(plain, name)
     finally:
         os.close(plain)
     if not issubclass(found, kinds.Disk):
-        raise InputError(f"{name} is compressed twice", "source", "Unpack it first.")
+        raise InputError(f"what is in {name} is no disk", "source", "Unpack it first.")
     return found(target, unpacked, digest, origin=name, owned=True)
 
 
-def _identity(fd: int, path: str, name: str, digest: str) -> Source:
-    kind = detect.detect(fd, name)
-    return kind(path, digest, digest, origin=name, owned=issubclass(kind, kinds.Disk)).chosen(fd)
-
-
-def _holds_tar(fd: int, kind: str, name: str) -> bool:
-    with detect.plain(fd, kind, name) as stream:
-        return detect.looks_like_tar(stream.read(512))
-
-
-def _inflate(stream: streams.Reader, target: str, limit: int, name: str, stage: Stage) -> str:
-    """Write what *stream* has, with holes; its hex SHA-256.
+def _write(pieces: t.Iterable[bytes], target: str, limit: int, name: str, stage: Stage) -> str:
+    """Write *pieces*, with holes; their hex SHA-256.
 
     :raises InputError: it is more than *limit* bytes.
     """
     remove_file(target)  # of a run that was killed
     part = transfer.Part(target, None, limit)
     try:
-        while data := stream.read(transfer.CHUNK):
+        for data in pieces:
             if part.count + len(data) > limit:
-                raise source.too_large(f"what is compressed in {name}", limit)
+                raise source.too_large(f"the disk in {name}", limit)
             part.write(data)
             stage(part.count)
         os.fsync(part.fd)
@@ -400,29 +395,26 @@ def _local(
             raise source.too_large(path, request.max_size)
         if wanted is not None:
             _verify(wanted, {wanted.algorithm: _digest(fd, wanted.algorithm)}, path)
-        kind = streams.compression(os.pread(fd, 8, 0))
-        if kind is None or _holds_tar(fd, kind, path):
-            remember = not check_mode
-            found = source.examine(
-                paths,
-                path,
-                None,
-                None,
-                None,
-                None,
-                remember=remember,
-                force=request.force,
-                told=told,
-                max_size=request.max_size,
-            )
-            yield complete(found.main)
-        elif check_mode or store is None:
-            yield complete(_guess(os.pread(fd, GLIMPSE, 0), path))
-        else:
-            with locked(store.paths, [_lock(hashed(path))], request.lock_timeout):
-                yield from _local_disk(store, path, fd, kind, request, complete, told)
     finally:
         os.close(fd)
+    remember = not check_mode
+    found = source.examine(
+        paths,
+        path,
+        None,
+        None,
+        None,
+        None,
+        remember=remember,
+        force=request.force,
+        told=told,
+        max_size=request.max_size,
+    )
+    if not isinstance(found.main, kinds.PackedDisk):
+        yield complete(found.main)
+        return
+    with unpacked(paths, store, found.main, request, check_mode, complete, told) as sources:
+        yield sources
 
 
 def _digest(fd: int, algorithm: str) -> str:
@@ -434,30 +426,50 @@ def _digest(fd: int, algorithm: str) -> str:
     return digest.hexdigest()
 
 
-def _local_disk(
-    store: Store, path: str, fd: int, kind: str, request: Request, complete: Complete, told: Progress
+@contextlib.contextmanager
+def unpacked(
+    paths: Paths,
+    store: Store | None,
+    packed: kinds.PackedDisk,
+    request: Request,
+    check_mode: bool,
+    complete: Complete,
+    told: Progress,
 ) -> t.Iterator[Sources]:
-    """A compressed disk of the host, plain, unless that was done before with the same file."""
-    status = os.fstat(fd)
-    stamp = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    memory = images.source_path(store.paths, f"compressed\0{os.path.realpath(path)}")
+    """A packed disk of the host, plain as long as the block lasts, unless the store has it by an earlier run."""
+    path = packed.path
+    memory = images.source_path(paths, f"packed\0{packed.digest}")
     known = None if request.force else source.recall(memory)
-    if known and known["stamp"] == stamp:
+    if known and store is not None:
         sources = complete(_remembered(known, path))
         if _is_whole(store, sources):
             yield sources
             return
-    told.expect(status.st_size)
-    try:
+    if check_mode or store is None:
+        with open(streams.open_source(path), "rb") as stream:
+            yield complete(_guess(stream.read(GLIMPSE), path))
+        return
+    told.expect(os.path.getsize(path))
+    with locked(store.paths, [_lock(hashed(path))], request.lock_timeout):
         try:
-            digest = streams.file_digest(fd, told.stage(f"reading {path}", status.st_size).advance)
-            identity = _unpacked(fd, kind, _path(store, hashed(path), ".disk"), request.max_size, path, digest, told)
-        except OSError as exc:
-            raise _disk_error(store, exc) from exc
-        yield complete(identity)
-        source.note(memory, {"stamp": stamp, "kind": identity.kind, "digest": identity.digest, "file_digest": digest})
-    finally:
-        _drop(store, path)
+            plain = _unpacked_local(paths, store, packed, request.max_size, told)
+            yield complete(plain)
+            source.note(memory, {"kind": plain.kind, "digest": plain.digest, "file_digest": packed.digest})
+        finally:
+            _drop(store, path)
+
+
+def _unpacked_local(paths: Paths, store: Store, packed: kinds.PackedDisk, limit: int, told: Progress) -> Source:
+    path = packed.path
+    try:
+        with open(streams.open_source(path), "rb") as stream:
+            target = _path(store, hashed(path), ".disk")
+            plain = _unpacked(stream.fileno(), target, limit, path, packed.digest, told)
+    except OSError as exc:
+        raise _disk_error(store, exc) from exc
+    if source.identify(paths, path, "source", None, False, False).digest != packed.digest:
+        raise InputError(f"{path} changed while it was read", "source", "Wait until it is complete.")
+    return plain
 
 
 def leftovers(store: Store) -> list[Leftover]:

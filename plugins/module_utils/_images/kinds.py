@@ -7,6 +7,7 @@ A source has been looked at, so it has a digest. The rest of the package asks it
 
 Layered  becomes layers: ``RootTar``, ``LayoutFolder``, ``OciArchive``, ``DockerArchive``, ``registry.RemoteImage``
 Disk     is kept as it is: ``Qcow2Disk``, ``RawDisk``
+``PackedDisk`` is compressed, or alone in a tar, and made one of those first
 """
 
 from __future__ import annotations
@@ -97,6 +98,13 @@ class RawDisk(Disk):
     """A disk as it is."""
 
     kind = "raw"
+
+
+class PackedDisk(Source):
+    """A disk that is compressed, or alone in a tar. ``download.unpacked`` makes it plain."""
+
+    kind = "packed-disk"
+    image_type = "cloudimg"
 
 
 class Layered(Source):
@@ -256,5 +264,6 @@ def _unpack(stream: Reader, path: str) -> None:
 
 # By the names under which they are remembered and recorded.
 FILES: dict[str, type[Source]] = {
-    known.kind: known for known in (RootTar, LayoutFolder, OciArchive, DockerArchive, Qcow2Disk, RawDisk, BootFile)
+    known.kind: known
+    for known in (RootTar, LayoutFolder, OciArchive, DockerArchive, Qcow2Disk, RawDisk, PackedDisk, BootFile)
 }

@@ -126,12 +126,15 @@ def _examined(
     paths: Paths, store: Store | None, wanted: Wanted, check_mode: bool
 ) -> contextlib.AbstractContextManager[source.Sources | None]:
     """What the image is made of, there as long as the block lasts: a file by URL only that long."""
+    found = None
     if wanted.state != "present" or not source.by_url(wanted.source, wanted.checksum):
-        return contextlib.nullcontext(_examine(paths, store, wanted, remember=not check_mode))
+        found = _examine(paths, store, wanted, remember=not check_mode)
+        if found is None or not isinstance(found.main, kinds.PackedDisk):
+            return contextlib.nullcontext(found)
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import download, transfer
 
     for option in ("tag", "platform"):
-        if getattr(wanted, option) is not None:
+        if found is None and getattr(wanted, option) is not None:
             raise InputError("does not go with a URL", option, "Get the archive first, and give its path.")
 
     def complete(main: kinds.Source) -> source.Sources:
@@ -147,6 +150,8 @@ def _examined(
         transfer.Access(wanted.validate_certs, wanted.ca_path),
         wanted.lock_timeout,
     )
+    if found is not None and isinstance(found.main, kinds.PackedDisk):
+        return download.unpacked(paths, store, found.main, request, check_mode, complete, wanted.progress)
     current = images.resolve(store, wanted.name) if store else None
     if wanted.pull == "never" and current is not None:
         return contextlib.nullcontext(None)

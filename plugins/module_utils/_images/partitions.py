@@ -13,9 +13,19 @@ SECTOR = 512
 TABLE = 34 * SECTOR
 CODE = 440
 ENTRIES, ENTRY = 446, 16
-EFI_TYPE = 0xEF
+EFI_TYPE, GPT_TYPE = 0xEF, 0xEE
+GPT = b"EFI PART"
+LARGE_SECTOR = 4096
 ESP = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b").bytes_le
 MAX_ENTRIES = 128
+
+
+def for_large_sectors(table: bytes) -> bool:
+    """Whether the disk is partitioned for sectors of 4096 bytes, and so says nothing to whoever reads 512 at a time."""
+    protected = (
+        any(table[ENTRIES + ENTRY * number + 4] == GPT_TYPE for number in range(4)) if len(table) > 512 else False
+    )
+    return protected and not table.startswith(GPT, SECTOR) and table.startswith(GPT, LARGE_SECTOR)
 
 
 def firmware(table: bytes) -> list[str]:
@@ -37,7 +47,7 @@ def _has_esp(table: bytes) -> bool:
     if EFI_TYPE in kinds:
         return True
     header = table[SECTOR : 2 * SECTOR]
-    if not header.startswith(b"EFI PART") or len(header) < 92:
+    if not header.startswith(GPT) or len(header) < 92:
         return False
     start, count, size = struct.unpack("<QII", header[72:88])
     if not 0 < size <= SECTOR or start * SECTOR >= TABLE:

@@ -32,7 +32,7 @@ REGISTRY_NAME_RE = re.compile(r"^(?:localhost|[^/]*[.:][^/]*)/.")
 # Bytes that a file may have, unless the user says otherwise.
 MAX_SIZE = 20 * GIB
 # By which an image is chosen from among several; to be raised when they change.
-RULES = 2
+RULES = 3
 # A file changed this short a time ago may change again without its times telling.
 SETTLED_NS = 20_000_000
 

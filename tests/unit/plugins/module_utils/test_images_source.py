@@ -22,13 +22,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
 
-def tar(*names: str) -> bytes:
+def tar(*names: str | tuple[str, bytes]) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as target:
-        for name in names:
+        for item in names:
+            name, data = (item, b"") if isinstance(item, str) else item
             info = tarfile.TarInfo(name)
             info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-            target.addfile(info)
+            info.size = len(data)
+            target.addfile(info, io.BytesIO(data))
     return sink.getvalue()
 
 
@@ -56,6 +58,8 @@ def kind(tmp_path: pathlib.Path, data: bytes) -> str:
 
 
 MBR = bytes(510) + b"\x55\xaa" + bytes(512)
+BIG = MBR + bytes(1 << 20)
+LARGE_SECTORS = bytes(450) + b"\xee" + bytes(59) + b"\x55\xaa" + bytes(4096 - 512) + b"EFI PART" + bytes(20 * 4096 - 8)
 OCI = ("blobs", "blobs/sha256", "blobs/sha256/" + "0" * 64, "index.json", "oci-layout")
 
 KINDS = {
@@ -79,6 +83,14 @@ KINDS = {
     "a root beside such names": (tar("0" * 64 + ".json", "manifest.json", "etc/passwd"), "tar"),
     "oci of docker save": (tar(*OCI, "manifest.json", "repositories"), "oci-archive"),
     "raw": (MBR, "raw"),
+    "raw.gz": (gzip.compress(MBR), "packed-disk"),
+    "a disk in a tar": (tar(("disk.raw", BIG)), "packed-disk"),
+    "a disk in a tar.gz": (gzip.compress(tar("./", ("./disk.raw", BIG))), "packed-disk"),
+    "a disk with a description": (tar(("a.ovf", b"text"), ("a.qcow2", qcow2()), ("a.mf", b"text")), "packed-disk"),
+    "a small raw disk in a tar": (tar(("boot.img", MBR)), "tar"),
+    "a kernel in a tar": (tar(("vmlinuz", BIG[:0x202] + b"HdrS" + BIG[0x206:])), "tar"),
+    "a root with a disk in it": (tar("usr/", ("disk.raw", BIG)), "tar"),
+    "large sectors beside small ones": (LARGE_SECTORS[:512] + b"EFI PART" + LARGE_SECTORS[520:], "raw"),
     "qcow2": (qcow2(), "qcow2"),
     "old qcow2": (qcow2(version=2), "qcow2"),
 }
@@ -100,11 +112,15 @@ REFUSED = {
     "page": (b"<!DOCTYPE html><html>404</html>", "a web page"),
     "vmdk": (b"KDMV" + bytes(1000), "a VMDK disk. Convert it"),
     "vhdx": (b"vhdxfile" + bytes(1000), "a VHDX disk"),
-    "compressed disk": (gzip.compress(MBR), "compressed with gzip, and what is in it is not a tar"),
+    "compressed text": (gzip.compress(b"x" * 9000), "with gzip, and what is in it is neither a tar nor a disk"),
+    "compressed twice": (gzip.compress(gzip.compress(MBR)), "is compressed twice"),
+    "compressed vmdk": (gzip.compress(b"KDMV" + bytes(1000)), "in it is a VMDK disk. Unpack the disk"),
+    "ova": (tar(("d.ovf", b"text"), ("d.vmdk", b"KDMV" + bytes(1 << 20))), "d.vmdk in it is a VMDK disk. Unpack the d"),
+    "large sectors": (LARGE_SECTORS, "for sectors of 4096 bytes"),
     "odd size": (MBR + b"x", "no kind that is known"),
     "half a docker save": (tar("0" * 64 + ".json", "0" * 64 + "/layer.tar"), "nor an archive of images"),
     "half a layout": (tar("index.json"), "neither a root file system nor an archive of images"),
-    "no tar in it": (gzip.compress(b""), "not a tar"),
+    "nothing in it": (gzip.compress(b""), "neither a tar nor a disk"),
     "backing file": (qcow2(backing=512), "has a backing file"),
     "data file": (qcow2(features=4), "keeps its data in another file"),
     "data file name": (qcow2(extension=OTHER_EXTENSION + DATA_FILE), "keeps its data in another file"),

@@ -156,6 +156,10 @@ admission:
   returned: with V(admitted)
   type: list
   elements: dict
+room:
+  description: What there is for VMs, C(memory) and C(disk) in bytes that are not promised, C(cpus) and C(networks).
+  returned: with V(admitted)
+  type: dict
 archive:
   description: The archive, C(path), C(digest) and C(size).
   returned: with V(exported) and V(image_exported)

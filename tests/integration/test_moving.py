@@ -10,6 +10,7 @@ the same steps again bring it to its end.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +30,8 @@ from ansible_collections.cocoon.microvm.tests.integration.support.engine import 
     idle_image,
 )
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import SMALL, Lab, make_lab
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
-from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, target_python
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Run
 
 CONTENT = b"what the guest has written\n"
 OPTIONS = dict.fromkeys(
@@ -346,3 +347,92 @@ def test_a_guest_goes_on_on_another_host_in_the_middle_of_what_it_does(
     assert answer.output.split() == [boot.strip(), "here", "there"], answer
     definition = {**SMALL, "name": "web1", "state": "started", "wait_for": "port", "ssh_keys": [lab.key.public]}
     assert not target.vm(**definition)["changed"], "the login data are those that it was made with"
+
+
+SITE, MOVE, EVACUATE = (f"cocoon.microvm.{name}" for name in ("site", "move", "evacuate"))
+PLAN = "cocoon.microvm.vms : Show how the VMs are moved"
+
+
+class Fleet:
+    """Two hypervisors, each in a network namespace of its own, and VMs that are inventory hosts."""
+
+    def __init__(self, hosts: tuple[Engine, Engine], playbooks: Playbooks, folder: Path, files: dict[str, str]) -> None:
+        self.engines = {"hv2": hosts[0], "hv1": hosts[1]}
+        self.playbooks = playbooks
+        guest = {key: value for key, value in GUEST.items() if key != "image"}
+        variables = {
+            "cocoon_networks": {"lab": {"subnet": "10.93.0.0/24", "nat": False}},
+            "cocoon_images": {IDLE: files},
+            "cocoon_defaults": {"image": IDLE, **guest},
+            "cocoon_disk_overcommit": 100.0,
+            "cocoon_memory_reserve": "64M",
+        }
+        self.inventory: dict[str, Any] = {
+            "hypervisors": {
+                "hosts": {name: self._host(name, engine, folder) for name, engine in self.engines.items()},
+                "vars": variables,
+            },
+            "vms": {"hosts": {name: {"cocoon_host": "hv2", "cocoon_vm": {}} for name in ("web1", "db1")}},
+        }
+        self.inventory["vms"]["hosts"]["db1"]["cocoon_vm"] = {"state": "present", "labels": {"role": "db"}}
+
+    @staticmethod
+    def _host(name: str, engine: Engine, folder: Path) -> dict[str, Any]:
+        """A local connection whose modules run in the host's namespace."""
+        python = folder / f"{name}-python"
+        enter = " ".join(engine.netns.enter())
+        python.write_text(f'#!/bin/sh\nexec {enter} {target_python()} "$@"\n', encoding="utf-8")
+        python.chmod(0o755)
+        dirs = {f"cocoon_{key}": path for key, path in engine.dirs.items()}
+        return {"ansible_connection": "local", "ansible_python_interpreter": str(python), **dirs}
+
+    def run(self, playbook: str, *options: str, **settings: Any) -> Run:
+        given = {"host_show_table": False, **settings.pop("variables", {})}
+        return self.playbooks(playbook, copy.deepcopy(self.inventory), *options, variables=given, **settings)
+
+    def at(self, host: str) -> dict[str, str]:
+        """The states of the VMs that a hypervisor has."""
+        return {record["config"]["name"]: record["state"] for record in audit.records(self.engines[host]).values()}
+
+
+@pytest.fixture(name="fleet")
+def fixture_fleet(hosts: tuple[Engine, Engine], scratch: Path, tmp_path: Path, files: dict[str, str]) -> Fleet:
+    return Fleet(hosts, Playbooks(None, scratch, {}), tmp_path, files)
+
+
+def test_an_inventory_moves_vms_and_a_host_is_emptied(fleet: Fleet) -> None:
+    fleet.run(SITE)
+    before = {name: fleet.engines["hv2"].record(name) for name in ("web1", "db1")}
+    for name in before:
+        fleet.inventory["vms"]["hosts"][name]["cocoon_host"] = "hv1"
+    refused = fleet.run(SITE, ok=False)
+    assert "cocoon_move=true" in refused.output and fleet.at("hv2") == {"web1": "running", "db1": "created"}
+    small = fleet.run(SITE, variables={"cocoon_move": True, "cocoon_memory_reserve": "1000G"}, ok=False)
+    assert "Nothing has been moved" in small.output and fleet.at("hv2") == {"web1": "running", "db1": "created"}
+    moved = fleet.run(SITE, variables={"cocoon_move": True})
+    rows = moved.result(PLAN, "hv1")["msg"]
+    assert [line.split()[:3] for line in rows[1:]] == [["db1", "hv2", "hv1"], ["web1", "hv2", "hv1"]]
+    assert (fleet.at("hv1"), fleet.at("hv2")) == ({"web1": "running", "db1": "created"}, {})
+    for name, record in before.items():
+        same(record, fleet.engines["hv1"].record(name))
+    again = fleet.run(SITE)
+    assert again.total("changed") == 0, [entry["task"] for entry in again.tasks if entry["result"].get("changed")]
+    planned = fleet.run(EVACUATE, check=True, variables={"cocoon_from": "hv1"})
+    assert "with its memory" in "\n".join(planned.results(PLAN)[0]["msg"])
+    assert fleet.at("hv1") == {"web1": "running", "db1": "created"}
+    fleet.run(EVACUATE, variables={"cocoon_from": "hv1"})
+    assert (fleet.at("hv2"), fleet.at("hv1")) == ({"web1": "running", "db1": "created"}, {})
+    fleet.run(MOVE, variables={"cocoon_from": "hv2", "cocoon_to": "hv1", "cocoon_names": "web1"})
+    assert (fleet.at("hv2"), fleet.at("hv1")) == ({"db1": "created"}, {"web1": "running"})
+
+
+def test_a_step_that_fails_is_named_and_the_vm_goes_on_where_it_was(fleet: Fleet) -> None:
+    fleet.run(SITE)
+    record = fleet.engines["hv2"].record("web1")
+    record["ready"] = {"condition": "port:22", "seconds": 1.0}  # which the idle guest will never answer at
+    fleet.engines["hv2"].store.write_vm(record)
+    way = {"cocoon_from": "hv2", "cocoon_to": "hv1", "cocoon_names": "web1", "cocoon_move_timeout": 2}
+    failed = fleet.run(MOVE, variables=way, ok=False)
+    assert "goes on on hv2" in failed.output and "Start it where it has come to" in failed.output
+    assert fleet.at("hv2") == {"web1": "running", "db1": "created"} and fleet.at("hv1") == {}
+    assert running(*fleet.engines.values()) == 1

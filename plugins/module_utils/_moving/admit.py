@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
+    NotFoundError,
     ResourceError,
     UnsupportedError,
 )
@@ -39,11 +41,28 @@ def admit(run: Run, passports: t.Sequence[Record], networks: t.Mapping[str, str]
     return [_judge(run, found, networks, taken) for found in passports]
 
 
+def room(run: Run) -> Record:
+    """What there is for VMs: ``memory disk`` in bytes, not promised yet, ``cpus networks``."""
+    if not os.path.isdir(run.store.paths.root):
+        raise NotFoundError(
+            "nothing has been set up on this host yet", "root_dir", "Run the playbook site on it first."
+        )
+    info = os.statvfs(run.store.paths.root)
+    limit = int(info.f_bavail * info.f_frsize * run.options.disk_overcommit)
+    return {
+        "memory": max(0, admission.free_memory(run)[0]),
+        "disk": max(0, min(common.room(run), limit - admission.promised_disk(run))),
+        "cpus": os.cpu_count() or 1,
+        "networks": [name for name, _id in run.store.index("network").entries()],
+    }
+
+
 def _judge(run: Run, found: Record, networks: t.Mapping[str, str], taken: Taken) -> Record:
     problems: list[str] = []
     here = run.store.vm_record(found["config"]["name"])
     coming = here is not None and here["id"] == found["id"] and bool(here.get("moved") or here.get("moving"))
-    if here is not None and not coming:
+    remains = here is not None and here.get("bare") and here["id"] == found["id"]  # of a run that was killed
+    if here is not None and not coming and not remains:
         problems.append("there is another VM of that name here" if is_made(here) else "something of that name is here")
     reason = None
     if coming:  # it was admitted when it came, and holds what it needs

@@ -50,7 +50,7 @@ def converge(
         raise InputError(f"is needed for state: {state}", missing[0], "The playbook cocoon.microvm.move gives it.")
     if params.get("name") is not None:
         check_name(params["name"])
-    run = open_run(params, check, mark)
+    run = open_run(params, check or state in LOOKS, mark)
     if check and state not in LOOKS:
         return {"changed": True}
     return STEPS[state](run, params)
@@ -62,7 +62,8 @@ def _described(run: Run, params: t.Mapping[str, t.Any]) -> Record:
 
 def _admitted(run: Run, params: t.Mapping[str, t.Any]) -> Record:
     passports = [passport.check(found, run.driver) for found in params["passports"]]
-    return {"changed": False, "admission": admit.admit(run, passports, _networks(params))}
+    answer = {"changed": False, "room": admit.room(run)}
+    return {**answer, "admission": admit.admit(run, passports, _networks(params))}
 
 
 def _networks(params: t.Mapping[str, t.Any]) -> dict[str, str]:

@@ -27,11 +27,13 @@ BLOCK = 512
 def describe(run: Run, name: str) -> Record | None:
     """The passport of a VM as it is now, with what it takes: ``allocated runs cpu_vendor``.
 
-    ``None`` of one that has settled elsewhere, and whose removal was cut short.
+    ``None`` where there is no such VM, or no more of it than its removal has left when it had settled elsewhere.
 
-    :raises CocoonError: there is no such VM, or it cannot be moved as it is.
+    :raises CocoonError: it cannot be moved as it is.
     """
-    record = common.known(run.store.vm_record(name), name)
+    record = run.store.vm_record(name)
+    if record is None:
+        return None
     moving = record.get("moving") or {}
     if record.get("bare") or (moving and record.get("phase") == PHASE_REMOVE):
         return None

@@ -264,6 +264,8 @@ class Playbooks:
         # Few tests need the default kernel, which takes the role host some seconds.
         base = {"ansible_python_interpreter": target_python(), "cocoon_kernel": False}
         merged = {**base, **self.variables, **(variables or {})}
+        if "ansible_python_interpreter" in str(inventory):  # its hosts have one each
+            merged.pop("ansible_python_interpreter")
         given.write_text(json.dumps(merged), encoding="utf-8")
         words = [*(self.netns.enter() if self.netns else ())]
         words += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self.inventory(inventory)), what]

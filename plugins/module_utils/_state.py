@@ -31,6 +31,10 @@ MAX_DOCUMENT = 16 << 20
 UID_BASE = 0x70000000
 UID_RANGE = 65536
 UID_SLOTS = 4096
+RESTORE_STORE = (
+    "Put it back from a backup. Its store_id is the owner of the records, where none was given; uid_start is"
+    f" {UID_BASE} and a multiple of {UID_RANGE}, up to the least of the numbers that the entries of index/uid name."
+)
 ASK_DOCTOR = "cocoon_host_info lists what is damaged."
 DAMAGED_VM = "Put it back from a backup, or remove the VM by its name (state: absent), which keeps its data disks."
 
@@ -261,6 +265,7 @@ class Store:
         """The store at *paths*, or ``None`` where nothing has been set up yet (check mode, info modules)."""
         document = read_json(paths.store_file)
         if document is None:
+            _refuse_headless(paths)
             return None
         if document.get("layout") != LAYOUT:
             raise StateError(
@@ -268,6 +273,8 @@ class Store:
                 "root_dir",
                 "Use the version of the collection that wrote it.",
             )
+        if not isinstance(document.get("store_id"), str) or not isinstance(document.get("uid_start"), int):
+            raise StateError(f"{paths.store_file} is damaged: it is not whole", "root_dir", RESTORE_STORE)
         return cls(paths, document["store_id"], document["uid_start"], document["uid_count"], document)
 
     @classmethod
@@ -324,6 +331,19 @@ class Store:
     def write_vm(self, record: Record) -> None:
         """Replace a VM's record. The VM's lock is held."""
         write_json(os.path.join(self.paths.vm_dir(record["id"]), "vm.json"), record, locked=True)
+
+
+def _refuse_headless(paths: Paths) -> None:
+    """Another identity would give the users of the VMs that are there to others, and nobody would own those VMs.
+
+    :raises StateError: there is no store.json over a store that has something in it.
+    """
+    for kind in INDEX_KINDS:
+        with contextlib.suppress(FileNotFoundError):
+            if os.listdir(paths.index(kind)):
+                raise StateError(
+                    f"{paths.store_file} is missing, and there are {kind}s in the store", "root_dir", RESTORE_STORE
+                )
 
 
 def _bare(vm_id: str, name: str) -> Record:

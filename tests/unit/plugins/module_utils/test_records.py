@@ -186,3 +186,22 @@ def test_a_damaged_name_hides_no_other(store: Store) -> None:
     for name in ("web2", "web3"):
         with pytest.raises(StateError, match="damaged"):
             store.vm_record(name)
+
+
+def test_a_store_that_lost_its_identity_gets_no_other(store: Store) -> None:
+    paths = store.paths
+    before = Path(paths.store_file).read_text()
+    Path(paths.store_file).unlink()
+    assert Store.load(paths) is None, "there is nothing in it"
+    assert Store.open(paths).store_id != store.store_id
+    Path(paths.store_file).write_text(before)
+    put(store, WHOLE)
+    for text in (None, "{", "{}", '{"layout": 1}'):
+        Path(paths.store_file).unlink(missing_ok=True)
+        if text is not None:
+            Path(paths.store_file).write_text(text)
+        for opened in (Store.load, Store.open):
+            with pytest.raises(StateError, match="store.json"):
+                opened(paths)
+    Path(paths.store_file).write_text(before)
+    assert Store.open(paths).store_id == store.store_id

@@ -49,13 +49,13 @@ def test_the_demo_and_its_end(
     try:
         first = demo("cocoon.microvm.demo", EXAMPLE)
         table = first.results("cocoon.microvm.vms : Show the VMs")[-1]["msg"]
-        assert table[0].split() == ["VM", "STATE", "HYPERVISOR", "ACCEL", "ADDRESS", "BOOT", "SECONDS"]
+        assert table[0].split() == ["VM", "STATE", "HYPERVISOR", "ACCEL", "ADDRESS", "BOOT", "SECONDS", "CHANGE"]
         assert [line.split()[:3] for line in table[1:]] == [
             [name, "running", "qemu"] for name in ("web1", "web2", "db1")
         ]
         for line in table[1:]:
             assert line.split()[4].startswith("10.231.77.")
-            assert float(line.split()[5]) > 0
+            assert float(line.split()[5]) > 0 and line.split()[6:] == ["create"]
         records = modules(netns, dirs)("cocoon_vm_info")["vms"]
         assert {record["owner"] for record in records} == {"demo"}
         assert [len(record["data_disks"]) for record in records if record["config"]["name"] == "db1"] == [1]

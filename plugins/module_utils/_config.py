@@ -77,3 +77,27 @@ class Paths:
 
     def hypervisor_log(self, vm_id: str) -> str:
         return os.path.join(self.vm_log(vm_id), "hypervisor.log")
+
+
+def closed_directories(paths: Paths) -> dict[str, str]:
+    """By option, the first directory above root_dir, run_dir or log_dir that a VM's own user cannot pass."""
+    found = {}
+    for option, path in (("root_dir", paths.root), ("run_dir", paths.run), ("log_dir", paths.log)):
+        parents = []
+        parent = os.path.dirname(os.path.abspath(path))
+        while parent != os.path.dirname(parent):
+            parents.append(parent)
+            parent = os.path.dirname(parent)
+        for directory in reversed(parents):
+            if os.path.isdir(directory) and not os.stat(directory).st_mode & 0o001:
+                found[option] = directory
+                break
+    return found
+
+
+def closed_words(option: str, directory: str) -> tuple[str, str]:
+    """What is wrong then, and the remedy."""
+    return (
+        f"{directory}, above {option}, is closed to other users",
+        f"Run chmod o+x {directory}, or choose another directory.",
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import closed_words
 from ansible_collections.cocoon.microvm.plugins.module_utils._host import LIBRARIES, Facts
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB, format_size
 
@@ -163,9 +164,8 @@ def check_directories(facts: Facts) -> Check:
     """VMs run as users of their own, who must be able to pass."""
     if not facts.closed:
         return check("directories", PASS, "VMs can reach theirs")
-    detail = "; ".join(f"{path}, above {option}, is closed to other users" for option, path in facts.closed.items())
-    first = next(iter(facts.closed.values()))
-    return check("directories", FAIL, detail, f"Run chmod o+x {first}, or choose another directory.")
+    words = [closed_words(option, path) for option, path in facts.closed.items()]
+    return check("directories", FAIL, "; ".join(detail for detail, _remedy in words), words[0][1])
 
 
 def check_systemd(facts: Facts) -> Check:

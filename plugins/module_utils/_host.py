@@ -15,7 +15,7 @@ import subprocess
 import sys
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths, closed_directories
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
@@ -224,22 +224,6 @@ def existing_parent(path: str) -> str:
 def _disk(root: str) -> Record:
     info = os.statvfs(existing_parent(root))
     return {"path": root, "total": info.f_blocks * info.f_frsize, "free": info.f_bavail * info.f_frsize}
-
-
-def closed_directories(paths: Paths) -> dict[str, str]:
-    """By option, the first directory above root_dir, run_dir or log_dir that a VM's own user cannot pass."""
-    found = {}
-    for option, path in (("root_dir", paths.root), ("run_dir", paths.run), ("log_dir", paths.log)):
-        parents = []
-        parent = os.path.dirname(os.path.abspath(path))
-        while parent != os.path.dirname(parent):
-            parents.append(parent)
-            parent = os.path.dirname(parent)
-        for directory in reversed(parents):
-            if os.path.isdir(directory) and not os.stat(directory).st_mode & 0o001:
-                found[option] = directory
-                break
-    return found
 
 
 def _has_module(name: str) -> bool:

@@ -15,7 +15,7 @@ import errno
 import os
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths, closed_directories, closed_words
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
     ConflictError,
@@ -77,7 +77,7 @@ def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
         store = Store.open(paths)
         images.make_directories(paths)
     with _blamed(wanted), _examined(paths, store, wanted, check_mode) as sources:
-        return _carry_out(store, wanted, sources, check_mode)
+        return _carry_out(paths, store, wanted, sources, check_mode)
 
 
 @contextlib.contextmanager
@@ -91,9 +91,24 @@ def _blamed(wanted: Wanted) -> t.Iterator[None]:
         raise
 
 
-def _carry_out(store: Store | None, wanted: Wanted, sources: source.Sources | None, check_mode: bool) -> Outcome:
+def _check_passable(paths: Paths) -> None:
+    """Tools read what they are to look at as users without rights, and so do VMs: they must get there.
+
+    :raises InputError: a folder above the store is closed to them.
+    """
+    directory = closed_directories(paths).get("root_dir")
+    if directory:
+        problem, remedy = closed_words("it", directory)
+        raise InputError(problem, "root_dir", remedy)
+
+
+def _carry_out(
+    paths: Paths, store: Store | None, wanted: Wanted, sources: source.Sources | None, check_mode: bool
+) -> Outcome:
     """Compare and act, while what *sources* names is there."""
     plan = make_plan(store, wanted, sources)
+    if "import" in plan.steps:
+        _check_passable(paths)
     if check_mode or store is None:
         if "import" in plan.steps and sources:
             from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer

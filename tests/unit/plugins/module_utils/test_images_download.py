@@ -123,7 +123,7 @@ def test_the_usual_limit_can_be_raised(tmp_path: pathlib.Path, monkeypatch: pyte
     monkeypatch.setattr(source, "MAX_SIZE", 1000)
     path = tmp_path / "disk.raw"
     path.write_bytes(bytes(510) + b"\x55\xaa" + bytes(512))
-    paths = Paths(str(tmp_path), str(tmp_path), str(tmp_path))
+    paths = Paths("/no-such/root", "/no-such/run", "/no-such/log")  # check mode writes nothing
     wanted = manager.Wanted("x", source=form.format(path))
     with pytest.raises(InputError, match="is larger than 1000") as caught:
         manager.converge(paths, wanted, check_mode=True)

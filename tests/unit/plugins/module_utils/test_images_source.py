@@ -16,8 +16,8 @@ import tarfile
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, kinds, source, streams
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, kinds, manager, source, streams
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
@@ -272,3 +272,16 @@ def test_missing_and_odd_sources(paths: Paths, tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(CocoonError, match="not a regular file"):
         examine(paths, tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_store_below_a_closed_folder(tmp_path: pathlib.Path, check_mode: bool) -> None:
+    """The folder is blamed, as by the host's doctor, and not the first tool that does not get there."""
+    closed = tmp_path / "home"
+    closed.mkdir(mode=0o700)
+    (tmp_path / "a").write_bytes(tar("etc"))
+    paths = Paths(*(str(closed / "deep" / name) for name in ("root", "run", "log")))
+    wanted = manager.Wanted("web", source=str(tmp_path / "a"))
+    with pytest.raises(InputError, match="root_dir: .* is closed to other users. Run chmod o.x") as caught:
+        manager.converge(paths, wanted, check_mode)
+    assert caught.value.option == "root_dir"

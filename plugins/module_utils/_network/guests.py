@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, leases, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
 def running(store: Store, network: Record) -> t.Iterator[tuple[str, Record]]:
     """(what to call it, record) of each NIC that a running VM has on the network."""
     for vm_id in leases.users(store, network["id"]):
-        record = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json")) or {}
+        record = store.load_vm(vm_id) or {}
         if not wires.is_settled(record):
             continue
         process = Process.find(record.get("process"))

@@ -24,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     firewall,
     forwarding,
+    guests,
     leases,
     manager,
     plan,
@@ -594,3 +595,14 @@ def test_uplinks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     monkeypatch.setattr(forwarding, "ROUTES", str(table))
     assert forwarding.uplinks() == ("eth0", "eth1", "tun0")
+
+
+def test_a_damaged_record_of_a_vm_is_no_affair_of_its_network(store: Store) -> None:
+    directory = store.paths.vm_dir("vm1")
+    os.makedirs(directory)
+    Path(directory, "vm.json").write_text('{"config": {"na')
+    leases.attach(store, OLD["id"], "vm1")
+    assert leases.vm_name(store, "vm1") == "vm1"
+    assert guests.troubles(store, network()) == {}
+    Path(directory, "vm.json").write_text("[]")
+    assert leases.vm_name(store, "vm1") == "vm1"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import select
+import shutil
 import socket
 import struct
 import subprocess
@@ -29,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ToolError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     engine,
     forwarding,
@@ -765,6 +768,22 @@ def test_a_tap_that_is_opened_by_name(lab: Host) -> None:
             opener.kill()
             opener.wait()
     assert inside(lab.netns, links.index_of, TAP) is None
+
+
+def test_a_process_finds_a_tap_where_it_is_born(tmp_path: Path) -> None:
+    """The launcher makes it, as root, in the namespace that it has made for the process alone."""
+    config = {"tap": TAP, "mac": "02:00:00:00:00:01", "bridge_dev": "cm-lab"}
+    words = [shutil.which("ip") or "ip", "-d", "link", "show"]
+    with open(tmp_path / "log", "w+b") as log:
+        process = launch.spawn(
+            words, 64001, 64001, (), (), log.fileno(), resource.RLIM_INFINITY, lambda: make_named(config, 64001)
+        )
+        with process:
+            assert launch.exit_status(process) == 0
+        log.seek(0)
+        seen = log.read().decode()
+    assert f"{TAP}:" in seen and "persist on user 64001" in seen
+    assert links.index_of(TAP) is None
 
 
 def test_a_tap_that_nobody_opened(lab: Host) -> None:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools, create_copy
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     boot,
     cidata,
@@ -228,24 +229,38 @@ def _spawn(run: Run, record: Record, image: Record) -> tuple[Process, float]:
         container.make_status(paths, record)
         begun = time.monotonic()
         launch = launch_of(run, record, image, nics)
-        process = driver.start(launch, driver.confine(launch))
+        process = _start(driver, launch, record["network_configs"], hold)
         return process, begun
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -> Nic:
-    """A NIC on a TAP of its own, which is kept off the bridge while the guest takes itself for another one.
+def _start(driver: Driver, launch: Launch, configs: t.Sequence[NetworkConfig], hold: bool) -> Process:
+    """The process; a driver that opens TAPs by their names finds them where the process is, and gives them up to us."""
+    jail = driver.confine(launch)
+    if driver.nic_by == "fd":
+        return driver.start(launch, jail)
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import make_named, take_over
 
-    :raises UnsupportedError: the driver opens TAPs itself, by their names.
-    """
+    def make() -> None:
+        for config in configs:
+            make_named(config, launch.uid)
+
+    def take(process: Process) -> None:
+        for config in configs:
+            take_over(config, process, attached=not hold)
+
+    return driver.start(launch, dataclasses.replace(jail, enter=make), take)
+
+
+def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -> Nic:
+    """A NIC on a TAP of its own, which is kept off the bridge while the guest takes itself for another one."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Nic
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import open_tap
 
-    if driver.nic_by != "fd":
-        raise UnsupportedError(f"networks have no NICs for {driver.name} yet", "nics", "Use nics: [].")
-    fds = open_tap(config, max(1, config["num_queues"] // 2), attached=not hold)
+    pairs = max(1, config["num_queues"] // 2)
+    fds = open_tap(config, pairs, attached=not hold) if driver.nic_by == "fd" else []
     opened += fds
     return Nic(
         mac=config["mac"],

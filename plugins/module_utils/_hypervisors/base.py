@@ -279,7 +279,8 @@ class Launch:
 class Jail:
     """What a hypervisor process can reach.
 
-    :param netns: the network namespace that it runs in; ``None``: a new one with nothing in it.
+    :param enter: called in the network namespace that was made for it, before it is there; leaves there what it is to
+        find by name. ``None``: there is nothing in it.
     :param groups: its supplementary groups.
     :param files: paths in a root of its own, each with what is bound there; ``None``: the host's root, where the rights
         of its user are all that it has.
@@ -288,7 +289,7 @@ class Jail:
     """
 
     groups: tuple[int, ...] = ()
-    netns: str | None = None
+    enter: t.Callable[[], None] | None = None
     files: t.Mapping[str, str] | None = None
     devices: tuple[str, ...] = ()
     folder: str | None = None
@@ -394,11 +395,11 @@ class Driver(t.Protocol):
         """
 
     def start(
-        self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[], None] | None = None, timeout: float = 60.0
+        self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
         """The running process, its guest running.
 
-        :param on_nics_open: called when the process holds its TAPs, and before the guest runs.
+        :param on_nics_open: called with the process when it holds its TAPs, and before the guest runs.
         :raises HypervisorError: with the last lines of the hypervisor's log; nothing is left but the logs.
         """
 

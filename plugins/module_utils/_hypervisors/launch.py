@@ -151,17 +151,19 @@ def spawn(
     fds: t.Sequence[int],
     log: int,
     file_limit: int = resource.RLIM_INFINITY,
+    enter: t.Callable[[], None] | None = None,
 ) -> Process:
     """The process, exec'd and held by a pidfd.
 
     :param fds: descriptors it inherits under the same numbers.
     :param log: its standard output and error.
     :param file_limit: bytes beyond which it cannot make a file grow, even after an escape.
+    :param enter: called in its network namespace before it is there.
     :raises HypervisorError: there is no such program, or it may not be run like this.
     """
     # On a thread, as a network namespace is a thread's, and a child has that of the thread which made it.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(_spawn_apart, argv, uid, gid, groups, fds, log, file_limit).result()
+        return thread.submit(_spawn_apart, argv, uid, gid, groups, fds, log, file_limit, enter).result()
 
 
 def _leave_network() -> None:
@@ -185,8 +187,11 @@ def _spawn_apart(
     fds: t.Sequence[int],
     log: int,
     file_limit: int,
+    enter: t.Callable[[], None] | None,
 ) -> Process:
     _leave_network()
+    if enter is not None:
+        enter()
     try:
         child = subprocess.Popen(  # pylint: disable=consider-using-with,ansible-bad-function  # it outlives us
             list(argv),

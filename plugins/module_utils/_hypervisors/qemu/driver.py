@@ -214,7 +214,7 @@ class QemuDriver(Driver):
             )
 
     def start(
-        self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[], None] | None = None, timeout: float = 60.0
+        self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
         deadline = time.monotonic() + timeout
         try:
@@ -224,7 +224,7 @@ class QemuDriver(Driver):
             raise
         try:
             if on_nics_open:  # it was born with them
-                on_nics_open()
+                on_nics_open(process)
             # systemd works while QEMU starts up.
             unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
             self._run(launch, process, deadline)
@@ -261,7 +261,7 @@ class QemuDriver(Driver):
             stack.callback(os.close, log)
             passed = [*fds.values(), *(fd for nic in launch.nics for fd in nic.fds)]
             limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
-            return launcher.spawn(argv, launch.uid, launch.gid, jail.groups, passed, log, limit)
+            return launcher.spawn(argv, launch.uid, launch.gid, jail.groups, passed, log, limit, jail.enter)
 
     @staticmethod
     def _run(launch: Launch, process: Process, deadline: float) -> None:

@@ -61,7 +61,7 @@ cpu:
   type: int
 memory:
   description:
-    - Memory, such as V(512M) or V(2G), or bytes; V(1G) where omitted at creation.
+    - Memory, such as V(512M) or V(1.5G), or bytes; V(1G) where omitted at creation.
   type: str
 memory_backing:
   description:
@@ -183,7 +183,8 @@ balloon:
   type: str
 watchdog:
   description:
-    - Adds a hardware watchdog that resets a guest that opened it and no longer answers.
+    - A hardware watchdog that resets a guest that opened it and no longer answers. VMs have one where the hypervisor
+      does, unless this is V(false).
   type: bool
 kernel_args:
   description:
@@ -325,7 +326,7 @@ force:
 _COUNT = r"""
 count:
   description:
-    - Makes this item stand for so many VMs of the same kind, called C(NAME-1), C(NAME-2) and so on.
+    - Makes this item stand for so many VMs of the same kind, called C(NAME-1), C(NAME-2) and so on; V(0) for none.
     - With a smaller number later, pruning removes those that are too many.
   type: int
 """

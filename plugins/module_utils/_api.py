@@ -64,7 +64,7 @@ def converge_vms(
             definition["owner"] = owner
     run = open_run(params, check, mark)
     if params.get("prune"):
-        definitions += _pruned(run.store, definitions, params)
+        definitions += _pruned(run.store, definitions, params, bool(items))
     batch = [Item(definition) for definition in definitions]
     converge(run, batch, check)
     return [_result(item, check, run.store.paths) for item in batch]
@@ -74,6 +74,7 @@ def open_run(params: t.Mapping[str, t.Any], check: bool, mark: t.Callable[[str],
     """A run over the store that *params* name, made if it is not there, unless it is only looked at."""
     options = options_of(params)
     paths = Paths.from_params(params)
+    paths.check()
     store = (Store.load(paths) or _unmade(paths)) if check else Store.open(paths)
     return Run(store, options, mark)
 
@@ -83,11 +84,13 @@ def _unmade(paths: Paths) -> Store:
     return Store(paths, "(new store)", 0, 0, {})
 
 
-def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str, t.Any]) -> list[Record]:
+def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str, t.Any], listed: bool) -> list[Record]:
     records = store.vm_records()
     force = bool(params.get("force"))
     owner = params.get("owner") or store.store_id
-    names = plan_prune(definitions, records, owner, elsewhere=params.get("elsewhere") or {}, force=force)
+    names = plan_prune(
+        definitions, records, owner, elsewhere=params.get("elsewhere") or {}, force=force, emptied=listed
+    )
     return [prune_definition(name, owner, force) for name in names]
 
 

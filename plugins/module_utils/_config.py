@@ -9,9 +9,13 @@ import dataclasses
 import os
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
+
 ROOT_DIR = "/var/lib/cocoon-microvm"
 RUN_DIR = "/run/cocoon-microvm"
 LOG_DIR = "/var/log/cocoon-microvm"
+# A socket's path ends after 107 bytes: below it come an id of 26 and the socket's name.
+MAX_RUN_DIR = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,13 @@ class Paths:
             run=params.get("run_dir") or RUN_DIR,
             log=params.get("log_dir") or LOG_DIR,
         )
+
+    def check(self) -> None:
+        """:raises InputError: run_dir is too long for the sockets below it."""
+        if len(os.fsencode(self.run)) > MAX_RUN_DIR:
+            raise InputError(
+                f"{self.run} is too long for sockets below it", "run_dir", f"Use at most {MAX_RUN_DIR} characters."
+            )
 
     @property
     def store_file(self) -> str:
@@ -101,3 +112,10 @@ def closed_words(option: str, directory: str) -> tuple[str, str]:
         f"{directory}, above {option}, is closed to other users",
         f"Run chmod o+x {directory}, or choose another directory.",
     )
+
+
+def check_directories(paths: Paths) -> None:
+    """:raises StateError: VMs run as users of their own, and could not reach their files."""
+    for option, directory in closed_directories(paths).items():
+        detail, remedy = closed_words(option, directory)
+        raise StateError(f"VMs run as users of their own, and {detail}", option, remedy)

@@ -30,15 +30,19 @@ PAUSED = "paused"
 HIBERNATED = "hibernated"
 
 NAME_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}\Z")
+LINE_RE = re.compile(r"^[^\x00-\x1f\x7f]*\Z")
 LABEL_RE = re.compile(r"^[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?\Z")
 NUMBER_RE = re.compile(r"^(?:[0-9]+|0[xX][0-9a-fA-F]*)\Z")
 DISK_NAME_RE = re.compile(r"^(?!cocoon-)[a-z][a-z0-9_-]{0,19}\Z")
 USER_RE = re.compile(r"^[a-z_][a-z0-9_-]{0,31}\Z")
 MAC_RE = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 NO_MAC = "00:00:00:00:00:00"
-SIZE_RE = re.compile(r"^\s*([0-9]+)\s*([KMGT]?)(?:i?B)?\s*\Z", re.IGNORECASE)
+SIZE_RE = re.compile(r"^\s*([0-9]{1,18})(?:\.([0-9]{1,9}))?\s*([KMGT]?)(?:i?B)?\s*\Z", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+# What YAML makes of other things than text, in words.
+_YAML = {type(None): "nothing", bool: "true or false", dict: "a mapping", list: "a list", tuple: "a list"}
+YAML_WORDS = ("True", "False", "None")
 MAX_HOST_NAME = 63  # Linux's own limit is 64; a label's is 63
 MIN_DATA_DISK = 16 * MIB
 
@@ -46,16 +50,17 @@ Record = dict[str, t.Any]
 
 
 def parse_size(value: int | str, option: str, minimum: int = 0) -> int:
-    """Bytes from ``512M``, ``2G``, ``2GiB`` or a plain number of bytes; binary units.
+    """Bytes from ``512M``, ``2G``, ``1.5GiB`` or a plain number of bytes; binary units.
 
-    :raises InputError: not a size, or below *minimum* bytes.
+    :raises InputError: not a size, no whole number of bytes, or below *minimum* bytes.
     """
     match = SIZE_RE.match(str(value))
-    if not match:
-        raise InputError(
-            f"'{value}' is not a size", option, "Use a whole number with K, M, G or T, such as 512M or 2G."
-        )
-    size = int(match.group(1)) * SIZE_UNITS[match.group(2).upper()]
+    if not match or (match.group(2) and not match.group(3)):
+        raise InputError(f"'{value}' is not a size", option, "Use a number with K, M, G or T, such as 512M or 1.5G.")
+    whole, fraction, letter = match.group(1), match.group(2) or "", match.group(3).upper()
+    size, rest = divmod(int(whole + fraction) * SIZE_UNITS[letter], 10 ** len(fraction))
+    if rest:
+        raise InputError(f"{value} is no whole number of bytes", option, f"Say it in a smaller unit than {letter}.")
     if size < minimum:
         raise InputError(f"{value} is too small", option, f"The minimum is {format_size(minimum)}.")
     return size
@@ -71,6 +76,12 @@ def format_size(size: int) -> str:
 
 def check_name(name: str, option: str = "name") -> str:
     """*name* if it is a VM, image-free network or snapshot base name by the Go engine's rule."""
+    if name in YAML_WORDS:
+        raise InputError(
+            f"'{name}' is what YAML makes of a bare on, off, yes or no",
+            option,
+            "Put the name into quotation marks, and choose another one for what is called True or False.",
+        )
     if not NAME_RE.match(name):
         raise InputError(
             f"'{name}' is not a valid name",
@@ -78,6 +89,29 @@ def check_name(name: str, option: str = "name") -> str:
             "Use letters, digits, dots, underscores and hyphens, at most 63, beginning with a letter or digit.",
         )
     return name
+
+
+def check_labels(labels: t.Mapping[t.Any, t.Any], option: str = "labels") -> dict[str, str]:
+    """Labels of anything, as text.
+
+    :raises InputError: what YAML has made of words that were meant as text, and what is no line of text.
+    """
+    return {_label(key, "a label", 256, option): _label_value(key, value, option) for key, value in labels.items()}
+
+
+def _label_value(key: t.Any, value: t.Any, option: str) -> str:
+    return _label(value, "a label's value", 4096, f"{option}.{key}") if value != "" else ""
+
+
+def _label(value: t.Any, what: str, maximum: int, option: str) -> str:
+    if value is None or isinstance(value, (bool, dict, list, tuple)):
+        raise InputError(
+            f"{what} is text, and not {_YAML.get(type(value))}", option, 'Put it into quotation marks: "yes".'
+        )
+    text = str(value)
+    if not text.strip() or len(text) > maximum or not LINE_RE.match(text):
+        raise InputError(f"{what} is empty, too long or not one line", option, f"Use one line of at most {maximum}.")
+    return text
 
 
 def host_name(record: t.Mapping[str, t.Any]) -> str:

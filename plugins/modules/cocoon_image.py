@@ -355,6 +355,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.manager import Wanted, converge
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import check_labels
 
 OPTIONS = {
     "name": {"type": "str", "required": True},
@@ -384,7 +385,8 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     wanted = Wanted(
         lock_timeout=params["lock_timeout"],
         progress=Progress.from_params(params),
-        **{key: params[key] for key in OPTIONS},
+        **{key: params[key] for key in OPTIONS if key != "labels"},
+        labels=None if params["labels"] is None else check_labels(params["labels"]),
     )
     outcome = converge(Paths.from_params(params), wanted, module.check_mode)
     return {

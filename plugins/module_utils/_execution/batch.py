@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import check_directories
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
     MissingImageError,
@@ -85,6 +86,8 @@ def plan_items(run: Run, items: t.Sequence[Item]) -> None:
                 raise run.unobtainable[item.pull]
             item.record = run.store.vm_record(item.name)
             item.plan = plan_item(run, item.record, item.definition)
+            if {"create", "start"} & {step.name for step in item.plan.steps}:
+                check_directories(run.store.paths)
         except Exception as exc:
             item.plan = None
             item.error = explained(exc, "plan")

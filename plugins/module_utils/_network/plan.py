@@ -16,7 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     InputError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings, subnets
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_labels, check_name
 
 # What a user can set, in the order of the documentation; names as in the record.
 FIELDS = (
@@ -120,7 +120,7 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
     if "dns_search" in given:
         found["dns_search"] = _check_domains(given["dns_search"])
     if "labels" in given:
-        found["labels"] = {str(key): str(value) for key, value in given["labels"].items()}
+        found["labels"] = check_labels(given["labels"])
     return found
 
 

@@ -266,8 +266,8 @@ def _balloon(record: Record, definition: Definition) -> t.Iterator[Difference]:
     online = None if before is None or after is None else SetBalloon(after)
     yield Difference(
         "balloon",
-        shown("balloon", before or "off"),
-        shown("balloon", after or "off"),
+        "off" if before is None else shown("balloon", before),
+        "off" if after is None else shown("balloon", after),
         LIVE if online else RESTART,
         values={"balloon": after},
         online=online,

@@ -21,6 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     USER_RE,
     check_host_name,
     check_ip,
+    check_labels,
     check_mac,
     check_name,
     format_size,
@@ -52,14 +53,21 @@ def split_port(text: str, option: str = "ports") -> tuple[str | None, int, int, 
     """
     match = _PORT_RE.match(text)
     if not match:
-        hint = "Write it in quotes: YAML reads a bare 8080:22 as a number" if text.isdigit() else "Write it"
-        raise InputError(f"'{text}' is not a port to publish", option, f"{hint} as '8080:80' or '10.0.0.1:53:53/udp'.")
+        raise InputError(f"'{text}' is not a port to publish", option, _port_hint(text))
     address, host, guest, protocol = match.groups()
     for number in (host, guest):
         if not 1 <= int(number) <= 65535:
             raise InputError(f"{number} is not a port number", option, "Ports go from 1 to 65535.")
     address = check_ip(address, option) if address else None
     return (None if address == "0.0.0.0" else address), int(host), int(guest), protocol or "tcp"
+
+
+def _port_hint(text: str) -> str:
+    if not text.isdigit():
+        return "Write it as '8080:80' or '10.0.0.1:53:53/udp'."
+    if len(text) < 6 and 1 <= int(text) <= 65535:
+        return f"Name two ports, the host's and the guest's: '{text}:{text}' or '8080:{text}'."
+    return "Put it into quotation marks, '8080:22': YAML reads a bare 8080:22 as one number."
 
 
 def port(value: t.Any, option: str) -> str:
@@ -182,6 +190,8 @@ def line(what: str, maximum: int, empty: bool = False) -> Check:
 
 
 def name(value: t.Any, option: str) -> str:
+    if isinstance(value, (dict, list, tuple)):
+        raise InputError("is not a name", option, "Write one word.")
     return check_name(str(value), option)
 
 
@@ -353,7 +363,7 @@ def ports(value: t.Any, option: str) -> list[str]:
 def labels(value: t.Any, option: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise InputError("is not a mapping", option, "Give labels as key: value.")
-    return {_LABEL(key, option): _LABEL_VALUE(entry, f"{option}.{key}") for key, entry in value.items()}
+    return check_labels(value, option)
 
 
 def pattern(value: t.Any, option: str) -> str:
@@ -362,10 +372,6 @@ def pattern(value: t.Any, option: str) -> str:
     except re.error as exc:
         raise InputError(f"'{value}' is not a regular expression: {exc}", option, "Escape its special signs.") from None
     return str(value)
-
-
-_LABEL = line("a label", 256)
-_LABEL_VALUE = line("a label's value", 4096, empty=True)
 
 
 _ROUTE_CHECKS: dict[str, Check] = {

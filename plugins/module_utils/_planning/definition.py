@@ -46,13 +46,13 @@ def normalise(item: t.Mapping[str, t.Any], prefix: str = "") -> Definition:
 def validate_all(items: t.Sequence[t.Mapping[str, t.Any]], option: str | None = "vms") -> list[Definition]:
     """The definitions of one task; all their errors in one, and what two of them may not share.
 
-    :param option: the list's name for errors (``vms[3].cpu``); ``None`` for a module of one VM.
+    :param option: the list's name for errors (``vms[3] (web4): cpu``); ``None`` for a module of one VM.
     :raises InputError: every bad option of every item; names, MACs, addresses or host ports given twice.
     """
     named: list[tuple[str, Definition]] = []
     errors: list[InputError] = []
     for number, item in enumerate(items):
-        prefix = f"{option}[{number}]." if option else ""
+        prefix = _place(option, number, item.get("name"))
         try:
             named += [(prefix, definition) for definition in _several(item, prefix)]
         except InputError as exc:
@@ -66,12 +66,19 @@ def validate_all(items: t.Sequence[t.Mapping[str, t.Any]], option: str | None = 
     return [definition for _prefix, definition in named]
 
 
+def _place(option: str | None, number: int, name: t.Any) -> str:
+    """What stands before an option's name in an error: ``vms[3] (web4): ``."""
+    if not option:
+        return ""
+    return f"{option}[{number}] ({name}): " if name and isinstance(name, str) else f"{option}[{number}]."
+
+
 def _several(item: t.Mapping[str, t.Any], prefix: str) -> list[Definition]:
-    """The definitions that one item stands for: with ``count`` as many, called ``<name>-1`` and so on."""
+    """The definitions that one item stands for: with ``count`` as many, also none, called ``<name>-1`` and so on."""
     definition = normalise({option: value for option, value in item.items() if option != "count"}, prefix)
     if item.get("count") is None:
         return [definition]
-    count = integer(1, MAX_COUNT)(item["count"], f"{prefix}count")
+    count = integer(0, MAX_COUNT)(item["count"], f"{prefix}count")
     names = [check_name(f"{definition['name']}-{number}", f"{prefix}name") for number in range(1, count + 1)]
     return [{**definition, "name": name} for name in names]
 

@@ -20,6 +20,7 @@ def plan_prune(
     elsewhere: t.Container[str] = (),
     limited: bool = False,
     incomplete: bool = False,
+    emptied: bool = False,
     force: bool = False,
 ) -> list[str]:
     """The names, sorted, of *owner*'s VMs that are no longer listed.
@@ -28,6 +29,7 @@ def plan_prune(
     :param records: of all VMs of the store.
     :param elsewhere: names of VMs that are wanted on other hosts: one may be on its way there, and these are its disks.
     :param limited: the play runs under ``--limit``, so that the list may lack VMs of other hosts.
+    :param emptied: the list had items, and all of them say ``count: 0``.
     :param incomplete: a definition could not be made out (a template failed).
     :param force: data disks go too, those that an earlier removal kept among them.
     :raises ChangeRefusedError: the list cannot be trusted to be whole.
@@ -37,7 +39,7 @@ def plan_prune(
         doubt = ("the play is limited", "Run it without --limit.")
     elif incomplete:
         doubt = ("a definition failed to template", "Mend the definition first.")
-    elif not definitions:
+    elif not definitions and not emptied:
         doubt = ("the list of VMs is empty", "Give the VMs that should stay; remove the last with state: absent.")
     if doubt:
         raise ChangeRefusedError(f"refused, because {doubt[0]}: VMs that should stay would go", "prune", doubt[1])

@@ -18,7 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_labels, check_name
 
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
 VM_STATES = ("present", "absent", "restored")
@@ -84,7 +84,7 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
         raise InputError("is for state: restored and imported", "disks_only", "Leave it out.")
     labels = params.get("labels")
     fields: dict[str, t.Any] = {field: params.get(field) for field in FIELDS if field != "labels"}
-    texts = None if labels is None else {str(key): str(value) for key, value in labels.items()}
+    texts = None if labels is None else check_labels(labels)
     return Wanted(**fields, labels=texts, disks_only=disks_only, force=bool(params.get("force")))
 
 

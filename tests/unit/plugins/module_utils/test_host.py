@@ -11,8 +11,10 @@ import typing as t
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _api
 from ansible_collections.cocoon.microvm.plugins.module_utils import _host as host
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths, check_directories
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
 
@@ -96,6 +98,26 @@ def test_directories_that_a_vm_cannot_pass(tmp_path: pathlib.Path) -> None:
 def test_a_directory_that_does_not_exist_yet() -> None:
     assert host.existing_parent("/proc/no/such/thing") == "/proc"
     assert host.closed_directories(Paths("/no-such/a", "/no-such/b", "/no-such/c")) == {}
+    check_directories(Paths("/no-such/a", "/no-such/b", "/no-such/c"))
+
+
+def test_what_vms_cannot_reach_is_said_before_one_is_made(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
+    with pytest.raises(StateError) as caught:
+        check_directories(Paths(str(tmp_path / "home" / "root"), "/no-such/run", "/no-such/log"))
+    assert caught.value.option == "root_dir" and "is closed to other users" in str(caught.value)
+    assert "chmod o+x" in str(caught.value)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_run_dir_is_too_long_in_check_mode_as_well(tmp_path: pathlib.Path, check: bool) -> None:
+    params = {"root_dir": str(tmp_path / "root"), "run_dir": "/run/" + "x" * 56, "log_dir": str(tmp_path / "log")}
+    defaults = {"lock_timeout": 1, "memory_reserve": "0", "memory_overcommit": 1, "disk_overcommit": 1}
+    with pytest.raises(InputError) as caught:
+        _api.open_run({**defaults, **params}, check)
+    assert caught.value.option == "run_dir" and "at most 60" in str(caught.value)
+    assert not (tmp_path / "root").exists()
+    Paths(run="/run/" + "x" * 55).check()
 
 
 def test_libraries_are_found_without_an_import() -> None:

@@ -1238,6 +1238,7 @@ def test_a_vm_on_its_way_is_touched_by_nothing_else(state, definition, moving, w
         (["other"], {}, ["db1", "web1"]),
         (["web1"], {"force": True}, ["db1", "old"]),
         (["web1"], {"force": True, "elsewhere": {"db1": "hv2", "old": "hv2"}}, []),
+        ([], {"emptied": True}, ["db1", "web1"]),  # count: 0 for all that is listed
     ],
 )
 def test_prune(listed, options, expected):
@@ -1274,6 +1275,12 @@ def test_prune_is_refused(definitions, flags):
     with pytest.raises(ChangeRefusedError) as caught:
         plan_prune(definitions, [{"config": {"name": "b"}, "owner": "us", "state": "running"}], "us", **flags)
     assert caught.value.option == "prune" and caught.value.remedy
+
+
+def test_a_balloon_of_nothing_is_no_balloon_that_is_off():
+    for before, after, shown in ((None, "0", ("off", "0")), (0, "off", ("0", "off"))):
+        plan = HOST.plan(made("stopped", balloon=before), {"balloon": after})
+        assert (plan.diff["before"]["balloon"], plan.diff["after"]["balloon"]) == shown
 
 
 # ------------------------------------------------------------------------- the documentation

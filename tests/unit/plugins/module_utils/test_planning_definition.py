@@ -47,6 +47,8 @@ HASHES = (
         ("balloon", False, "off"),
         ("balloon", "256M", 256 * MIB),
         ("balloon", "0", 0),
+        ("memory", "1.5G", 1536 * MIB),
+        ("labels", {"tier": ""}, {"tier": ""}),
         ("kernel_args", "  quiet   panic=1 ", "quiet panic=1"),
         ("kernel_args", "", ""),
         ("command", "serve --name 'a b' \"c\"", ["serve", "--name", "a b", "c"]),
@@ -105,7 +107,7 @@ def test_values(option, value, expected):
         ("cpu", True, "cpu", "whole number"),
         ("memory", "10Q", "memory", "512M"),
         ("memory", "32M", "memory", "64M"),
-        ("memory", "65.5M", "memory", "whole number"),
+        ("memory", "65.5M", "memory", "multiple of 1M"),
         ("memory", str(64 * MIB + 1), "memory", "multiple of 1M"),
         ("memory", "99999999T", "memory", "too large"),
         ("storage", "1M", "storage", "16M"),
@@ -134,8 +136,8 @@ def test_values(option, value, expected):
         ("ports", ["1-60000:1-60000"], "ports[0]", "At most 1024"),
         ("ports", ["1-1000:1-1000", "2001-2100:1-100"], "ports", "At most 1024"),
         ("ports", ["\u0668080:80"], "ports[0]", "8080:80"),
-        ("ports", ["8080"], "ports[0]", "in quotes"),
-        ("ports", ["484822"], "ports[0]", "in quotes"),
+        ("ports", ["8080"], "ports[0]", "Name two ports, the host's and the guest's: '8080:8080'"),
+        ("ports", ["484822"], "ports[0]", "YAML reads a bare 8080:22 as one number"),
         ("ports", ["80:80", "0:80"], "ports[1]", "1 to 65535"),
         ("ports", ["80:70000"], "ports[0]", "65535"),
         ("ports", ["300.0.0.1:80:80"], "ports[0]", "IPv4"),
@@ -179,13 +181,20 @@ def test_values(option, value, expected):
         ("secret_env", {"A": False}, "secret_env.A", "quotation marks"),
         ("working_dir", "srv", "working_dir", "slash"),
         ("labels", ["a"], "labels", "key: value"),
-        ("labels", {"a": {"b": 1}}, "labels.a", "one line"),
+        ("labels", {"a": {"b": 1}}, "labels.a", "not a mapping"),
+        ("labels", {"a": None}, "labels.a", "not nothing. Put it into quotation marks"),
+        ("labels", {"a": True}, "labels.a", "not true or false"),
+        ("labels", {True: "a"}, "labels", "not true or false"),
+        ("labels", {"a": "b\nc"}, "labels.a", "one line"),
+        ("labels", {" ": "b"}, "labels", "empty"),
+        ("network", "False", "network", "quotation marks"),
+        ("network", ["a"], "network", "is not a name"),
         ("owner", " ", "owner", "empty"),
         ("hostname", "web_1", "hostname", "hyphens"),
         ("hostname", "10.0.0.1", "hostname", "not digits"),
         ("watchdog", "maybe", "watchdog", "true or false"),
         ("balloon", True, "balloon", "256M"),
-        ("balloon", "1.5G", "balloon", "whole number"),
+        ("balloon", "1.0001M", "balloon", "whole number"),
         ("wait_for", "agent", "wait_for", "console"),
         ("wait_port", 0, "wait_port", "65535"),
         ("wait_pattern", "(", "wait_pattern", "regular expression"),
@@ -221,17 +230,18 @@ def test_only_given_keys_are_left():
 @pytest.mark.parametrize(
     "first, second, text",
     [
-        ({}, {"name": "web1"}, "vms[1].name: 'web1' is given already by vms[0].name"),
-        ({"state": "absent"}, {"name": "web1"}, "vms[1].name"),
-        ({"nics": [{"mac": "02:00:00:00:00:0a"}]}, {"nics": [{}, {"mac": "02:00:00:00:00:0A"}]}, "vms[1].nics[1].mac"),
+        ({}, {"name": "web1"}, "vms[1] (web1): name: 'web1' is given already by vms[0] (web1): name"),
+        ({"state": "absent"}, {"name": "web1"}, "vms[1] (web1): name"),
+        ({"nics": [{"mac": "02:00:00:00:00:0a"}]}, {"nics": [{}, {"mac": "02:00:00:00:00:0A"}]},
+         "vms[1] (web2): nics[1].mac"),
         ({"network": "lab", "nics": [{"ip": "10.1.0.2"}]}, {"nics": [{"network": "lab", "ip": "10.1.0.2"}]},
-         "vms[1].nics[0].ip"),
+         "vms[1] (web2): nics[0].ip"),
         ({"nics": [{"network": "lab", "ip": "10.1.0.2"}, {"network": "lab", "ip": "10.1.0.2"}]}, {},
-         "vms[0].nics[1].ip"),
-        ({"ports": ["80:80"]}, {"ports": ["81:80", "80:8080"]}, "vms[1].ports[1]: 80:8080 clashes with"),
-        ({"ports": ["80:80"]}, {"ports": ["10.0.0.1:80:80"]}, "vms[1].ports[0]"),
-        ({"ports": ["80:80", "80:81"]}, {}, "vms[0].ports[1]"),
-        ({"ports": ["80-90:80-90"]}, {"ports": ["85:1"]}, "vms[1].ports[0]: 85:1 clashes with"),
+         "vms[0] (web1): nics[1].ip"),
+        ({"ports": ["80:80"]}, {"ports": ["81:80", "80:8080"]}, "vms[1] (web2): ports[1]: 80:8080 clashes with"),
+        ({"ports": ["80:80"]}, {"ports": ["10.0.0.1:80:80"]}, "vms[1] (web2): ports[0]"),
+        ({"ports": ["80:80", "80:81"]}, {}, "vms[0] (web1): ports[1]"),
+        ({"ports": ["80-90:80-90"]}, {"ports": ["85:1"]}, "vms[1] (web2): ports[0]: 85:1 clashes with"),
     ],
 )  # fmt: skip
 def test_what_two_items_may_not_share(first, second, text):
@@ -257,7 +267,7 @@ def test_what_two_items_may_share(first, second):
 def test_all_errors_come_together():
     with pytest.raises(InputError) as caught:
         validate_all([{"name": "a", "cpu": 0}, {"name": "b"}, {"name": "c", "memory": "10Q"}])
-    assert "vms[0].cpu" in str(caught.value) and "vms[2].memory" in str(caught.value)
+    assert "vms[0] (a): cpu" in str(caught.value) and "vms[2] (c): memory" in str(caught.value)
     with pytest.raises(InputError) as caught:
         validate_all([{"name": "a", "cpu": 0}], None)
     assert caught.value.option == "cpu"
@@ -266,3 +276,19 @@ def test_all_errors_come_together():
 def test_split_port():
     assert split_port("10.0.0.1:53:5353/udp") == ("10.0.0.1", 53, 5353, "udp")
     assert split_port("8080:80") == (None, 8080, 80, "tcp")
+
+
+def test_count_of_none_stands_for_no_vm():
+    assert validate_all([{"name": "web", "count": 0, "cpu": 1}]) == []
+    assert [item["name"] for item in validate_all([{"name": "web", "count": 2}, {"name": "db", "count": 0}])] == [
+        "web-1",
+        "web-2",
+    ]
+    with pytest.raises(InputError, match="0 to 1000"):
+        validate_all([{"name": "web", "count": -1 + 1002}])
+
+
+def test_an_item_without_a_name_is_called_by_its_number():
+    with pytest.raises(InputError) as caught:
+        validate_all([{"name": "web1"}, {"cpu": 1}])
+    assert caught.value.option == "vms[1].name"

@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
         ("4096", 4096),
         (4096, 4096),
         ("8K", 8192),
+        *(("1.5G", 3 << 29), ("0.25 MiB", 1 << 18), ("2.50T", 5 << 39)),
         ("0", 0),
     ],
 )
@@ -30,12 +31,14 @@ def test_sizes(text: str, size: int) -> None:
     assert types.parse_size(text, "memory") == size
 
 
-@pytest.mark.parametrize("text", ["10Q", "", "G", "-1G", "1.5G", "1 2", "G1", "1MM", "٣M٣"])
+@pytest.mark.parametrize(
+    "text", ["10Q", "", "G", "-1G", "1.5", "1.G", ".5G", "1.0001M", "1e3", "1 2", "G1", "1MM", "٣M٣"]
+)
 def test_what_is_no_size_names_the_option(text: str) -> None:
     with pytest.raises(InputError) as caught:
         types.parse_size(text, "memory")
     assert caught.value.option == "memory"
-    assert "512M" in str(caught.value)
+    assert "512M" in str(caught.value) or text == "1.0001M"
 
 
 def test_a_size_below_the_minimum_says_the_minimum() -> None:
@@ -53,7 +56,7 @@ def test_names(name: str) -> None:
     assert types.check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "-a", ".a", "a b", "a/b", "ä", "0" * 64, "a\n"])
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a b", "a/b", "ä", "0" * 64, "a\n", "True", "False", "None"])
 def test_bad_names(name: str) -> None:
     with pytest.raises(InputError):
         types.check_name(name)

@@ -31,6 +31,21 @@ def plain(value: t.Any) -> t.Any:
     return value
 
 
+def kind(value: t.Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, Mapping):
+        return "a dictionary"
+    return "a list" if isinstance(value, Sequence) else "something else"
+
+
 def merge(base: Mapping[str, t.Any], over: Mapping[str, t.Any], keep_null: bool = False) -> Definition:
     """*base* overridden by *over*: dictionaries merge, everything else is replaced, ``None`` takes a key away.
 
@@ -57,8 +72,10 @@ def _named(variable: str, name: t.Any, definition: t.Any) -> Definition:
     """One definition with its name in it."""
     if definition is None:
         definition = {}
+    if not isinstance(name, str):  # 0123 is 83 to YAML, and on is true
+        raise DefinitionError(f"{variable}: the name '{name}' is {kind(name)} to YAML: put it into quotation marks")
     if not isinstance(definition, Mapping):
-        raise DefinitionError(f"{variable}: '{name}' must be a dictionary of options, not {type(definition).__name__}")
+        raise DefinitionError(f"{variable}: '{name}' must be a dictionary of options, not {kind(definition)}")
     if str(definition.get("name", name)) != str(name):
         raise DefinitionError(f"{variable}: '{name}' says that its name is '{definition['name']}'")
     return {**definition, "name": str(name)}
@@ -77,12 +94,12 @@ def by_name(variable: str, value: t.Any) -> dict[str, Definition]:
         raise DefinitionError(f"{variable} must be a dictionary by name, or a list of items with 'name'")
     found: dict[str, Definition] = {}
     for number, item in enumerate(value, 1):
-        if not isinstance(item, Mapping) or not item.get("name"):
+        if not isinstance(item, Mapping) or item.get("name") in (None, ""):
             raise DefinitionError(f"{variable}: item {number} has no 'name'")
         name = str(item["name"])
         if name in found:
             raise DefinitionError(f"{variable}: '{name}' is there twice")
-        found[name] = _named(variable, name, item)
+        found[name] = _named(variable, item["name"], item)
     return found
 
 

@@ -15,6 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.filter.cocoon_exclusions import 
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_inventory_vms import cocoon_inventory_vms
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_merge import cocoon_merge
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_pending import cocoon_pending
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_problems import cocoon_problems
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_vm_hosts import cocoon_vm_hosts
 
 Vars = dict[str, t.Any]
@@ -55,7 +56,6 @@ Vars = dict[str, t.Any]
             [{"name": "a", "cpu": 1}],
             id="null takes a key away",
         ),
-        pytest.param({"cocoon_vms": {1: {}}}, [{"name": "1"}], id="names are text"),
     ],
 )
 def test_merging(variables: Vars, expected: list[Vars]) -> None:
@@ -267,3 +267,51 @@ def test_a_vm_that_its_hypervisor_lists_is_its_own(state: str) -> None:
 )
 def test_exclusions(limit: str, expected: list[str]) -> None:
     assert cocoon_exclusions(limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({True: {}}, "the name 'True' is true or false to YAML: put it into quotation marks"),
+        ({83: {}}, "the name '83' is a number to YAML"),
+        ([{"name": False}], "the name 'False' is true or false to YAML"),
+        ([{"name": 83}], "the name '83' is a number to YAML"),
+        ({"web1": "tiny"}, "'web1' must be a dictionary of options, not text"),
+        ({"web1": ["tiny"]}, "'web1' must be a dictionary of options, not a list"),
+        ({"web1": 3}, "'web1' must be a dictionary of options, not a number"),
+        ([{"name": ""}], "item 1 has no 'name'"),
+        ([{"cpu": 1}], "item 1 has no 'name'"),
+    ],
+)
+def test_what_yaml_made_of_names_and_definitions(value: t.Any, words: str) -> None:
+    with pytest.raises(AnsibleFilterError) as caught:
+        cocoon_merge({"cocoon_vms": value}, "cocoon_vms")
+    assert f"cocoon_vms: {words}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("definition", "words"),
+    [
+        ({"memroy": "128M"}, "memroy. Supported"),
+        ({"nics": [{"netwrok": "lab"}]}, "nics.netwrok"),
+        ({"memory": "1.5"}, "memory: '1.5' is not a size"),
+        ({"cpu": "two"}, "cpu"),
+        ({"ports": ["8080"]}, "ports[0]: '8080' is not a port to publish. Name two ports"),
+        ({"state": "up"}, "state"),
+        ({"count": "some"}, "count"),
+        ({"password": {"vault": "hunter2"}, "memroy": 1}, "memroy"),
+        ({"name": "-a"}, "name"),
+    ],
+)
+def test_problems_name_the_vm(definition: Vars, words: str) -> None:
+    good = {"name": "db1", "cpu": 2, "memory": "1.5G", "labels": {"a": "b"}, "count": 0}
+    (line,) = cocoon_problems([good, {"name": "web2", **definition}])
+    assert line.startswith(f"vms[1] ({definition.get('name', 'web2')}): ") and words in line
+    assert "hunter2" not in line
+
+
+def test_no_problems() -> None:
+    definition: Vars = {"name": "web1", "image": "tiny", "nics": [{"network": "lab"}], "command": "a b", "force": True}
+    assert cocoon_problems([definition]) == cocoon_problems([]) == []
+    assert definition == {**definition} and "cpu" not in definition
+    assert "given already" in cocoon_problems([definition, definition])[0]

@@ -286,8 +286,8 @@ def test_unknown_options_are_refused_before_anything_is_made(site: Site) -> None
     run = site.run(ok=False)
     assert "subnte" in run.output
     assert "memry" in run.output
-    assert not Path(site.dirs[0]["root_dir"]).exists()
-    assert site.vms(2) == {}
+    assert "(web3): memry" in run.output
+    assert not Path(site.dirs[0]["root_dir"]).exists() and not Path(site.dirs[1]["root_dir"]).exists()
 
 
 def test_one_bad_vm_fails_alone(site: Site) -> None:

@@ -22,6 +22,7 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _api, _host
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution import saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import start_time
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import manager
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
@@ -447,6 +448,26 @@ def test_disks_that_moved_on_after_the_memory_was_saved(engine: Engine) -> None:
     sound(engine)
     engine.vm(name="src", state="stopped", force=True)
     engine.vm(name="src", state="started")
+    sound(engine)
+
+
+def test_a_damaged_vm_fails_alone_and_can_be_removed(engine: Engine) -> None:
+    """Its guest runs on; its neighbour, the network and images do not mind; by its name it goes, with its process."""
+    lab = {**GUEST, **DATA, "state": "started"}
+    engine.vm(**lab, name="src")
+    engine.vm(**lab, name="other")
+    record = engine.record("src")
+    path = Path(engine.paths.vm_dir(record["id"])) / "vm.json"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "vm.json is damaged" in engine.refused(name="src", state="stopped")
+    shown = {vm["config"]["name"]: vm for vm in _api.vm_info({**engine.dirs})["vms"]}
+    assert (shown["src"]["state"], shown["other"]["state"]) == ("error", "running")
+    assert "state: absent" in shown["src"]["reason"]
+    engine.vm(name="other", state="restarted", allow_restart=True)
+    engine.vm(name="src", state="absent")
+    assert start_time(record["pid"]) is None, "its hypervisor still runs"
+    engine.vm(**lab, name="src")
+    assert engine.record("src")["id"] == record["id"], "its data disk was kept for it"
     sound(engine)
 
 

@@ -183,6 +183,12 @@ def promise_disk(run: Run, vm_id: str, size: int, option: str = "storage") -> No
     write_json(path, {"promised": others, "besides": vm_id}, locked=True)
 
 
+def recount_disks(run: Run, vm_id: str) -> None:
+    """Write the ledger anew for a VM whose record did not say what it was promised. The host's lock is held."""
+    promised, _held = _count_disks(run)
+    write_json(_ledger_path(run), {"promised": promised - _promised(run, vm_id), "besides": vm_id}, locked=True)
+
+
 def promised_disk(run: Run) -> int:
     """Bytes that all VMs are promised, by the ledger."""
     ledger = read_json(_ledger_path(run))

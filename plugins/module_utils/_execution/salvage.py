@@ -73,6 +73,7 @@ def _fstype(path: str) -> t.Literal["ext4", "none"]:
 
 def release(run: Run, vm_id: str) -> None:
     """Give back what a VM holds on networks and of images and snapshots, and its MACs. Idempotent."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
     from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
@@ -87,3 +88,4 @@ def release(run: Run, vm_id: str) -> None:
         images.unpin(store, image_id, vm_id)
     for snapshot_id in os.listdir(os.path.join(store.paths.root, "snapshots")):
         snapshots.forget_clone(store, snapshot_id, vm_id)
+    admission.recount_disks(run, vm_id)

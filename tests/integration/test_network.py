@@ -43,6 +43,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import make_named, open_tap, take_over
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import now
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import COLLECTIONS, Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.networking import (
     Guest,
@@ -100,7 +101,14 @@ class Host:
     def vm(self, vm_id: str) -> str:
         """A VM of which only the record exists."""
         os.makedirs(self.store.paths.vm_dir(vm_id), exist_ok=True)
-        write_json(os.path.join(self.store.paths.vm_dir(vm_id), "vm.json"), {"config": {"name": f"name-of-{vm_id}"}})
+        record = {
+            **{"id": vm_id, "hypervisor": "qemu", "state": "stopped", "created_at": now(), "image_type": "oci"},
+            "config": {"name": f"name-of-{vm_id}", "cpu": 1, "memory": 1 << 27, "storage": 1 << 27},
+            **{"login": {}, "labels": {}, "uid": 0, "promised_disk": 0},
+        }
+        lists = ("network_configs", "storage_configs", "data_disks", "detached_disks", "ports", "nics")
+        path = os.path.join(self.store.paths.vm_dir(vm_id), "vm.json")
+        write_json(path, {**record, **{key: [] for key in lists}})
         return vm_id
 
     def publish(self, network: str, vm_id: str, ip: str, *ports: str) -> None:

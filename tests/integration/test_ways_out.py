@@ -21,7 +21,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.networking imp
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
 
 UPLINK, NEIGHBOUR = "198.51.100.2", "198.51.100.1"
-BOOT = 300
+BOOT = 900
 # The NIC that leads nowhere comes first, so that a guest that takes the first, or the last, is found out.
 NICS: list[dict[str, Any]] = [
     {"network": "lab", "routes": [{"to": "10.77.0.0/16", "via": "10.94.0.9", "metric": 7}]},

@@ -20,6 +20,6 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in FOLDER.glob(f"{kind}-*.json"))
 
 
-def document(name: str, /, **changes: t.Any) -> dict[str, t.Any]:
+def document(layout: str, /, **changes: t.Any) -> dict[str, t.Any]:
     """A copy of one of them."""
-    return {**json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")), **changes}
+    return {**json.loads((FOLDER / f"{layout}.json").read_text(encoding="utf-8")), **changes}

@@ -138,11 +138,9 @@ class Layout(t.Protocol):
 
         :raises MissingBlob: it is not there.
         """
-        ...
 
     def has(self, digest: str) -> bool:
         """Whether a layer is there, as far as can be told without asking for it."""
-        ...
 
     def blob(self, digest: str) -> contextlib.AbstractContextManager[Reader]: ...
 

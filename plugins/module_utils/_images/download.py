@@ -84,7 +84,6 @@ class Request:
     lock_timeout: float = 60.0
 
 
-@contextlib.contextmanager
 def obtained(
     paths: Paths,
     store: Store | None,
@@ -93,7 +92,7 @@ def obtained(
     check_mode: bool,
     complete: Complete,
     told: Progress,
-) -> t.Iterator[Sources]:
+) -> contextlib.AbstractContextManager[Sources]:
     """What the image is made of, there to be imported as long as the block lasts.
 
     :param current: the record of the image that has the name now.
@@ -103,9 +102,21 @@ def obtained(
     """
     url = _checked(request)
     if not url.lower().startswith(("http://", "https://")):
-        with _local(paths, store, request, check_mode, complete, told) as sources:
-            yield sources
-        return
+        return _local(paths, store, request, check_mode, complete, told)
+    return _downloaded(paths, store, request, url, current, check_mode, complete, told)
+
+
+@contextlib.contextmanager
+def _downloaded(
+    paths: Paths,
+    store: Store | None,
+    request: Request,
+    url: str,
+    current: Record | None,
+    check_mode: bool,
+    complete: Complete,
+    told: Progress,
+) -> t.Iterator[Sources]:
     known = _unchanged(paths, store, request, current, complete)
     if known is not None:
         yield known

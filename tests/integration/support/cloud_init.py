@@ -75,7 +75,7 @@ def read(tree: Path, texts: Sequence[bytes]) -> list[Reading]:
     )
     assert not done.returncode, done.stderr.decode()
     return [
-        Reading([(kind, text) for kind, text in found["parts"]], found["config"], found["users"])
+        Reading([tuple(part) for part in found["parts"]], found["config"], found["users"])
         for found in json.loads(done.stdout)
     ]
 

@@ -10,7 +10,7 @@ import os
 import shlex
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Jail, Launch
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Jail, Launch, Resume
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import sockets
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.files import STATE_FILE
 
@@ -26,15 +26,14 @@ def lines(launch: Launch, jail: Jail, argv: t.Sequence[str]) -> list[str]:
         shlex.join(["truncate", "-s", str(launch.memory), launch.ram_path]),
         shlex.join(["chown", owner, launch.ram_path]),
         shlex.join(["setpriv", *user, *rights, *argv]) + " &",
-        *(_load(launch) if launch.resume else []),
+        *([_load(launch.resume)] if launch.resume else []),
         _say(launch, "cont"),
     ]
 
 
-def _load(launch: Launch) -> list[str]:
-    assert launch.resume is not None
-    state = os.path.join(launch.resume.folder, STATE_FILE)
-    return [f"# {shlex.quote(state)} is handed over as a descriptor: getfd, migrate-incoming fd:state"]
+def _load(resume: Resume) -> str:
+    state = os.path.join(resume.folder, STATE_FILE)
+    return f"# {shlex.quote(state)} is handed over as a descriptor: getfd, migrate-incoming fd:state"
 
 
 def _say(launch: Launch, command: str) -> str:

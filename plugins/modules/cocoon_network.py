@@ -289,32 +289,33 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import sto
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.engine import converge
 
+OPTIONS = {
+    "name": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "bridge": {"type": "str"},
+    "adopt": {"type": "bool"},
+    "subnet": {"type": "str"},
+    "gateway": {"type": "str"},
+    "range_start": {"type": "str"},
+    "range_end": {"type": "str"},
+    "nat": {"type": "bool"},
+    "isolated": {"type": "bool"},
+    "anti_spoofing": {"type": "bool"},
+    "mtu": {"type": "int"},
+    "dns": {"type": "list", "elements": "str"},
+    "dns_search": {"type": "list", "elements": "str"},
+    "owner": {"type": "str"},
+    "labels": {"type": "dict"},
+    "force": {"type": "bool"},
+}
+
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     return converge(module.params, module.check_mode)
 
 
 def main() -> None:
-    spec = {
-        "name": {"type": "str", "required": True},
-        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        "bridge": {"type": "str"},
-        "adopt": {"type": "bool"},
-        "subnet": {"type": "str"},
-        "gateway": {"type": "str"},
-        "range_start": {"type": "str"},
-        "range_end": {"type": "str"},
-        "nat": {"type": "bool"},
-        "isolated": {"type": "bool"},
-        "anti_spoofing": {"type": "bool"},
-        "mtu": {"type": "int"},
-        "dns": {"type": "list", "elements": "str"},
-        "dns_search": {"type": "list", "elements": "str"},
-        "owner": {"type": "str"},
-        "labels": {"type": "dict"},
-        "force": {"type": "bool"},
-        **store_options(),
-    }
+    spec = {**OPTIONS, **store_options()}
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
 
 

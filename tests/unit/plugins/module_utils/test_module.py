@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import types
 
 import pytest
 import yaml
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _module
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
-from ansible_collections.cocoon.microvm.plugins.modules import cocoon_image
+from ansible_collections.cocoon.microvm.plugins.modules import cocoon_image, cocoon_network
 
 COLLECTION = pathlib.Path(_module.__file__).parents[2]
 SPEC = {"source": {"type": "path"}, "local_path": {"type": "path"}, "name": {"type": "str"}, "path": {"type": "path"}}
@@ -65,13 +68,25 @@ def test_where_python_writes_names_in_ascii() -> None:
     assert CocoonError.__name__ not in done.stderr and "UnicodeEncodeError" not in done.stderr
 
 
-def test_every_option_of_an_image_can_stand_in_an_inventory() -> None:
+@pytest.mark.parametrize(("module", "variable"), [(cocoon_image, "vms_images"), (cocoon_network, "vms_networks")])
+def test_every_option_of_an_image_or_a_network_can_stand_in_an_inventory(
+    module: types.ModuleType, variable: str
+) -> None:
     specs = yaml.safe_load((COLLECTION / "roles/vms/meta/argument_specs.yml").read_text())["argument_specs"]
     tasks = yaml.safe_load((COLLECTION / "roles/vms/tasks/main.yml").read_text())
     passed = {
         key
         for task in [*tasks, *(inner for task in tasks for inner in task.get("block", []))]
-        for key in task.get("cocoon.microvm.cocoon_image", {})
+        for key in task.get(f"cocoon.microvm.{module.__name__.rpartition('.')[2]}", {})
     }
-    documented = set(specs["main"]["options"]["vms_images"]["options"])
-    assert set(cocoon_image.OPTIONS) <= documented and set(cocoon_image.OPTIONS) <= passed
+    documented = set(specs["main"]["options"][variable]["options"])
+    assert set(module.OPTIONS) == documented and documented <= passed
+
+
+def test_a_store_is_removed_whatever_of_its_own_is_left_in_it() -> None:
+    """What the role may remove beside the objects, by the paths that the engine makes."""
+    task = yaml.safe_load((COLLECTION / "roles/vms/tasks/remove_store.yml").read_text())
+    own = re.compile(f"/({next(step['vars']['vms_own'] for step in task if 'vms_own' in step.get('vars', {}))})$")
+    paths = Paths("/store", "/run/store", "/log")
+    made = [getattr(paths, name) for name, value in vars(Paths).items() if isinstance(value, property)]
+    assert paths.moves in made and [path for path in made if not own.search(path)] == []

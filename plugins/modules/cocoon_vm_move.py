@@ -194,7 +194,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     store_options,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._moving.manager import NEEDS, converge
+from ansible_collections.cocoon.microvm.plugins.module_utils._moving.manager import NEEDS, WAITS, converge
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS as VM_OPTIONS
 
 OPTIONS = {
     "name": {"type": "str"},
@@ -206,17 +207,13 @@ OPTIONS = {
     "passports": {"type": "list", "elements": "dict", "no_log": False},
     "networks": {"type": "dict"},
     "memory": {"type": "bool", "default": True},
-    "stop_timeout": {"type": "int"},
     "path": {"type": "path"},
     "local_path": {"type": "path"},
     "checksum": {"type": "str"},
     "reader": {"type": "int"},
     "receipt": {"type": "str"},
     "force": {"type": "bool", "default": False},
-    "wait_for": {"type": "str", "choices": ["process", "console", "ping", "port"]},
-    "wait_port": {"type": "int"},
-    "wait_pattern": {"type": "str"},
-    "timeout": {"type": "int"},
+    **{option: VM_OPTIONS[option].spec for option in ("stop_timeout", *WAITS)},
 }
 
 

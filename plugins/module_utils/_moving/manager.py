@@ -11,23 +11,24 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import view
 from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import admit, image, passport, source, target
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_name
 
-# What each step needs besides the VM's name.
+# What each step needs.
 NEEDS: t.Mapping[str, tuple[str, ...]] = {
-    "described": (),
+    "described": ("name",),
     "admitted": ("passports",),
-    "departed": ("host",),
-    "exported": ("token",),
+    "departed": ("name", "host"),
+    "exported": ("name", "token"),
     "image_exported": ("image", "id"),
     "image_arrived": ("image", "path"),
     "expected": ("id",),
-    "arrived": ("token", "host", "path"),
-    "started": ("token",),
-    "settled": ("token",),
-    "left": ("token", "receipt"),
-    "discarded": ("token", "id"),
-    "returned": (),
+    "arrived": ("name", "token", "host", "path"),
+    "started": ("name", "token"),
+    "settled": ("name", "token"),
+    "left": ("name", "token", "receipt"),
+    "discarded": ("name", "token", "id"),
+    "returned": ("name",),
 }
 LOOKS = ("described", "admitted")
 WAITS = ("wait_for", "wait_port", "wait_pattern", "timeout")
@@ -118,7 +119,8 @@ def _arrived(run: Run, params: t.Mapping[str, t.Any]) -> Record:
 
 
 def _started(run: Run, params: t.Mapping[str, t.Any]) -> Record:
-    waits = {option: params[option] for option in WAITS if params.get(option) is not None}
+    given = {option: params[option] for option in WAITS if params.get(option) is not None}
+    waits = {option: OPTIONS[option].check(value, option) for option, value in given.items()}
     return _answer(run, *target.start(run, params["name"], params["token"], waits))
 
 

@@ -13,9 +13,13 @@ import re
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import MAX_ROUTES
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.checks import MAX_METRIC, MAX_PORTS
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_CPU, MAX_NICS, MIN_CPU
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_suspended
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED, OPTIONS
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import document
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     CREATED,
@@ -30,27 +34,16 @@ if t.TYPE_CHECKING:
 
 FILE = "passport.json"
 MAX_BYTES = 1 << 20
+MAX_DETACHED = 256
 ID_RE = re.compile(r"[a-z2-7]{26}")
+# Every option that the record keeps beside the Go engine's config, and what else a VM is.
 CARRIED = (
-    *("id", "hypervisor", "config", "first_booted", "created_at", "owner", "labels", "accel"),
-    *("hypervisor_version", "snapshot", "snapshot_id", "image_type", "image_digest", "own_kernel", "kernel_args"),
-    *(
-        "entrypoint",
-        "command",
-        "env",
-        "working_dir",
-        "hostname",
-        "firmware",
-        "ports",
-        "data_disks",
-        "detached_disks",
-        "balloon",
-    ),
-    *("watchdog", "memory_backing", "login", "secret_env", "cidata_given", "exit_code", "identity_pending", "ready"),
-    "blob_digests",
+    *("id", "config", "first_booted", "created_at", "hypervisor_version", "snapshot", "snapshot_id", "image_type"),
+    *("image_digest", "own_kernel", "data_disks", "detached_disks", "login", "secret_env", "cidata_given"),
+    *("exit_code", "identity_pending", "ready", "blob_digests"),
+    *(row.name for row in OPTIONS.values() if row.at == "record"),
 )
 
-_TEXT: Record = {"type": "string", "maxLength": 64 << 10}
 _FLAG: Record = {"type": "boolean"}
 _NUMBER: Record = {"type": "integer", "minimum": 0, "maximum": 1 << 20}
 _MAC: Record = {"type": "string", "pattern": r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z"}
@@ -70,7 +63,7 @@ _CONFIG: Record = {
     "required": ["name", "cpu", "memory", "storage", "image"],
     "properties": {
         "name": _NAME,
-        "cpu": {"type": "integer", "minimum": 1, "maximum": 240},
+        "cpu": {"type": "integer", "minimum": MIN_CPU, "maximum": MAX_CPU},
         "memory": document.SIZE,
         "storage": document.SIZE,
         "image": {"type": "string", "maxLength": 4096},
@@ -92,8 +85,8 @@ _NIC: Record = {
         "mtu": _NUMBER,
         "default_route": _FLAG,
         "gateway": {"type": "string", "maxLength": 15},
-        "metric": _NUMBER,
-        "routes": {"type": "array", "maxItems": 64, "items": {"type": "object"}},
+        "metric": {"type": "integer", "minimum": 0, "maximum": MAX_METRIC},
+        "routes": {"type": "array", "maxItems": MAX_ROUTES, "items": {"type": "object"}},
     },
     "additionalProperties": False,
 }
@@ -129,15 +122,15 @@ SCHEMA: Record = {
         "hypervisor_version": _or_null({"type": "string", "maxLength": 32}),
         "snapshot": _or_null({"type": "string", "maxLength": 63}),
         "snapshot_id": _or_null({"type": "string", "pattern": r"^[a-z2-7]{26}\Z"}),
-        **{key: document.OURS["properties"][key] for key in ("image_type", "image_digest", "kernel_args")},
-        **{key: document.OURS["properties"][key] for key in ("entrypoint", "command", "env", "working_dir")},
+        **ARCHIVED,
+        **{key: document.OURS["properties"][key] for key in ("image_type", "image_digest")},
         "own_kernel": _or_null(_FLAG),
         "firmware": _or_null({"enum": ["uefi", "bios"]}),
-        "ports": {"type": "array", "maxItems": 256, "items": {"type": "string", "maxLength": 64}},
+        "ports": {"type": "array", "maxItems": MAX_PORTS, "items": {"type": "string", "maxLength": 64}},
         "data_disks": _DISKS,
-        "detached_disks": _DISKS,
+        # What is detached does not count as attached, but somebody has to have detached it.
+        "detached_disks": {**_DISKS, "maxItems": MAX_DETACHED},
         "balloon": _or_null(document.SIZE),
-        "watchdog": _FLAG,
         "memory_backing": {"enum": ["ram", "disk"]},
         "login": _DIGESTED,
         "secret_env": _or_null(_DIGESTED),
@@ -145,7 +138,7 @@ SCHEMA: Record = {
         "exit_code": _or_null({"type": "integer"}),
         "identity_pending": _or_null({"type": "array", "items": _MAC}),
         "ready": _or_null({"type": "object"}),
-        "nics": {"type": "array", "maxItems": 8, "items": _NIC},
+        "nics": {"type": "array", "maxItems": MAX_NICS, "items": _NIC},
         "resume": _or_null(_RESUME),
         "cpu_vendor": {"type": "string", "maxLength": 64},
         "blob_digests": _or_null(_BLOBS),

@@ -99,7 +99,7 @@ def depart(run: Run, name: str, to: str, memory: bool, stop_timeout: float) -> t
         moving = record.get("moving")
         if moving and moving.get("to") != to:
             raise ChangeRefusedError(
-                f"VM '{name}' is on its way {_whither(moving)}", "to", "Finish that move, or take it back, first."
+                f"VM '{name}' is on its way {_whither(moving)}", "host", "Finish that move, or take it back, first."
             )
         job = execution.Job(run, record, {"stop_timeout": stop_timeout})
         execution.recover(job)

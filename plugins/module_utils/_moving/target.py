@@ -29,7 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
 
-MAX_FILES = 64
+MAX_FILES = passport.MAX_DETACHED + 64
 SMALL = 16 << 20
 # Files of root's; the others are the VM's own.
 ROOTS = ("cidata.json", "secret_env.json")

@@ -11,11 +11,11 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import validate_all
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, vm_options
 from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import Definition, plain
 
 # Options whose values no message may repeat, as Ansible's do where a value is of a wrong type.
-HIDDEN = ("password", "secret_env", "user_data")
+HIDDEN = tuple(row.name for row in OPTIONS.values() if row.spec.get("no_log"))
 
 
 def problems(definitions: t.Sequence[Definition]) -> list[str]:

@@ -90,3 +90,18 @@ def test_a_store_is_removed_whatever_of_its_own_is_left_in_it() -> None:
     paths = Paths("/store", "/run/store", "/log")
     made = [getattr(paths, name) for name, value in vars(Paths).items() if isinstance(value, property)]
     assert paths.moves in made and [path for path in made if not own.search(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "shown"),
+    [("plugins/modules", "`{}`"), ("plugins/filter", "`{}`"), ("playbooks", "`cocoon.microvm.{}`")],
+)
+def test_the_index_of_the_docs_names_everything(folder: str, shown: str) -> None:
+    index = (COLLECTION / "docs/README.md").read_text(encoding="utf-8")
+    names = [path.stem for path in (COLLECTION / folder).iterdir() if path.suffix in (".py", ".yml")]
+    assert names and [name for name in names if shown.format(name) not in index] == []
+
+
+def test_every_module_is_in_the_action_group() -> None:
+    groups = yaml.safe_load((COLLECTION / "meta/runtime.yml").read_text())["action_groups"]
+    assert set(groups["cocoon"]) == {path.stem for path in (COLLECTION / "plugins/modules").glob("*.py")}

@@ -301,7 +301,7 @@ _VM_SINCE: Record = {
 _SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "first_boot_due": False}
 _IMAGE_SINCE: Record = {"boot": None, "disk": None, "features": [], "labels": {}, "config": {}}
 # Of bridges of our own; to an adopted one they mean nothing.
-_GUARDED: Record = {"isolated": False, "anti_spoofing": True}
+GUARDED: Record = {"isolated": False, "anti_spoofing": True}
 _NETWORK_SINCE: Record = {"subnet": None, "gateway": None, "mtu": None, "dns": [], "dns_search": []}
 
 MOUNT_POINT = "/mnt/{}"
@@ -347,7 +347,7 @@ def read_image(document: Record) -> Record:
 def read_network(document: Record) -> Record:
     """:raises StateError: what every layout has is not there."""
     _require(document, _NETWORK)
-    guarded: Record = {"isolated": None, "anti_spoofing": None} if document["adopted"] else _GUARDED
+    guarded: Record = {"isolated": None, "anti_spoofing": None} if document["adopted"] else GUARDED
     return _fill(document, {**_NETWORK_SINCE, **guarded})
 
 

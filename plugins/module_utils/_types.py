@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import ipaddress
 import os
 import re
 import time
@@ -157,6 +155,8 @@ def check_mac(mac: str, option: str) -> str:
 
 def check_ip(address: str, option: str) -> str:
     """*address* as a canonical IPv4 address."""
+    import ipaddress
+
     try:
         return str(ipaddress.IPv4Address(address.strip()))
     except ValueError:
@@ -165,6 +165,8 @@ def check_ip(address: str, option: str) -> str:
 
 def new_id() -> str:
     """26 random base32 characters, lower case (usable in interface, netns and unit names)."""
+    import base64
+
     return base64.b32encode(os.urandom(17)).decode("ascii")[:26].lower()
 
 

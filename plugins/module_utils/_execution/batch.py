@@ -8,7 +8,6 @@ One bad item fails alone. Locks are held while things change and not while guest
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -223,6 +222,8 @@ def _execute(run: Run, items: t.Sequence[Item]) -> None:
     if len(ready) == 1:
         _carry_out(ready[0])
     elif ready:
+        import concurrent.futures
+
         workers = max(1, min(len(ready), run.options.parallel))
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             list(pool.map(_carry_out, ready))

@@ -16,6 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     InputError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings, subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_labels, check_name
 
 # What a user can set, in the order of the documentation; names as in the record.
@@ -43,8 +44,6 @@ DOMAIN_RE = re.compile(
 MAX_DOMAINS, MAX_SEARCH = 6, 256
 # /proc/sys/net/*/conf has these beside the interfaces.
 RESERVED_BRIDGES = ("all", "default", "lo")
-# Of bridges of our own; to an adopted one they mean nothing.
-GUARDED: t.Mapping[str, t.Any] = {"isolated": False, "anti_spoofing": True}
 MIN_PREFIX, MAX_PREFIX = 8, 30
 MIN_MTU, MAX_MTU = 576, 65521
 UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))

@@ -10,7 +10,6 @@ over the first whose network leads out. Ports lead to that NIC, too, as answers 
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
@@ -178,6 +177,8 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
             hops[0][0],
             "Leave it out, or give the network a subnet.",
         )
+    import ipaddress
+
     for option, hop in hops:
         if ipaddress.IPv4Address(hop) not in ipaddress.IPv4Network(network["subnet"]):
             raise InputError(
@@ -196,6 +197,8 @@ def check_route(value: str, option: str) -> str:
 
     :raises InputError: no IPv4 subnet, host bits set, or everything, which is what a default route is for.
     """
+    import ipaddress
+
     text = value.strip()
     try:
         subnet = ipaddress.IPv4Network(text, strict=False)
@@ -217,6 +220,8 @@ def kernel_words(nics: t.Iterable[GuestNic], hostname: str) -> list[str]:
     ``ip=<ip>::<gateway>:<netmask>:<name>:eth<N>:off[:<dns0>[:<dns1>]]``, none for DHCP, and
     ``cocoon.nic=eth<N>,<options>``.
     """
+    import ipaddress
+
     words = []
     for nic in nics:
         if nic.address:

@@ -11,8 +11,6 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import MAX_ROUTES, check_route
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning import login
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data as cloud
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_DATA_DISKS, MAX_NICS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Definition, Secret
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
@@ -258,10 +256,14 @@ def user(value: t.Any, option: str) -> str:
 
 
 def password(value: t.Any, option: str) -> Secret:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import login
+
     return Secret(login.check_password(line("the password", 1024)(value, option), option))
 
 
 def ssh_keys(value: t.Any, option: str) -> list[str]:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import login
+
     texts = list_of(value, option, lambda text, where: login.keys(str(text), where), 256)
     return [key for found in texts for key in found]
 
@@ -271,6 +273,8 @@ def hostname(value: t.Any, option: str) -> str:
 
 
 def user_data(value: t.Any, option: str) -> Secret:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data as cloud
+
     return Secret(cloud.check(value, option))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.checks import integer, split_port
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Definition
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
@@ -39,6 +38,8 @@ def normalise(item: t.Mapping[str, t.Any], prefix: str = "") -> Definition:
     if definition.get("disks_only") and "snapshot" not in definition:
         raise InputError("is for clones", prefix + "disks_only", "Name a snapshot to clone, or leave it out.")
     if "user_data" in definition and any(option in definition for option in ("user", "password", "ssh_keys")):
+        from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data
+
         user_data.check_accounts(definition["user_data"], prefix + "user_data")
     return definition
 

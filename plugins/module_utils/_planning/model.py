@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import hmac
 import json
 import typing as t
 
@@ -264,6 +263,8 @@ class Plan:
 
 def digest_login(salt: str, value: t.Any) -> str:
     """The salted digest that a record keeps of a login option; of a list, order and repeats do not count."""
+    import hmac
+
     if isinstance(value, (list, tuple)):
         text = json.dumps(sorted({str(item).strip() for item in value}))
     else:
@@ -288,6 +289,8 @@ def secret_digests(values: t.Mapping[str, str], salt: str) -> dict[str, t.Any]:
 
 def same_login(login: t.Mapping[str, t.Any], option: str, value: t.Any) -> bool:
     """Whether *value* is what *option* was at creation (constant time)."""
+    import hmac
+
     recorded = login.get("digests", {}).get(option)
     return recorded is not None and hmac.compare_digest(recorded, digest_login(login.get("salt", ""), value))
 

@@ -18,7 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 AFTER_RESUME = 170
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Step:
     """One thing for the executor to do; idempotent."""
 
@@ -32,6 +32,10 @@ class Step:
     def __str__(self) -> str:
         """``grow_data_disk data1``: fit for a result, no secret in it."""
         return f"{self.name} {self.subject}".rstrip()
+
+    def __repr__(self) -> str:
+        """For all of them, as dataclasses would take time to make one for each at every import."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     @property
     def subject(self) -> str:
@@ -47,7 +51,6 @@ class Step:
         return 0
 
 
-@dataclasses.dataclass(frozen=True)
 class Restore(Step):
     """Finish a restore that was killed."""
 
@@ -55,7 +58,7 @@ class Restore(Step):
     rank = 10
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Stop(Step):
     """:param restart: it comes up again. :param keep: a start is undone, and the saved state stays."""
 
@@ -66,14 +69,14 @@ class Stop(Step):
     keep: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Remove(Step):
     name = "remove"
     rank = 30
     delete_data_disks: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Create(Step):
     """Make a VM; what is left of one before is taken apart with the allocation.
 
@@ -92,7 +95,7 @@ class Create(Step):
         return disk_bytes(self.wanted, kept) - int(record.get("promised_disk", 0))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class DropDisk(Step):
     """Unplug a data disk. :param delete: its file goes as well."""
 
@@ -107,7 +110,7 @@ class DropDisk(Step):
         return self.disk
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SetNics(Step):
     """New NICs for a VM that does not run, and its ports with them.
 
@@ -121,7 +124,7 @@ class SetNics(Step):
     ports: t.Sequence[str] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class GrowSystemDisk(Step):
     name = "grow_system_disk"
     rank = 70
@@ -133,7 +136,7 @@ class GrowSystemDisk(Step):
         return self.size - int(record["config"]["storage"])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class GrowDataDisk(Step):
     name = "grow_data_disk"
     rank = 80
@@ -149,7 +152,7 @@ class GrowDataDisk(Step):
         return sum(self.size - disk["size"] for disk in record.get("data_disks") or () if disk["name"] == self.disk)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AddDisk(Step):
     """:param disk: ``{name, size, fstype, reattach}``."""
 
@@ -167,7 +170,7 @@ class AddDisk(Step):
         return int(self.disk["size"] - kept.get(self.disk["name"], 0))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Configure(Step):
     """Options that the record keeps and that take effect at the next start, or only stand there."""
 
@@ -176,14 +179,14 @@ class Configure(Step):
     values: t.Mapping[str, t.Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SetSecretEnv(Step):
     name = "set_secret_env"
     rank = 110
     values: t.Mapping[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SetBalloon(Step):
     name = "set_balloon"
     rank = 120
@@ -191,7 +194,7 @@ class SetBalloon(Step):
     balloon: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Rebuild(Step):
     """A new system disk. :param wanted: every option with its value."""
 
@@ -204,14 +207,14 @@ class Rebuild(Step):
         return int(self.wanted["storage"] - record["config"].get("storage", 0))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SetPorts(Step):
     name = "set_ports"
     rank = 140
     ports: t.Sequence[str]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Start(Step):
     """:param memory: bytes that it takes of the host."""
 
@@ -220,7 +223,6 @@ class Start(Step):
     memory: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
 class MendNics(Step):
     """Plug the NICs of a running VM in again."""
 
@@ -228,13 +230,11 @@ class MendNics(Step):
     rank = 152
 
 
-@dataclasses.dataclass(frozen=True)
 class Resume(Step):
     name = "resume"
     rank = 155
 
 
-@dataclasses.dataclass(frozen=True)
 class Identify(Step):
     """Tell a clone who it is: done with the guests of the round that are waited for."""
 
@@ -242,13 +242,11 @@ class Identify(Step):
     rank = 160
 
 
-@dataclasses.dataclass(frozen=True)
 class Pause(Step):
     name = "pause"
     rank = 180
 
 
-@dataclasses.dataclass(frozen=True)
 class Hibernate(Step):
     name = "hibernate"
     rank = 190

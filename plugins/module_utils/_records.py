@@ -237,6 +237,7 @@ class ImageRecord(t.TypedDict, total=False):
     layers: list[str]
     boot: BootConfig | None
     disk: Record | None
+    folders: list[Record]
     features: list[str]
     config: Record
     owner: str
@@ -299,7 +300,7 @@ _VM_SINCE: Record = {
     **{"firmware": None, "memory_backing": "ram", "own_kernel": None, "blob_digests": None},
 }
 _SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "first_boot_due": False}
-_IMAGE_SINCE: Record = {"boot": None, "disk": None, "features": [], "labels": {}, "config": {}}
+_IMAGE_SINCE: Record = {"boot": None, "disk": None, "folders": [], "features": [], "labels": {}, "config": {}}
 # Of bridges of our own; to an adopted one they mean nothing.
 GUARDED: Record = {"isolated": False, "anti_spoofing": True}
 _NETWORK_SINCE: Record = {"subnet": None, "gateway": None, "mtu": None, "dns": [], "dns_search": []}

@@ -21,8 +21,10 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Options, Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import erofs, manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._moving import image as moving
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.tests.integration.support.layers import (
     DIR,
@@ -259,6 +261,25 @@ def test_a_layer_of_an_older_version_is_looked_at_again(take: Import, paths: Pat
     image = take(make_layout(tmp_path / "layout", bottom, top)).image
     assert image and guest_portrait(store, image, tmp_path)["tmp"][1] == 0o1777
     assert os.stat(images.blob_path(store, old["layers"][0])).st_ino == blob
+
+
+def test_an_image_goes_to_another_store_with_its_implied_folders(
+    take: Import, paths: Paths, make_store: Callable[[], dict[str, str]], tmp_path: Path
+) -> None:
+    """They are found again there; what the archive says of them is looked up, and nothing outside the layers is."""
+    layers = [layer(*entries) for entries in IMPLIED["folders"]]
+    image = take(make_layout(tmp_path / "layout", *layers)).image
+    store = Store.load(paths)
+    assert image and store
+    about = Path(images.blob_path(store, image["layers"][1], "json"))
+    known = json.loads(about.read_text(encoding="utf-8"))
+    about.write_text(json.dumps({**known, "implied": [*known["implied"], "../tmp", "/tmp"]}), encoding="utf-8")
+    source, target = (Run(Store.open(place), Options()) for place in (paths, Paths.from_params(make_store())))
+    told = source.options.progress.stage("moving")
+    sent = moving.export(source, image["digest"], "a" * 26, None, told)
+    assert moving.take(target, image["digest"], sent["path"], sent["digest"], told)
+    before, after = (images.load_record(run.store, image["digest"]) for run in (source, target))
+    assert before and after and before["folders"] == after["folders"] != []
 
 
 CROSS = "Nothing of it was kept. A hard link works within one layer. "

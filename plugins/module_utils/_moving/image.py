@@ -120,6 +120,7 @@ def take(run: Run, image_digest: str, path: str, checksum: str | None, told: Sta
         record = _check(read_json(os.path.join(staging, FILE)), image_digest, set(envelope.files), staging)
         _publish(run, record, staging)
         run.mark("image.blobs")
+        record["folders"] = _folders(run, record)
         _register(run, record)
     common.clear(run, key)
     return True
@@ -188,6 +189,18 @@ def _publish(run: Run, record: Record, staging: str) -> None:
             for name in BOOT_FILES:
                 _place(run, staging, f"{boot}.{name}", os.path.join(home, name), boot)
         record["boot"] = dict(zip(("kernel_path", "initrd_path"), (os.path.join(home, name) for name in BOOT_FILES)))
+
+
+def _folders(run: Run, record: Record) -> list[Record]:
+    """What a VM's own layer begins with, found again: root makes these here, so the archive is not taken on trust."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import implied
+
+    layers = []
+    for layer in record["layers"]:
+        about = read_json(images.blob_path(run.store, layer, "json")) or {}
+        paths = [path for path in about.get("implied") or () if not {"", ".", ".."} & set(str(path).split("/"))]
+        layers.append(implied.Layer(images.blob_path(run.store, layer), paths))
+    return implied.folders(layers)
 
 
 def _place(run: Run, staging: str, name: str, target: str, blob: str) -> None:

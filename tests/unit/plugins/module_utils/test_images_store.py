@@ -32,7 +32,7 @@ def fixture_store(tmp_path: pathlib.Path) -> Store:
 
 
 def put(store: Store, image: str = A, names: tuple[str, ...] = ("web",), **fields: Any) -> dict[str, Any]:
-    record = document("image-1-first", boot=None, owner="me", layers=[image], names=list(names))
+    record = document("image-1-first", boot=None, folders=[], owner="me", layers=[image], names=list(names))
     record.update({"id": f"sha256:{image}", "name": names[0] if names else "", "config": {}, **fields})
     write_json(images.record_path(store.paths, record["id"]), record)
     for name in names:

@@ -16,7 +16,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ResourceError, ToolError
@@ -204,7 +203,3 @@ def run_tool(
         tail = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()[-5:]
         raise ToolError(f"{argv[0]} failed ({done.returncode}): {' | '.join(tail)}")
     return done.stdout
-
-
-def seconds_since(started: float) -> float:
-    return round(time.monotonic() - started, 6)

@@ -101,24 +101,7 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
     run.mark("start.memory")
     resumes, driver = bool(record.get("resume")), run.driver(record["hypervisor"])
     try:
-        if resumes:
-            resuming.check(run, record)
-            resuming.check_driver(driver, record, record["resume"]["layout"])
-        image = _bootable(run, record)
-        record["blob_digests"] = run.blob_digests(record["image_id"])
-        _refresh_nics(run, record)
-        style, limit = driver.boot_style(record["accel"]), driver.limits.command_line
-        record["boot_config"] = {**boot.boot_config(record, image, style, limit), **_firmware(run, record)}
-        if not resumes:
-            cidata.prepare(run.store.paths, record)
-        record["storage_configs"] = boot.storage_configs(record, image, run.store.paths)
-        for item in record["storage_configs"]:
-            if not item["ro"]:
-                await_tools(item["path"], record["uid"])
-        set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
-        run.mark("start.record")
-        guard_nics(run, [record])
-        process, begun = _spawn(run, record, image)
+        process, begun = _begin(run, record, driver)
     except (CocoonError, OSError) as exc:
         clear_runtime(run, record)
         reason = exc.message if isinstance(exc, CocoonError) else str(exc)
@@ -144,6 +127,28 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
     if resumes:
         resuming.forget(run, record)
     return begun
+
+
+def _begin(run: Run, record: Record, driver: Driver) -> tuple[Process, float]:
+    """Put together what the VM starts from, write down that it starts, and do it; as :func:`_spawn`."""
+    if record.get("resume"):
+        resuming.check(run, record)
+        resuming.check_driver(driver, record, record["resume"]["layout"])
+    image = _bootable(run, record)
+    record["blob_digests"] = run.blob_digests(record["image_id"])
+    _refresh_nics(run, record)
+    style, limit = driver.boot_style(record["accel"]), driver.limits.command_line
+    record["boot_config"] = {**boot.boot_config(record, image, style, limit), **_firmware(run, record)}
+    if not record.get("resume"):
+        cidata.prepare(run.store.paths, record)
+    record["storage_configs"] = boot.storage_configs(record, image, run.store.paths)
+    for item in record["storage_configs"]:
+        if not item["ro"]:
+            await_tools(item["path"], record["uid"])
+    set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
+    run.mark("start.record")
+    guard_nics(run, [record])
+    return _spawn(run, record, image)
 
 
 def _taken_up(record: Record) -> Record:

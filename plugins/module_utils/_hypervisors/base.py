@@ -28,9 +28,6 @@ Role = t.Literal["state", "memory"]
 
 # How a guest is, whatever its hypervisor calls it.
 RunState = t.Literal["running", "paused", "io-error", "internal-error", "guest-panicked", "watchdog", "shutdown"]
-RUNS: t.Final = "running"
-STANDS: t.Final = "paused"
-IO_ERROR: t.Final = "io-error"
 
 # What becomes of a VM when its guest does it.
 Outcome = t.Literal["ends", "restarts", "stands", "ignored"]

@@ -38,7 +38,6 @@ class Node(t.NamedTuple):
     mode: int
     uid: int
     gid: int
-    rdev: int
     size: int
     layout: int
     start: int
@@ -53,10 +52,6 @@ class Node(t.NamedTuple):
     @property
     def is_link(self) -> bool:
         return stat.S_ISLNK(self.mode)
-
-    @property
-    def is_whiteout(self) -> bool:
-        return stat.S_ISCHR(self.mode) and self.rdev == 0
 
 
 class Blob:
@@ -129,8 +124,7 @@ class Blob:
             size, start, uid, gid = struct.unpack_from("<I4xI4xHH", head, 8)
         body = IBODY + 4 * (count - 1) if count else 0
         length = 2 * SLOT if form & 1 else SLOT
-        rdev = start if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0
-        return Node(mode, uid, gid, rdev, size, form >> 1 & 7, start, place, length, body)
+        return Node(mode, uid, gid, size, form >> 1 & 7, start, place, length, body)
 
     def _data(self, node: Node) -> bytes:
         if node.layout not in (PLAIN, INLINE):

@@ -20,7 +20,6 @@ PAIRS = (
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),  # Fedora, RHEL
     ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),  # Arch
 )
-MAX_STORE = 4 << 20
 REMEDY = "Install ovmf (RHEL family: edk2-ovmf), or run the role cocoon.microvm.host."
 
 

@@ -188,7 +188,10 @@ def check_guests(facts: Facts) -> Check:
     if not facts.halted:
         return check("guests", PASS, "none stands still that should run")
     detail = ", ".join(f"{name} ({halted})" for name, halted in sorted(facts.halted.items()))
-    remedy = "Free space on the host, if it is an io-error; then state: started lets them go on."
+    remedy = (
+        "Free space on the host, if it is an io-error; then state: started lets them go on. After a panic of its kernel"
+        " a guest boots by itself; state: restarted boots one that does not."
+    )
     return check("guests", WARN, f"stand still: {detail}", remedy)
 
 

@@ -52,7 +52,7 @@ class Facts:
     :param forward_drops: chains of others that drop forwarded packets by policy.
     :param nft_error: why nft could not list chains, if so.
     :param default_kernel: the image with the kernel for images that bring none.
-    :param halted: of VMs whose guests stand still though nobody asked for it, the name and why.
+    :param halted: of VMs whose guests do nothing though nobody asked for it, the name and why.
     :param uid_overlaps: lines of the subordinate id files that meet the store's uid range.
     """
 
@@ -296,7 +296,8 @@ def _default_kernel(store: Store | None) -> Record | None:
 
 
 def _halted(store: Store | None) -> dict[str, str]:
-    """VMs whose hypervisor has stopped the guest, each with what for."""
+    """VMs whose hypervisor has stopped the guest, or whose kernel has given up, each with what for."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import panicked
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 
     found = {}
@@ -308,6 +309,8 @@ def _halted(store: Store | None) -> dict[str, str]:
             said = registry.run_state(record["hypervisor"], store.paths.vm_run(vm_id))
             if said not in (None, "running", "paused"):
                 found[name] = str(said)
+            elif why := panicked(store.paths.console_log(vm_id)):
+                found[name] = f"its kernel panicked: {why}"
     return found
 
 

@@ -72,14 +72,19 @@ def format_size(size: int) -> str:
     return str(size)
 
 
-def check_name(name: str, option: str = "name") -> str:
-    """*name* if it is a VM, image-free network or snapshot base name by the Go engine's rule."""
+def check_meant(name: str, option: str) -> None:
+    """:raises InputError: the name of anything is what YAML has made of another word."""
     if name in YAML_WORDS:
         raise InputError(
             f"'{name}' is what YAML makes of a bare on, off, yes or no",
             option,
             "Put the name into quotation marks, and choose another one for what is called True or False.",
         )
+
+
+def check_name(name: str, option: str = "name") -> str:
+    """*name* if it is a VM, image-free network or snapshot base name by the Go engine's rule."""
+    check_meant(name, option)
     if not NAME_RE.match(name):
         raise InputError(
             f"'{name}' is not a valid name",

@@ -46,6 +46,27 @@ def kind(value: t.Any) -> str:
     return "a list" if isinstance(value, Sequence) else "something else"
 
 
+def misread_names(arguments: Mapping[str, t.Any]) -> str | None:
+    """What is wrong with the names in a task's options that are no text to YAML: the modules would be given another.
+
+    :returns: nothing, if they are all text.
+    """
+    items = arguments.get("vms")
+    named = [("name", arguments), *((f"vms[{number}].name", item) for number, item in enumerate(_items(items)))]
+    for place, options in named:
+        name = options.get("name") if isinstance(options, Mapping) else None
+        if name is not None and not isinstance(name, str):
+            return (
+                f"{place}: '{name}' is {kind(name)} to YAML, which makes 83 of 0123, and true of on. Put the name into"
+                " quotation marks, or through the filter string."
+            )
+    return None
+
+
+def _items(value: t.Any) -> Sequence[t.Any]:
+    return value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else ()
+
+
 def merge(base: Mapping[str, t.Any], over: Mapping[str, t.Any], keep_null: bool = False) -> Definition:
     """*base* overridden by *over*: dictionaries merge, everything else is replaced, ``None`` takes a key away.
 

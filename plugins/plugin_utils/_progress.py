@@ -14,6 +14,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import misread_names
+
 # Seconds: how often to look whether the module has ended, and to say how far it is on a log that keeps every line.
 LOOK = 0.5
 SAY = 5.0
@@ -57,8 +59,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-class ProgressAction(ActionBase):
-    """An action whose module is given ``progress_file``, and is watched while it runs."""
+class NamedAction(ActionBase):
+    """An action that sees names before Ansible makes text of them, which is when it can still tell what was meant."""
 
     _supports_async = True
     _supports_check_mode = True
@@ -66,11 +68,26 @@ class ProgressAction(ActionBase):
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """The result of the task."""
         result = super().run(tmp, task_vars)
+        wrong = misread_names(self._task.args)
+        if wrong:
+            return {**result, "failed": True, "changed": False, "msg": wrong}
         return {**result, **self.act(dict(self._task.args), task_vars or {})}
 
     def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """What the task does with its *arguments*, which may be changed."""
         raise NotImplementedError
+
+    def plain(self, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The result of *module*, run as a task without an action is."""
+        return dict(
+            self._execute_module(
+                module_name=module, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
+            )
+        )
+
+
+class ProgressAction(NamedAction):
+    """An action whose module is given ``progress_file``, and is watched while it runs."""
 
     def watched(self, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """The result of *module*, run beside us.
@@ -107,14 +124,6 @@ class ProgressAction(ActionBase):
             return max(0.0, float(value))
         except (TypeError, ValueError):
             raise AnsibleActionFail(f"{INTERVAL}: {value!r} is no number. Give seconds, or 0 for no lines.") from None
-
-    def plain(self, module: str, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        """The result of *module*, run as a task without an action is."""
-        return dict(
-            self._execute_module(
-                module_name=module, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
-            )
-        )
 
     @contextlib.contextmanager
     def folder(self, task_vars: dict[str, t.Any]) -> t.Iterator[str]:

@@ -394,6 +394,24 @@ def test_what_is_odd_in_an_image_ends_no_boot(lab: Containers) -> None:
     lab.vm(name, state="absent", force=True)
 
 
+def test_a_guest_that_panicked_is_seen(lab: Containers) -> None:
+    """By whoever asks for the VM, and by the doctor, until it is up again."""
+    lab.busybox("sad", "while :; do busybox sleep 0.1; done")
+    lab.vm("sad", image="sad", state="started", kernel_args="rdinit=/nowhere panic=0")
+    deadline = time.monotonic() + BOOT
+    while "panicked" not in (lab.find("sad").get("reason") or ""):
+        assert time.monotonic() < deadline, lab.console(lab.find("sad"))
+        time.sleep(0.2)
+    record = lab.find("sad")
+    assert record["state"] == "running" and record["reason"].startswith("its guest's kernel panicked: ")
+    checks = {row["name"]: row for row in lab.module("cocoon_host_info")["checks"]}
+    assert "sad (its kernel panicked: " in checks["guests"]["detail"], checks["guests"]
+    wait = {"wait_for": "console", "wait_pattern": "cocoon: ready", "timeout": int(BOOT)}
+    lab.vm("sad", state="restarted", kernel_args="", force=True, **wait)
+    assert "panicked" not in (lab.find("sad").get("reason") or "")
+    lab.vm("sad", state="absent", force=True)
+
+
 def test_orphans_are_taken_in(lab: Containers) -> None:
     """Processes whose parents have gone leave no zombie; a child's signals do not end the machine."""
     script = """

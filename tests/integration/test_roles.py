@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Run
@@ -374,3 +375,41 @@ def test_host_info_before_there_is_a_store(playbook: Playbooks, make_store: Call
     assert [entry["name"] for entry in found["host"]["hypervisors"] if entry["available"]] == ["qemu"]
     assert found["host"]["kvm"]["usable"] or found["host"]["kvm"]["reason"]
     assert not [path for path in dirs.values() if Path(path).exists()]
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("cocoon_vm", "{name: 0123, image: x}"),
+        ("cocoon_vms", "{vms: [{name: 0123, image: x}]}"),
+        ("cocoon_image", "{name: 0123, source: /x}"),
+        ("cocoon_network", "{name: 0123, subnet: 10.1.0.0/24}"),
+        ("cocoon_snapshot", "{name: 0123, vm: x}"),
+    ],
+)
+def test_names_that_yaml_made_in_tasks(playbook: Playbooks, module: str, options: str) -> None:
+    task = {"name": "make", f"cocoon.microvm.{module}": yaml.safe_load(options)}
+    run = playbook([{"hosts": "all", "gather_facts": False, "tasks": [task]}], ok=False)
+    assert "'83' is a number to YAML" in run.result("make")["msg"]
+
+
+def test_the_table_says_which_vms_stand_still(playbook: Playbooks) -> None:
+    panicked = "its guest's kernel panicked: Attempted to kill init!"
+    vms = {
+        name: {"config": {"name": name}, "state": state, **more}
+        for name, state, more in (
+            ("fine", "running", {}),
+            ("told", "running", {"reason": None}),
+            ("gone", "stopped", {"reason": panicked}),
+            ("full", "error", {"reason": "the guest stands still (io-error)"}),
+            ("sad", "running", {"reason": panicked}),
+        )
+    }
+    show = {"ansible.builtin.include_role": {"name": "cocoon.microvm.vms", "tasks_from": "show.yml"}}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [show]}
+    task = "cocoon.microvm.vms : Show the VMs that stand still"
+    for names, lines in ((list(vms), ["full", "sad"]), (["fine", "told", "gone"], [])):
+        result = {"results": [], "vms": {name: vms[name] for name in names}}
+        found = playbook([play], variables={"vms_result": result}).results(task)
+        assert [line.split()[0] for entry in found for line in entry.get("msg", [])[1:]] == lines
+        assert not lines or found[0]["msg"][2].endswith("init!")

@@ -25,8 +25,9 @@ MIN_DISK, MAX_BESIDE = 1 << 20, 1 << 20
 KERNEL_MAGIC, KERNEL_PLACE = b"HdrS", 0x202
 KNOWN = "Give a tar of a root file system, an OCI layout, an archive of one or of docker save, or a qcow2 or raw disk."
 CONVERT = "Convert it with 'qemu-img convert -O qcow2'."
+QCOW2_MAGIC, VMDK_MAGIC = b"QFI\xfb", b"KDMV"
 OTHER_DISKS = {
-    b"KDMV": "a VMDK disk",
+    VMDK_MAGIC: "a VMDK disk",
     b"COWD": "a VMDK disk",
     b"<<< ": "a VDI disk",
     b"vhdxfile": "a VHDX disk",
@@ -34,7 +35,10 @@ OTHER_DISKS = {
     b"QED\0": "a QED disk",
     b"LUKS\xba\xbe": "an encrypted disk",
 }
-QCOW2_MAGIC = b"QFI\xfb"
+# A folder of one of these names begins a root file system; one of another name may be there to hold a disk.
+ROOT_FOLDERS = frozenset(
+    "bin boot dev etc home lib lib32 lib64 libx32 media mnt opt proc root run sbin srv sys tmp usr var".split()
+)
 OCI_TOP = ("oci-layout", "index.json", "blobs", "manifest.json", "repositories")
 # Layers and configs as Docker, Podman, crane, kaniko and jib call them.
 DOCKER_RE = re.compile(r"^(sha256:)?[0-9a-f]{64}(/|\.json\Z|\.tar\Z|\.tar\.gz\Z|\Z)")
@@ -149,7 +153,7 @@ def disk_in(stream: streams.Reader, path: str, limit: int) -> t.Iterator[bytes]:
             found = member.path
             yield beginning
             yield from member.data
-        elif member.path and (member.kind != tarball.FILE or member.size > MAX_BESIDE):
+        elif member.kind != tarball.DIRECTORY and (member.kind != tarball.FILE or member.size > MAX_BESIDE):
             raise InputError(f"{path} holds a disk, {found}, and other files as well", "source", "Give the disk alone.")
 
 
@@ -164,10 +168,10 @@ def _beginning(member: tarball.Member) -> bytes:
 
 
 def _is_disk(member: tarball.Member, beginning: bytes, path: str) -> bool:
-    """Whether a file that lies at the top of a tar is a disk, which most tars with boot files in them are not."""
-    if member.kind != tarball.FILE or "/" in member.path:
+    """Whether a file in a tar is a disk, which most tars with boot files in them are not."""
+    if member.kind != tarball.FILE:
         return False
-    if member.size < MIN_DISK and not beginning.startswith(QCOW2_MAGIC):
+    if member.size < MIN_DISK and not beginning.startswith((QCOW2_MAGIC, VMDK_MAGIC)):
         return False
     kernel = beginning.startswith(KERNEL_MAGIC, KERNEL_PLACE)
     return not kernel and begins_disk(beginning, f"{path} is a tar, and {tarball.printable(member.path)} in it")
@@ -176,20 +180,27 @@ def _is_disk(member: tarball.Member, beginning: bytes, path: str) -> bool:
 def tar_kind(stream: streams.Reader, path: str) -> type[kinds.Source]:
     """A root file system shows itself by its first folder or link that no archive of images has.
 
-    A disk at the top is all that matters in a tar that begins with it, or with small files beside it. Any other file
-    says nothing: tools and people add theirs to archives.
+    A disk at the top is all that matters in a tar that begins with it, or with small files beside it; so is one that
+    begins a folder of another name than a root's. Any other file at the top says nothing: tools and people add theirs
+    to archives.
     """
-    names, others = set(), set()
+    names, others, folder = set(), set(), ""
     for member in tarball.members(tarball.TarInput(stream, tarball.DEFAULT_LIMITS)):
         top = member.path.partition("/")[0]
         if top in ("", *OCI_TOP) or DOCKER_RE.match(member.path):
             names.add(member.path)
-        elif member.path == top and member.kind == tarball.FILE:
+        elif member.kind == tarball.FILE and (top == folder or (member.path == top and not folder)):
             if not names - {""} and _is_disk(member, _beginning(member), path):
                 return kinds.PackedDisk
+            if folder:
+                return kinds.RootTar
             others.add(member.path)
+        elif member.kind == tarball.DIRECTORY and top not in ROOT_FOLDERS and folder in ("", top):
+            folder = top
         else:
             return kinds.RootTar
+    if folder:
+        return kinds.RootTar
     if {"oci-layout", "index.json"} <= names:
         return kinds.OciArchive
     if "manifest.json" in names:

@@ -38,7 +38,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     read_record,
     remove_file,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_meant
 
 DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 # Registry references fit as well; ':' and '/' are why an image name is not a VM name.
@@ -63,6 +63,7 @@ def make_directories(paths: Paths) -> None:
 
 def check_image_name(name: str, option: str = "name") -> str:
     """*name* if an image may be called that: a digest may not."""
+    check_meant(name, option)
     if not IMAGE_NAME_RE.match(name):
         raise InputError(
             f"'{name}' is not a valid image name",

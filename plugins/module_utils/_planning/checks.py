@@ -64,7 +64,8 @@ def _port_hint(text: str) -> str:
     if not text.isdigit():
         return "Write it as '8080:80' or '10.0.0.1:53:53/udp'."
     if len(text) < 6 and 1 <= int(text) <= 65535:
-        return f"Name two ports, the host's and the guest's: '{text}:{text}' or '8080:{text}'."
+        other = "80" if text == "8080" else "8080"
+        return f"Name two ports, the host's and the guest's: '{text}:{text}' or '{other}:{text}'."
     return "Put it into quotation marks, '8080:22': YAML reads a bare 8080:22 as one number."
 
 

@@ -33,7 +33,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     remove_tree,
     write_json,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_meant
 
 CREATING = "creating"
 COMPLETE = "complete"
@@ -54,6 +54,7 @@ CHUNK = 1 << 20
 
 def check_name(name: str, option: str = "name") -> str:
     """*name* if a snapshot may be called that: a VM's rule, and ``:`` and ``/`` as well."""
+    check_meant(name, option)
     if not NAME_RE.match(name):
         raise InputError(
             f"'{name}' is not a valid snapshot name",

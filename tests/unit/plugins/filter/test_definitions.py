@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 import pytest
@@ -17,6 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.filter.cocoon_merge import cocoo
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_pending import cocoon_pending
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_problems import cocoon_problems
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_vm_hosts import cocoon_vm_hosts
+from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import misread_names
 
 Vars = dict[str, t.Any]
 
@@ -315,3 +317,22 @@ def test_no_problems() -> None:
     assert cocoon_problems([definition]) == cocoon_problems([]) == []
     assert definition == {**definition} and "cpu" not in definition
     assert "given already" in cocoon_problems([definition, definition])[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, None),
+        ({"name": "0123"}, None),
+        ({"name": "on", "vms": None}, None),
+        ({"vms": "not a list"}, None),
+        ({"vms": [{"name": "a"}, "b", {}]}, None),
+        ({"name": 83}, "name: '83' is a number to YAML"),
+        ({"name": 1.1}, "name: '1.1' is a number to YAML"),
+        ({"name": True}, "name: 'True' is true or false to YAML"),
+        ({"vms": [{"name": "a"}, {"name": 83}]}, r"vms\[1\].name: '83' is a number"),
+    ],
+)
+def test_names_before_they_are_text(arguments: dict[str, t.Any], message: str | None) -> None:
+    found = misread_names(arguments)
+    assert (found is None) if message is None else re.match(message, str(found))

@@ -60,6 +60,12 @@ def test_bad_names(name: str) -> None:
         images.check_image_name(name)
 
 
+@pytest.mark.parametrize("name", ["True", "False", "None"])
+def test_names_that_yaml_made(name: str) -> None:
+    with pytest.raises(InputError, match="what YAML makes of a bare on"):
+        images.check_image_name(name)
+
+
 def test_the_bytes_of_layers_are_known_by_their_files(store: Store) -> None:
     """Read once, and again when another file has taken the place of one."""
     record = put(store, layers=[A, B, A])

@@ -67,7 +67,7 @@ def test_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "-a", ".", "..", "../x", "/etc", ":a", "_a", "a b", "a\n", "a\0b", "ä", "a" * 64, "a$", "a*", "a@b"],
+    ["", " ", "-a", ".", "..", "../x", "/etc", ":a", "_a", "a b", "a\n", "a\0b", "ä", "a" * 64, "a$", "a@b", "True"],
 )
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(InputError) as caught:

@@ -52,8 +52,11 @@ def check_paths(params: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any]) -> N
 
     :raises InputError: a path that begins nowhere, or that Python would write in other bytes than the user.
     """
-    for option, path in params.items():
-        if not path or spec.get(option, {}).get("type") != "path" or option in ELSEWHERE or URL_RE.match(path):
+    for option, given in params.items():
+        if not given or spec.get(option, {}).get("type") != "path" or option in ELSEWHERE:
+            continue
+        path = _path_of(given)
+        if path is None:
             continue
         if not os.path.isabs(path):
             raise InputError(
@@ -68,6 +71,18 @@ def check_paths(params: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any]) -> N
                 option,
                 "Set LC_ALL to C.UTF-8 in the task's environment.",
             )
+
+
+def _path_of(given: str) -> str | None:
+    """The path on the target that an option means, which may be a URL; nothing for a URL of another place."""
+    if not URL_RE.match(given):
+        return given
+    scheme, _colon, rest = given.partition(":")
+    if scheme.lower() != "file":
+        return None
+    from urllib.parse import unquote
+
+    return unquote(rest)
 
 
 def defect(exc: Exception) -> str:

@@ -47,11 +47,12 @@ def test_paths_that_are_taken(params: dict[str, str]) -> None:
     _module.check_paths(params, SPEC)
 
 
-def test_where_python_writes_names_in_ascii() -> None:
+@pytest.mark.parametrize("path", ["/srv/gr\\xf6\\xdfe", "file:///srv/gr\\xf6\\xdfe", "FILE:///srv/gr%C3%B6%C3%9Fe"])
+def test_where_python_writes_names_in_ascii(path: str) -> None:
     """A path with an umlaut is refused in words, and one without is taken."""
     script = (
         f"from {_module.__name__} import check_paths\n"
-        "for path in ('/srv/a', '/srv/gr\\xf6\\xdfe'):\n"
+        f"for path in ('/srv/a', 'https://b/%C3%B6', '{path}'):\n"
         "    check_paths({'root_dir': path}, {'root_dir': {'type': 'path'}})\n"
         "    print(path, flush=True)\n"
     )
@@ -63,7 +64,7 @@ def test_where_python_writes_names_in_ascii() -> None:
         text=True,
         check=False,
     )
-    assert done.stdout == "/srv/a\n"
+    assert done.stdout == "/srv/a\nhttps://b/%C3%B6\n"
     assert "root_dir: Python writes names of files as ascii here" in done.stderr and "Set LC_ALL" in done.stderr
     assert CocoonError.__name__ not in done.stderr and "UnicodeEncodeError" not in done.stderr
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.errors import UnsupportedError
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import validate_all
@@ -26,7 +27,7 @@ def problems(definitions: t.Sequence[Definition]) -> list[str]:
     for number, definition in enumerate(definitions):
         place = f"vms[{number}] ({definition.get('name')}): "
         result = validator.validate(plain(definition))
-        found += [place + _without(definition, message) for message in result.error_messages]
+        found += [place + _said(definition, error) for error in result.errors]
         items.append(result.validated_parameters)
     if not found:
         try:
@@ -36,7 +37,9 @@ def problems(definitions: t.Sequence[Definition]) -> list[str]:
     return found
 
 
-def _without(definition: Definition, message: str) -> str:
+def _said(definition: Definition, error: Exception) -> str:
+    """Ansible's own words, whole and without secrets: it names options that it does not know, and says no more."""
+    message = f"unknown options: {error}" if isinstance(error, UnsupportedError) else str(error)
     if any(definition.get(option) and str(definition[option]) in message for option in HIDDEN):
         return "a secret option is of a wrong type"
     return message

@@ -294,7 +294,7 @@ def test_what_yaml_made_of_names_and_definitions(value: t.Any, words: str) -> No
 @pytest.mark.parametrize(
     ("definition", "words"),
     [
-        ({"memroy": "128M"}, "memroy. Supported"),
+        ({"memroy": "128M"}, ": unknown options: memroy. Supported"),
         ({"nics": [{"netwrok": "lab"}]}, "nics.netwrok"),
         ({"memory": "1.5"}, "memory: '1.5' is not a size"),
         ({"cpu": "two"}, "cpu"),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import typing as t
@@ -263,9 +264,17 @@ def password(value: t.Any, option: str) -> Secret:
 
 
 def ssh_keys(value: t.Any, option: str) -> list[str]:
+    """Ansible makes a list of the text of a file, at its commas, which options and comments of keys may have."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning import login
 
-    texts = list_of(value, option, lambda text, where: login.keys(str(text), where), 256)
+    try:
+        texts = list_of(value, option, lambda text, where: login.keys(str(text), where), 256)
+    except InputError:
+        if not isinstance(value, list) or len(value) < 2:
+            raise
+        with contextlib.suppress(InputError):
+            return login.keys(",".join(map(str, value)), option)
+        raise
     return [key for found in texts for key in found]
 
 

@@ -72,6 +72,8 @@ HASHES = (
         ("ssh_keys", [], []),
         ("ssh_keys", [f"# who may\r\n\r\n{KEY}\r\n", ECDSA], [KEY, ECDSA]),
         ("ssh_keys", [f"ssh-ed25519\t{BLOB}"], [f"ssh-ed25519\t{BLOB}"]),
+        ("ssh_keys", f'from="a,b",no-pty {KEY}\n{ECDSA} me, at home\n'.split(","),
+         [f'from="a,b",no-pty {KEY}', f"{ECDSA} me, at home"]),
         ("ssh_keys", [OPTIONS + KEY, f"no-pty {ECDSA} grün"], [OPTIONS + KEY, f"no-pty {ECDSA} grün"]),
         *(("password", text, text) for text in (*HASHES, "$ecret$", "$6", "pa$6$ss")),
         ("labels", {"tier": "web", 1: 2}, {"tier": "web", "1": "2"}),

@@ -172,12 +172,12 @@ def members(source: TarInput, limits: Limits = DEFAULT_LIMITS) -> t.Iterator[Mem
         with tarfile.TarFile(
             fileobj=t.cast(t.Any, source), mode="r", encoding="utf-8", errors="surrogateescape"
         ) as archive:
-            while True:
-                info = archive.next()
-                if info is None:
-                    break
+            # Older releases of Python go back when they are asked again for the first member of nothing.
+            info = archive.next() if archive.firstmember else None  # type: ignore[attr-defined]
+            while info is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all
                 yield budget.check(_member(source, info))
+                info = archive.next()
         _check_end(source)
         source.drain()
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as exc:

@@ -139,7 +139,7 @@ def test_hostile_archives_are_refused(name: str) -> None:
     assert re.match(r"Nothing of it was kept\. [A-Z].*\.$", caught.value.remedy or "")
 
 
-@pytest.mark.parametrize("data", [b"", bytes(1024), bytes(10240)])
+@pytest.mark.parametrize("data", [b"", bytes(1024), bytes(10240)], ids=["no bytes", "its end", "a record"])
 def test_an_archive_of_nothing(data: bytes) -> None:
     assert read(data) == []
 

@@ -70,6 +70,7 @@ def strict() -> bool:
     return os.environ.get("COCOON_LEAKS") == "strict"
 
 
+@pytest.hookimpl(tryfirst=True)  # the workers name their tests by their groups after this
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say plainly why nothing runs for an ordinary user, and which tests belong together on one worker."""
     for item in items:

@@ -70,17 +70,13 @@ def strict() -> bool:
     return os.environ.get("COCOON_LEAKS") == "strict"
 
 
-@pytest.hookimpl(tryfirst=True)  # the workers name their tests by their groups after this
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say plainly why nothing runs for an ordinary user, and which tests belong together on one worker."""
+    """Say plainly why nothing runs for an ordinary user."""
+    if os.geteuid() == 0:
+        return
     for item in items:
-        if HERE not in Path(item.path).parents:
-            continue
-        if os.geteuid():
+        if HERE in Path(item.path).parents:
             item.add_marker(pytest.mark.skip(reason=NEEDS_ROOT))
-        # Those of a module share guests; where each test is cheap to begin anywhere, the module says APART.
-        if not getattr(item.getparent(pytest.Module).obj, "APART", False):  # type: ignore[union-attr]
-            item.add_marker(pytest.mark.xdist_group(Path(item.path).stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -176,10 +176,6 @@ CASES = (
 )
 
 
-# Many cases, each with VMs of its own: the workers share them.
-APART = True
-
-
 @pytest.fixture(scope="module")
 def engine(
     make_netns: Callable[[], Netns],

@@ -206,8 +206,8 @@ def integration() -> list[Report]:
     """Real guests, bridges and processes: everything with the newest core, the smoke tests again with the oldest."""
     extra = wanted()
     cells = matrix()["cores"]
-    # One worker a processor: most of a test's time its guest boots, on one processor.
-    workers = ["-n", str(os.cpu_count() or 1), "--dist", "loadgroup"]
+    # One worker a processor: most of a test's time its guest boots, on one processor. A file's tests share guests.
+    workers = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile"]
     reports = [run_integration(cells[0], "", ["-v", *workers, *extra], 4200)]
     for cell in cells[1:]:
         system = target_python()

@@ -205,6 +205,13 @@ def test_a_vm_that_moves_in_the_inventory_is_neither_pruned_nor_made_anew(site: 
     prune = {"cocoon_prune": True, "cocoon_show_table": True}
     refused = site.run("--limit", "web3", ok=False)
     assert "web3 is on hv2" in " ".join(refused.output.split()), refused.output
+    # Nor is it made anew where the other one does not say what it has.
+    place = site.hypervisor("hv2")["cocoon_root_dir"]
+    site.hypervisor("hv2")["cocoon_root_dir"] = "beginning/nowhere"
+    refused = site.run("--limit", "web3", ok=False)
+    assert "web3 would be made on hv1" in " ".join(refused.output.split()), refused.output
+    site.hypervisor("hv2")["cocoon_root_dir"] = place
+    assert sorted(site.vms(1)) == ["web1", "web2"]
     # A list that is empty may not prune: hv2 has another VM.
     site.hypervisor("hv2")["cocoon_vms"] = {"other": None}
     for check in (True, False):

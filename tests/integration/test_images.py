@@ -51,6 +51,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.layers import 
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
 from ansible_collections.cocoon.microvm.tests.integration.support.stores import files_of, untouched
+from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
 KERNEL, INITRD = b"kernel" * 3000, b"initrd" * 5000
 CAPABILITY = b"\x01\x00\x00\x02\x00\x04\x00\x00" + bytes(12)  # cap_net_bind_service=ep
@@ -596,7 +597,8 @@ def test_removal_is_refused_while_used(paths: Paths, small: Path) -> None:
     store = the_store(paths)
     folder = Path(paths.vm_dir("vm1"))
     folder.mkdir()
-    (folder / "vm.json").write_text('{"config": {"name": "web1"}}')
+    vm = document("vm-6-roles", id="vm1")
+    (folder / "vm.json").write_text(json.dumps({**vm, "config": {**vm["config"], "name": "web1"}}))
     images.pin(store, image["id"], "vm1")
     images.pin(store, image["id"], "snapshot2")
     assert [user["description"] for user in manager.info(paths, "web")[0]["users"]] == ["snapshot2", "vm web1"]

@@ -254,6 +254,7 @@ def settle(run: Run, name: str, token: str) -> tuple[bool, Record, str]:
         if (record.get("moved") or {}).get("token") == token:
             return False, record, proof
         moving = common.check_token(record, token)
+        common.clear(run, record["id"])  # of an arrival that was killed at its end
         record.pop("moving")
         record["moved"] = {"token": token, "from": moving["from"], "at": types.now()}
         run.store.write_vm(record)

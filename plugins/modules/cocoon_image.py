@@ -44,8 +44,8 @@ options:
   source:
     description:
       - Path on the target of a tar (plain, or compressed with gzip, zstd, xz or bzip2), a directory with an OCI
-        layout, an archive of one or of C(docker save), or a qcow2 or raw disk, which may be compressed as well, or
-        alone in a tar.
+        layout, an archive of one or of C(docker save), or a qcow2 or raw disk, or a VMDK disk in one file, which is
+        made a qcow2. Disks may be compressed as well, or alone in a tar, as in an OVA.
       - Or V(docker://) and the name of an image in a registry, as Docker and Podman write it. V(docker://nginx) is
         V(docker://docker.io/library/nginx:latest).
       - Or an V(https://) or V(file://) URL of such a file; V(http://) only with O(checksum). A download that broke off
@@ -132,7 +132,7 @@ options:
   max_size:
     description:
       - The largest file to take, by URL or path, such as V(5G); V(20G) where omitted. It holds for a disk that is
-        compressed in it as well. Not for OCI layouts and registries.
+        compressed in it, or made of it, as well. Not for OCI layouts and registries.
     type: str
   owner:
     description:
@@ -153,7 +153,7 @@ options:
 requirements:
   - mkfs.erofs (erofs-utils) 1.5 or newer, for root file systems
   - zstd, for what is compressed with it
-  - qemu-img (qemu-utils), for qcow2
+  - qemu-img (qemu-utils), for qcow2 and VMDK
   - skopeo 1.9 or newer, for registries
   - jsonschema (Python), for container images
 extends_documentation_fragment:

@@ -268,6 +268,52 @@ def test_a_packed_disk_by_path(site: Site, tmp_path: Path) -> None:
     assert site.image(str(path))["image"]["id"] == sha(disk(seed=b"newer"))
 
 
+def vmdk(folder: Path, data: bytes, kind: str = "streamOptimized") -> bytes:
+    raw, result = folder / "x.raw", folder / "x.vmdk"
+    raw.write_bytes(data)
+    command("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={kind}", raw, result)
+    return result.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["streamOptimized", "monolithicSparse"])
+def test_an_ova_and_its_disk(site: Site, tmp_path: Path, kind: str) -> None:
+    """By path and URL, packed and not: one image, with the content of the disk, which then stays as it is."""
+    content = vmdk(tmp_path, disk(), kind)
+    ova, alone = site.put("vm.ova", packed("x.vmdk", content, "x.ovf", "x.mf")), site.put("x.vmdk", content)
+    site.put("x.vmdk.xz", lzma.compress(content))
+    said = site.image(str(ova), check=True)
+    done = site.image(str(ova), checksum=sha(ova.read_bytes()))
+    assert said["actions"] == done["actions"] == ["import", "tag"]
+    image = done["image"]
+    assert image["id"] == sha(content) and image["type"] == "cloudimg" and image["source"]["kind"] == "vmdk"
+    assert image["disk"] == {**image["disk"], "format": "qcow2", "virtual_size": len(disk()), "firmware": ["bios"]}
+    (blob,) = (Path(site.run.defaults["root_dir"]) / "images" / "blobs").glob("*.qcow2")
+    status = blob.stat()
+    assert stat.S_IMODE(status.st_mode) == 0o440 and status.st_uid == 0
+    assert sha(blob.read_bytes()) == f"sha256:{blob.stem}"  # by which it is checked when it moves to another host
+    command("qemu-img", "convert", "-f", "qcow2", "-O", "raw", blob, tmp_path / "back.raw")
+    assert (tmp_path / "back.raw").read_bytes() == disk()
+    assert not site.image(str(ova)).changed and not site.image(str(ova), force=True).changed
+    urls = [site.url("plain", name) for name in ("vm.ova", "x.vmdk", "x.vmdk.xz")]
+    for number, other in enumerate((str(alone), f"file://{site.folder}/x.vmdk.xz", *urls)):
+        assert site.image(other, name=f"other{number}")["actions"] == ["tag"]
+        assert not site.image(other, name=f"other{number}").changed
+    assert len(site.run("cocoon_image_info")["images"]) == 1
+    site.run("cocoon_image", name=image["id"], state="absent")
+    assert site.kept() == []
+    assert site.image(str(alone))["image"]["id"] == sha(content)
+
+
+def test_a_vmdk_becomes_no_more_than_is_allowed(site: Site, tmp_path: Path) -> None:
+    """Compressed in itself, so its own size says little."""
+    content = vmdk(tmp_path, disk(MIB)[:512] + b"a" * (8 * MIB - 512))
+    assert len(content) < MIB
+    path = tmp_path / "bomb.vmdk"
+    path.write_bytes(content)
+    assert "the disk in" in site.refused(str(path), max_size="4M")
+    assert site.image(str(path), max_size="16M").changed
+
+
 def large_sectors() -> bytes:
     """A disk with a partition table for sectors of 4096 bytes."""
     table = bytearray(disk())
@@ -278,15 +324,18 @@ def large_sectors() -> bytes:
 
 
 def test_packed_disks_that_are_refused(site: Site, tmp_path: Path) -> None:
-    vmdk = tmp_path / "d.vmdk"
-    (tmp_path / "d.raw").write_bytes(disk())
-    command("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", tmp_path / "d.raw", vmdk)
+    plain = vmdk(tmp_path, disk())
+    hostile = plain.replace(b'SPARSE "x.vmdk"', b'FLAT "/etc/hostname" 0')
+    secret = (tmp_path / "x.raw").rename(tmp_path / "d.raw")
+    flat = f'# Disk DescriptorFile\ncreateType="monolithicFlat"\nRW 8192 FLAT "{secret}" 0\n'.encode()
     large, converted = large_sectors(), qcow2(tmp_path, data=large_sectors())
     backed = tmp_path / "backed"
     command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", tmp_path / "d.raw", backed)
     cases = {
-        "vm.ova": (packed("d.vmdk", vmdk.read_bytes(), "d.ovf", "d.mf"), "d.vmdk in it is a VMDK disk. Unpack"),
-        "vmdk.gz": (gzip.compress(vmdk.read_bytes()), "in it is a VMDK disk"),
+        "hostile.ova": (packed("d.vmdk", hostile, "d.ovf", "d.mf"), "keeps its data in another file of the host"),
+        "hostile.vmdk": (hostile, "keeps its data in another file of the host"),
+        "flat.vmdk": (flat, "the description of a VMDK disk, whose data is in other files"),
+        "torn.vmdk.gz": (gzip.compress(plain[: MIB // 2]), "qemu-img cannot read"),
         "text.gz": (gzip.compress(b"text" * 1000), "neither a tar nor a disk"),
         "backed.tar": (packed("b.qcow2", backed.read_bytes()), "has a backing file"),
         "4k.raw": (large, "for sectors of 4096 bytes"),
@@ -304,7 +353,9 @@ def test_packed_disks_that_are_refused(site: Site, tmp_path: Path) -> None:
     assert "holds two disks, a.raw and b.raw" in site.refused(str(tmp_path / "more.tar"))
     with tarfile.open(tmp_path / "more.tar", "w") as target:
         target.add(tmp_path / "a.raw", "a.raw")
-        target.add(tmp_path, "folder", recursive=False)
+        info = tarfile.TarInfo("data")
+        info.size = 2 * MIB
+        target.addfile(info, io.BytesIO(b"x" * info.size))
     assert "and other files as well" in site.refused(str(tmp_path / "more.tar"))
 
 

@@ -16,19 +16,19 @@ import typing as t
 import zlib
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, partitions, streams, tarball
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, partitions, streams, tarball, vmdk
 
 HEAD = 4096
 # What a raw disk in a tar has at least, and what is beside it (OVF descriptors, check sums) at most.
 MIN_DISK, MAX_BESIDE = 1 << 20, 1 << 20
 # Behind a kernel's first sector, which looks like a boot sector.
 KERNEL_MAGIC, KERNEL_PLACE = b"HdrS", 0x202
-KNOWN = "Give a tar of a root file system, an OCI layout, an archive of one or of docker save, or a qcow2 or raw disk."
+KNOWN = "Give a tar of a root file system, an OCI layout, an archive of one or of docker save, or a disk."
 CONVERT = "Convert it with 'qemu-img convert -O qcow2'."
-QCOW2_MAGIC, VMDK_MAGIC = b"QFI\xfb", b"KDMV"
+QCOW2_MAGIC = b"QFI\xfb"
 OTHER_DISKS = {
-    VMDK_MAGIC: "a VMDK disk",
-    b"COWD": "a VMDK disk",
+    b"COWD": "a VMDK disk of an old kind",
+    b"# Disk Descriptor": "the description of a VMDK disk, whose data is in other files",
     b"<<< ": "a VDI disk",
     b"vhdxfile": "a VHDX disk",
     b"conectix": "a VHD disk",
@@ -60,6 +60,9 @@ def detect(fd: int, path: str) -> type[kinds.Source]:
     if head.startswith(QCOW2_MAGIC):
         check_qcow2(head, path)
         return kinds.Qcow2Disk
+    if head.startswith(vmdk.MAGIC):
+        vmdk.check(fd, path)
+        return kinds.VmdkDisk
     for magic, name in OTHER_DISKS.items():
         if head.startswith(magic):
             raise UnsupportedError(f"{path} is {name}", "source", CONVERT)
@@ -87,7 +90,7 @@ def begins_disk(head: bytes, where: str) -> bool:
     for magic, name in OTHER_DISKS.items():
         if head.startswith(magic):
             raise UnsupportedError(f"{where} is {name}", "source", f"Unpack the disk, and give that. {CONVERT}")
-    return head.startswith(QCOW2_MAGIC) or head[510:512] == b"\x55\xaa"
+    return head.startswith((QCOW2_MAGIC, vmdk.MAGIC)) or head[510:512] == b"\x55\xaa"
 
 
 def _exactly(stream: streams.Reader, size: int) -> bytes:
@@ -171,7 +174,7 @@ def _is_disk(member: tarball.Member, beginning: bytes, path: str) -> bool:
     """Whether a file in a tar is a disk, which most tars with boot files in them are not."""
     if member.kind != tarball.FILE:
         return False
-    if member.size < MIN_DISK and not beginning.startswith((QCOW2_MAGIC, VMDK_MAGIC)):
+    if member.size < MIN_DISK and not beginning.startswith((QCOW2_MAGIC, vmdk.MAGIC)):
         return False
     kernel = beginning.startswith(KERNEL_MAGIC, KERNEL_PLACE)
     return not kernel and begins_disk(beginning, f"{path} is a tar, and {tarball.printable(member.path)} in it")

@@ -1,18 +1,29 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Takes a disk into the store: copied with its holes, and looked at again where nobody else can change it."""
+"""Takes a disk into the store: copied with its holes, and looked at again where nobody else can change it.
+
+A VMDK is made a qcow2 first, which hypervisors write on top of.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, ToolError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, partitions, references, streams
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError, ToolError
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
+    detect,
+    partitions,
+    references,
+    streams,
+    vmdk,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import Disk, Qcow2Disk
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import Disk, Qcow2Disk, VmdkDisk
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.layer import Job, open_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import too_large
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import publish
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Stage
@@ -22,10 +33,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 SPARSE_BLOCK = 64 << 10
 # qemu-img on a file from elsewhere: little memory, little time.
 INFO_LIMITS = ("prlimit", f"--as={1 << 30}", "--cpu=30", "--")
+# To unpack and write all of a disk takes more.
+CONVERT_SECONDS = 3600
 
 
 def take(job: Job, main: Disk) -> Record:
     """The file of a disk, made if it is not there; what it is, for the record of its image."""
+    if isinstance(main, VmdkDisk):
+        main = _converted(job, main)
     store = job.store
     references.note(store, job.sources.image_id, [(main.digest, main.kind)])
     with references.blob_lock(store, main.digest, job.timeout):
@@ -39,11 +54,7 @@ def take(job: Job, main: Disk) -> Record:
 
 def _taken(job: Job, main: Disk, target: str) -> Record:
     """Copy a disk, holes kept, and look at the copy: the original may change under our eyes."""
-    copy = os.path.join(job.workspace, "disk")
-    if main.owned:  # a download, verified, that nobody else has: no need to copy it
-        os.rename(main.path, copy)
-    else:
-        _copy(main, copy, job.told.stage(f"copying {main.name}", os.path.getsize(main.path)))
+    copy = _brought(job, main, "disk")
     size = os.path.getsize(copy)
     with open(copy, "rb") as stream:
         head = stream.read(partitions.TABLE)
@@ -60,6 +71,58 @@ def _taken(job: Job, main: Disk, target: str) -> Record:
     write_json(images.blob_path(job.store, main.digest, "json"), found)
     publish(copy, target, gid)
     return found
+
+
+def _brought(job: Job, main: Disk, name: str) -> str:
+    """The path of a disk in the workspace."""
+    copy = os.path.join(job.workspace, name)
+    if main.owned:  # a download, verified, that nobody else has: no need to copy it
+        os.rename(main.path, copy)
+    else:
+        _copy(main, copy, job.told.stage(f"copying {main.name}", os.path.getsize(main.path)))
+    return copy
+
+
+def _converted(job: Job, main: VmdkDisk) -> Qcow2Disk:
+    """A qcow2 of the same content, by an unprivileged qemu-img, which is shown what names no other file.
+
+    :raises InputError: the disk is damaged, or has more than the job's limit of bytes.
+    """
+    uid = images.blob_gid(job.store, main.digest)
+    vmdk_path, output = _brought(job, main, "vmdk"), os.path.join(job.workspace, "converted")
+    with open(vmdk_path, "rb") as stream:
+        vmdk.check(stream.fileno(), main.name)
+    os.chown(vmdk_path, 0, uid)
+    os.chmod(vmdk_path, 0o440)
+    fd = os.open(output, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchown(fd, uid, uid)
+        with job.told.stage(f"converting {main.name}").noted("to qcow2"):
+            _run_conversion(vmdk_path, output, uid, main.name, job.limit)
+        os.fchown(fd, 0, 0)
+        digest = streams.file_digest(fd)
+    finally:
+        os.close(fd)
+    os.unlink(vmdk_path)
+    return Qcow2Disk(**{**dataclasses.asdict(main), "path": output, "digest": digest, "owned": True})
+
+
+def _run_conversion(path: str, output: str, uid: int, name: str, limit: int) -> None:
+    limits = ("prlimit", f"--as={2 << 30}", f"--cpu={CONVERT_SECONDS}", f"--fsize={limit}", "--")
+    words = ["qemu-img", "convert", "-f", "vmdk", "-O", "qcow2", path, output]
+    try:
+        run_tool([*limits, *words], uid=uid, gid=uid, timeout=2.0 * CONVERT_SECONDS, package="qemu-utils")
+    except ToolError as exc:
+        if "File too large" in exc.message:
+            raise too_large(f"the disk in {name}", limit) from exc
+        raise _unreadable(name, exc) from exc
+
+
+def _unreadable(name: str, exc: ToolError) -> CocoonError:
+    """What to raise where qemu-img failed: mostly the disk is to blame."""
+    if any(words in exc.message for words in ("is not installed", "No such file", "did not finish")):
+        return exc
+    return InputError(f"qemu-img cannot read {name}: {exc.message}", "source", "Get it again.")
 
 
 def _copy(main: Disk, copy: str, stage: Stage) -> None:
@@ -101,9 +164,7 @@ def _ask_qemu(copy: str, uid: int, name: str) -> None:
     try:
         answer = json.loads(run_tool(command, uid=uid, gid=uid, timeout=60.0, package="qemu-utils"))
     except ToolError as exc:
-        if "is not installed" in exc.message or "No such file" in exc.message:
-            raise
-        raise InputError(f"qemu-img cannot read {name}: {exc.message}", "source", "Get it again.") from exc
+        raise _unreadable(name, exc) from exc
     data_file = ((answer.get("format-specific") or {}).get("data") or {}).get("data-file")
     if answer.get("format") != "qcow2" or answer.get("backing-filename") or data_file or answer.get("encrypted"):
         raise InputError(

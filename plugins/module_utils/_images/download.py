@@ -42,6 +42,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     streams,
     tarball,
     transfer,
+    vmdk,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import Source
@@ -247,6 +248,9 @@ def _guess(head: bytes, name: str) -> Source:
     if head.startswith(detect.QCOW2_MAGIC):
         detect.check_qcow2(head[: detect.HEAD], name)
         found = kinds.Qcow2Disk
+    elif head.startswith(vmdk.MAGIC):
+        vmdk.check_header(head[: vmdk.SECTOR], name)
+        found = kinds.VmdkDisk
     elif detect.looks_like_tar(head[:512]):
         found = kinds.RootTar
         with contextlib.suppress(tarball.BadArchive):  # cut off, as said

@@ -35,7 +35,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import Disk, Layered, Source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.layer import Job, Layer, open_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.retar import Retar
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Sources
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import MAX_SIZE, Sources
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import publish, staging
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.unpack import Tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
@@ -60,18 +60,19 @@ class Imported(t.NamedTuple):
     warnings: list[str]
 
 
-def import_image(store: Store, sources: Sources, timeout: float, told: Progress) -> Imported:
+def import_image(store: Store, sources: Sources, timeout: float, told: Progress, limit: int = MAX_SIZE) -> Imported:
     """Make all files of an image.
 
     Under the image's lock, with a note of it pending: what is left after a failure goes with the note.
 
+    :param limit: bytes that a disk may have which is made here of one of another format.
     :raises CocoonError: the source is hostile, damaged or not bootable, or there is no space.
     """
     if not sources.main.path:  # what was there a moment ago needed no file
         raise ConflictError(f"the image of {sources.main.name} was removed meanwhile", "name", "Run the task again.")
     try:
         with staging(store, timeout) as workspace, _full_disk_named(store, workspace):
-            job = Job(store, sources, workspace, timeout, told)
+            job = Job(store, sources, workspace, timeout, told, limit)
             if isinstance(sources.main, Disk):
                 record = {**_record(job), "disk": disk_importer.take(job, sources.main)}
                 return Imported(_with_size(store, record), [])
@@ -106,7 +107,7 @@ def no_space(store: Store) -> CocoonError:
 
 
 def _import_layers(job: Job, main: Layered) -> Imported:
-    store, sources, workspace, timeout, told = job
+    store, sources, workspace, timeout, told, _limit = job
     image_id = sources.image_id
     keep = os.path.join(workspace, "boot")
     os.mkdir(keep, 0o700)

@@ -6,7 +6,7 @@
 A source has been looked at, so it has a digest. The rest of the package asks it, and not which kind it is:
 
 Layered  becomes layers: ``RootTar``, ``LayoutFolder``, ``OciArchive``, ``DockerArchive``, ``registry.RemoteImage``
-Disk     is kept as it is: ``Qcow2Disk``, ``RawDisk``
+Disk     is kept as it is: ``Qcow2Disk``, ``RawDisk``; ``VmdkDisk`` as a qcow2 that is made of it
 ``PackedDisk`` is compressed, or alone in a tar, and made one of those first
 """
 
@@ -98,6 +98,12 @@ class RawDisk(Disk):
     """A disk as it is."""
 
     kind = "raw"
+
+
+class VmdkDisk(Disk):
+    """A disk as OVAs have it. The image has its digest; what is kept, and has another, is a qcow2 made of it."""
+
+    kind = "vmdk"
 
 
 class PackedDisk(Source):
@@ -265,5 +271,5 @@ def _unpack(stream: Reader, path: str) -> None:
 # By the names under which they are remembered and recorded.
 FILES: dict[str, type[Source]] = {
     known.kind: known
-    for known in (RootTar, LayoutFolder, OciArchive, DockerArchive, Qcow2Disk, RawDisk, PackedDisk, BootFile)
+    for known in (RootTar, LayoutFolder, OciArchive, DockerArchive, Qcow2Disk, RawDisk, VmdkDisk, PackedDisk, BootFile)
 }

@@ -36,6 +36,7 @@ class Job(t.NamedTuple):
     """An import under way.
 
     ``workspace``: a folder of its own. ``timeout``: seconds to wait for others at work on the same files.
+    ``limit``: bytes that a disk may have which is made here.
     """
 
     store: Store
@@ -43,6 +44,7 @@ class Job(t.NamedTuple):
     workspace: str
     timeout: float
     told: Progress
+    limit: int
 
 
 class Arriving(t.NamedTuple):

@@ -355,7 +355,8 @@ def _imported(store: Store, sources: source.Sources, earlier: Record, wanted: Wa
     """A new record and warnings; of an image that is only repaired, with what users gave it."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
 
-    record, warnings = importer.import_image(store, sources, wanted.lock_timeout, wanted.progress)
+    limit = _limit(wanted) or source.MAX_SIZE
+    record, warnings = importer.import_image(store, sources, wanted.lock_timeout, wanted.progress, limit)
     kept = ("name", "names", "created_at", "owner", "labels")
     record.update({key: earlier[key] for key in kept if key in earlier})
     return record, warnings

@@ -52,7 +52,7 @@ def arriving(job: Job, remote: Remote) -> t.Iterator[t.Iterator[str]]:
 
     :raises CocoonError: of the registry, here or while the layers are awaited.
     """
-    store, sources, _workspace, timeout, told = job
+    store, sources, _workspace, timeout, told, _limit = job
     manifest = remote.manifest()
     with locked_patiently(store, [lock_name(manifest.digest)], timeout):
         _remove_abandoned(store, manifest.digest)

@@ -57,7 +57,36 @@ def kind(tmp_path: pathlib.Path, data: bytes) -> str:
         return detect.detect(stream.fileno(), str(path)).kind
 
 
+DESCRIPTION = """# Disk DescriptorFile
+version=1
+CID=38c4cf39
+parentCID=ffffffff
+createType="streamOptimized"
+
+# Extent description
+RW 8192 SPARSE "d.vmdk"
+
+ddb.adapterType = "ide"
+"""
+
+
+def vmdk(text: str = DESCRIPTION, footer: bytes = b"", **changed: int) -> bytes:
+    """A VMDK of 4 MiB, as far as it is looked at here; *footer* stands where the second header may be."""
+    fields = {"version": 3, "flags": 0x30001, "capacity": 8192, "grain": 128, "place": 1, "sectors": 20}
+    fields.update(entries=512, redundant=0, tables=26, overhead=128, unclean=0)
+    fields.update({name: value for name, value in changed.items() if name in fields})
+    ends = b"\n \r\n" if changed.get("ends", 1) else b"\n \n\n"
+    head = b"KDMV" + struct.pack("<IIQQQQIQQQB4sH", *fields.values(), ends, changed.get("compression", 1))
+    return head.ljust(512, b"\0") + text.encode().ljust(64 << 10, b"\0") + (footer or bytes(512)) + bytes(512)
+
+
+def described(old: str, new: str) -> bytes:
+    assert old in DESCRIPTION
+    return vmdk(DESCRIPTION.replace(old, new))
+
+
 MBR = bytes(510) + b"\x55\xaa" + bytes(512)
+AT_END = (1 << 64) - 1
 BIG = MBR + bytes(1 << 20)
 LARGE_SECTORS = bytes(450) + b"\xee" + bytes(59) + b"\x55\xaa" + bytes(4096 - 512) + b"EFI PART" + bytes(20 * 4096 - 8)
 OCI = ("blobs", "blobs/sha256", "blobs/sha256/" + "0" * 64, "index.json", "oci-layout")
@@ -97,6 +126,16 @@ KINDS = {
     "large sectors beside small ones": (LARGE_SECTORS[:512] + b"EFI PART" + LARGE_SECTORS[520:], "raw"),
     "qcow2": (qcow2(), "qcow2"),
     "old qcow2": (qcow2(version=2), "qcow2"),
+    "vmdk": (vmdk(), "vmdk"),
+    "vmdk without compression": (
+        vmdk(DESCRIPTION.replace("streamOptimized", "monolithicSparse"), flags=3, compression=0),
+        "vmdk",
+    ),
+    "vmdk with its tables at the end": (vmdk(tables=AT_END, footer=vmdk()[:512]), "vmdk"),
+    "vmdk with lines of Windows": (vmdk(DESCRIPTION.replace("\n", "\r\n")), "vmdk"),
+    "compressed vmdk": (gzip.compress(vmdk()), "packed-disk"),
+    "ova": (tar(("d.ovf", b"text"), ("d.vmdk", vmdk() + bytes(1 << 20)), ("d.mf", b"text")), "packed-disk"),
+    "small ova": (tar(("d.ovf", b"text"), ("d.vmdk", vmdk())), "packed-disk"),
 }
 
 
@@ -114,13 +153,44 @@ REFUSED = {
     "text": (b"hello world\n" * 1000, "no kind that is known"),
     "zeros": (bytes(1 << 20), "needs a boot sector"),
     "page": (b"<!DOCTYPE html><html>404</html>", "a web page"),
-    "vmdk": (b"KDMV" + bytes(1000), "a VMDK disk. Convert it"),
+    "empty vmdk": (b"KDMV" + bytes(1000), "damaged VMDK header"),
+    "short vmdk": (vmdk()[:300], "cut short"),
+    "vmdk of an old kind": (b"COWD" + bytes(1000), "a VMDK disk of an old kind. Convert it"),
+    "vmdk that is only a description": (DESCRIPTION.encode(), "whose data is in other files. Convert it"),
+    "compressed description of a vmdk": (gzip.compress(DESCRIPTION.encode() * 9), "whose data is in other files"),
+    "vmdk of version 4": (vmdk(version=4), "damaged VMDK header"),
+    "vmdk of no size, which qemu-img takes for a description": (vmdk(capacity=0), "damaged VMDK header"),
+    "huge vmdk": (vmdk(capacity=(64 << 40) // 512 + 1), "damaged VMDK header"),
+    "vmdk with odd grains": (vmdk(grain=129), "damaged VMDK header"),
+    "vmdk with huge grains": (vmdk(grain=1 << 40), "damaged VMDK header"),
+    "vmdk with odd tables": (vmdk(entries=1 << 31), "damaged VMDK header"),
+    "vmdk through a text mode": (vmdk(ends=0), "damaged VMDK header"),
+    "vmdk compressed by nobody knows what": (vmdk(compression=2), "damaged VMDK header"),
+    "vmdk that says twice how it is compressed": (vmdk(compression=0), "damaged VMDK header"),
+    "vmdk without a description": (vmdk(place=0, sectors=0), "a part of a VMDK disk"),
+    "vmdk with its description elsewhere": (vmdk(place=30), "a part of a VMDK disk"),
+    "vmdk without its end": (vmdk(tables=AT_END), "cut short"),
+    "vmdk with a larger end": (vmdk(tables=AT_END, footer=vmdk(capacity=1 << 40)[:512]), "cut short"),
+    "vmdk with a parent": (described("=ffffffff", "=38c4cf39"), "a difference to another disk"),
+    "vmdk with a parent's name": (described("ddb", 'parentFileNameHint="/etc/shadow"\nddb'), "a difference to another"),
+    "vmdk with a parent's name behind its description": (
+        vmdk(DESCRIPTION + '\0parentFileNameHint="/etc/shadow"'),
+        "a difference to another",
+    ),
+    "vmdk of another type": (described("streamOptimized", "twoGbMaxExtentSparse"), "the type 'twogbmaxextentsparse'"),
+    "vmdk of two types": (described("\n\n#", '\ncreateType="vmfs"\n\n#'), "the type 'streamoptimized, vmfs'"),
+    "vmdk of no type": (described("createType", "created"), "of the type 'unknown'"),
+    "encrypted vmdk": (described("ddb", 'encryption.keySafe = "vmware:key"\nddb'), "is encrypted"),
+    "vmdk with another file": (described('SPARSE "d.vmdk"', 'FLAT "/etc/shadow" 0'), "in another file of the host"),
+    "vmdk with a file elsewhere": (described('"d.vmdk"', '"/etc/shadow"'), "in another file of the host"),
+    "vmdk with a device": (described('SPARSE "d.vmdk"', 'VMFSRDM "disk"'), "in another file of the host"),
+    "vmdk in two files": (described("\n\nddb", '\nRW 8192 SPARSE "e.vmdk"\n\nddb'), "its data in 2 files"),
+    "vmdk in no file": (described("RW 8192", "8192"), "its data in 0 files"),
     "vhdx": (b"vhdxfile" + bytes(1000), "a VHDX disk"),
     "compressed text": (gzip.compress(b"x" * 9000), "with gzip, and what is in it is neither a tar nor a disk"),
     "compressed twice": (gzip.compress(gzip.compress(MBR)), "is compressed twice"),
-    "compressed vmdk": (gzip.compress(b"KDMV" + bytes(1000)), "in it is a VMDK disk. Unpack the disk"),
-    "ova": (tar(("d.ovf", b"text"), ("d.vmdk", b"KDMV" + bytes(1 << 20))), "d.vmdk in it is a VMDK disk. Unpack the d"),
-    "small ova": (tar(("d.ovf", b"text"), ("d.vmdk", b"KDMV" + bytes(1000))), "d.vmdk in it is a VMDK disk. Unpack"),
+    "compressed vhdx": (gzip.compress(b"vhdxfile" + bytes(1000)), "in it is a VHDX disk. Unpack the disk"),
+    "tar of a vdi": (tar(("d.ovf", b"text"), ("d.vdi", b"<<< " + bytes(1 << 20))), "d.vdi in it is a VDI disk. Unpack"),
     "large sectors": (LARGE_SECTORS, "for sectors of 4096 bytes"),
     "odd size": (MBR + b"x", "no kind that is known"),
     "half a docker save": (tar("0" * 64 + ".json", "0" * 64 + "/layer.tar"), "nor an archive of images"),

@@ -27,6 +27,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.running import
 
 MAC, OTHER_MAC = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 IP, OTHER_IP, GATEWAY = "10.97.0.10", "10.97.0.11", "10.97.0.1"
+SECOND_IP = "10.97.0.12"  # of the same VM, on another NIC
 LOCAL, OTHER_LOCAL = "fe80::ff:fe00:a", "fe80::ff:fe00:b"
 TAP, NEIGHBOUR = "cmspoofaaa-0", "cmspoofbbb-0"
 PATIENCE = 10.0
@@ -75,7 +76,9 @@ RIGHT = {
     "arp": arp(),
     "arp reply": arp(2),
     "arp probe": arp(address="0.0.0.0"),
+    "arp for its other address": arp(2, address=SECOND_IP),
     "ipv4": ipv4(),
+    "ipv4 of its other address": ipv4(SECOND_IP),
     "solicitation": neighbour(135, OTHER_LOCAL),
     "duplicate address detection": neighbour(135, LOCAL, "::"),
     "advertisement": neighbour(136, LOCAL),
@@ -155,18 +158,19 @@ def config(**more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("address", [True, False])
 def test_only_what_is_its_own_leaves_a_guest(engine: Engine, address: bool) -> None:
-    network = {"adopted": False}
-    nic = config() if address else config(network={})
+    first = config() if address else config(network={})
+    nic = guard.Nic(first, {"adopted": False}, (IP, SECOND_IP))
     everything = {**RIGHT, **ALIEN, **WRONG}
     with tap(engine, TAP, MAC) as sender, tap(engine, NEIGHBOUR, OTHER_MAC) as receiver:
         assert arrived(sender, receiver, everything) == set(everything), "the frames are such as a bridge passes on"
-        inside(engine.netns, guard.ensure, engine.store, [(nic, network)])
-        assert inside(engine.netns, guard.faults, engine.store.store_id, nic, network) == []
+        inside(engine.netns, guard.ensure, engine.store, [nic])
+        assert inside(engine.netns, guard.faults, engine.store.store_id, nic) == []
         right = {**RIGHT} if address else {**RIGHT, **WRONG}
         assert arrived(sender, receiver, everything) == set(right)
         # Of a neighbour that has no rules nothing is stopped.
         assert arrived(receiver, sender, ALIEN) == set(ALIEN)
-        inside(engine.netns, guard.ensure, engine.store, [(nic, {"adopted": False, "anti_spoofing": False})])
+        off = nic._replace(network={"adopted": False, "anti_spoofing": False})
+        inside(engine.netns, guard.ensure, engine.store, [off])
         assert arrived(sender, receiver, everything) == set(everything)
     assert not inside(engine.netns, nftables.has_element, table(engine), guard.MAP, TAP)
 
@@ -183,7 +187,8 @@ def test_a_vm_is_guarded_for_as_long_as_it_is_there(engine: Engine) -> None:
     assert network
 
     def faults() -> list[str]:
-        return inside(engine.netns, guard.faults, engine.store.store_id, nic, network)
+        (one,) = guard.nics(made["network_configs"], lambda _config: network)
+        return inside(engine.netns, guard.faults, engine.store.store_id, one)
 
     assert faults() == []
     damages = [

@@ -177,12 +177,10 @@ def guard_nics(run: Run, records: t.Iterable[Record]) -> None:
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard
 
-    pairs = [
-        (config, run.known_network(config["network_name"]))
-        for record in records
-        for config in record["network_configs"]
-    ]
-    guard.ensure(run.store, pairs)
+    def network_of(config: guard.Config) -> Record:
+        return run.known_network(config["network_name"])
+
+    guard.ensure(run.store, [nic for record in records for nic in guard.nics(record["network_configs"], network_of)])
 
 
 def _bootable(run: Run, record: Record) -> Record:

@@ -96,13 +96,11 @@ class Run:
         if self._links is None:
             self._links = wires.look()
         found = {}
-        for index, config in enumerate(record["network_configs"]):
-            network = self._network_document(config["network_id"])
-            if network is None:
-                continue
-            wrong = wires.faults(config, network, self._links) + guard.faults(self.store.store_id, config, network)
+        configs = record["network_configs"]
+        for nic in guard.nics(configs, lambda config: self._network_document(config["network_id"])):
+            wrong = wires.faults(nic.config, nic.network, self._links) + guard.faults(self.store.store_id, nic)
             if wrong:
-                found[f"nics[{index}]"] = wrong
+                found[f"nics[{configs.index(nic.config)}]"] = wrong
         return found
 
     def _network_document(self, network_id: str) -> Record | None:

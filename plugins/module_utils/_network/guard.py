@@ -33,33 +33,58 @@ _BASE = (
 Config = t.Mapping[str, t.Any]
 
 
-def is_wanted(config: Config, network: Record) -> bool:
-    """Whether a NIC of that network is guarded: on our own bridges unless told otherwise, on others only if told."""
+class Nic(t.NamedTuple):
+    """A NIC, its network's record, and the addresses that its VM was given, on whichever of its NICs.
+
+    A guest answers for any of its addresses on any of its NICs (Linux does, with two of them on one network).
+    """
+
+    config: Config
+    network: Record
+    addresses: tuple[str, ...]
+
+
+def nics(configs: t.Sequence[Config], network_of: t.Callable[[Config], Record | None]) -> t.Iterator[Nic]:
+    """The NICs of one VM; those whose network is not known are left out."""
+    addresses = tuple(sorted(filter(None, map(_address, configs))))
+    for config in configs:
+        network = network_of(config)
+        if network is not None:
+            yield Nic(config, network, addresses)
+
+
+def _address(config: Config) -> str | None:
+    return (config.get("network") or {}).get("ip")
+
+
+def is_wanted(nic: Nic) -> bool:
+    """Whether a NIC is guarded: on our own bridges unless told otherwise, on others only if told."""
+    config, network = nic.config, nic.network
     if not config.get("bridge_dev") or config.get("netns_path"):
         return False
     told = network.get("anti_spoofing")
     return bool(not network.get("adopted") if told is None else told)
 
 
-def rules(config: Config) -> list[str]:
+def rules(nic: Nic) -> list[str]:
     """What is dropped of what comes from one guest. Pure.
 
-    Another source MAC, tags of a VLAN; where we gave the address, any other one in IPv4 and ARP, and in IPv6 any but
-    the link-local one that follows from the MAC, claims to other neighbours' addresses, and what only routers and
-    servers send.
+    Another source MAC, tags of a VLAN; where we gave the address, any but the VM's own in IPv4 and ARP, and in IPv6
+    any but the link-local one that follows from the MAC, claims to other neighbours' addresses, and what only routers
+    and servers send.
     """
-    mac = config["mac"]
+    mac = nic.config["mac"]
     found = [
         f"ether saddr != {mac} drop",
         "ether type { 8021q, 0x88a8 } drop",
         f"arp saddr ether != {mac} drop",
     ]
-    address = (config.get("network") or {}).get("ip")
-    if address:
+    if _address(nic.config):
+        own = ", ".join(nic.addresses)
         local = ipaddress.IPv6Address(_link_local(mac))
         found += [
-            f"arp saddr ip != {{ 0.0.0.0, {address} }} drop",
-            f"ip saddr != {address} drop",
+            f"arp saddr ip != {{ 0.0.0.0, {own} }} drop",
+            f"ip saddr != {{ {own} }} drop",
             f"ip6 saddr != {{ ::, {local} }} drop",
             f"icmpv6 type nd-neighbor-advert @th,64,128 != {int(local):#034x} drop",
             "icmpv6 type { nd-router-advert, nd-redirect } drop",
@@ -75,17 +100,17 @@ def _link_local(mac: str) -> int:
     return (0xFE80 << 112) + int.from_bytes(bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:], "big")
 
 
-def _digest(config: Config) -> str:
-    return hashlib.sha256("\n".join(rules(config)).encode()).hexdigest()[:32]
+def _digest(nic: Nic) -> str:
+    return hashlib.sha256("\n".join(rules(nic)).encode()).hexdigest()[:32]
 
 
-def text(table: str, configs: t.Iterable[Config]) -> str:
+def text(table: str, guarded: t.Iterable[Nic]) -> str:
     """One transaction that guards those NICs, whatever was there. Pure."""
     lines = [line.format(table=table, map=MAP, arriving=ARRIVING) for line in _BASE]
-    for config in configs:
-        chain, digest = config["tap"], _digest(config)
+    for nic in guarded:
+        chain, digest = nic.config["tap"], _digest(nic)
         lines += [f"add chain bridge {table} {chain}", f"flush chain bridge {table} {chain}"]
-        lines += [f'add rule bridge {table} {chain} {rule} comment "{digest}"' for rule in rules(config)]
+        lines += [f'add rule bridge {table} {chain} {rule} comment "{digest}"' for rule in rules(nic)]
         lines.append(f'add element bridge {table} {MAP} {{ "{chain}" : goto {chain} }}')
     return "\n".join([*lines, ""])
 
@@ -104,30 +129,30 @@ def removal(table: str, taps: t.Iterable[str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def faults(store_id: str, config: Config, network: Record) -> list[str]:
+def faults(store_id: str, nic: Nic) -> list[str]:
     """Whether a NIC lacks its guard, in words; usually nothing. No process is started."""
-    table = table_name(store_id)
-    if not is_wanted(config, network):
+    table, config = table_name(store_id), nic.config
+    if not is_wanted(nic):
         stale = nftables.has_element(table, MAP, config["tap"]) if config.get("bridge_dev") else False
         return ["guarded"] if stale else []
-    digest = _digest(config).encode()
+    digest = _digest(nic).encode()
     comments = nftables.comments(table, config["tap"], nftables.BRIDGE)
-    right = len(comments) == len(rules(config)) and all(digest in comment for comment in comments)
+    right = len(comments) == len(rules(nic)) and all(digest in comment for comment in comments)
     entry = nftables.comments(table, ARRIVING, nftables.BRIDGE)
     hooked = len(entry) == 1 and nftables.has_element(table, MAP, config["tap"])
     return [] if right and hooked else [UNGUARDED]
 
 
-def ensure(store: Store, pairs: t.Sequence[tuple[Config, Record]]) -> None:
-    """Guard those NICs of those networks that are to be guarded, and no others.
+def ensure(store: Store, among: t.Iterable[Nic]) -> None:
+    """Guard those of the NICs that are to be guarded, and no others.
 
     :raises ToolError: nft is missing or refused it.
     """
-    wrong = [pair for pair in pairs if faults(store.store_id, *pair)]
-    wanted = [config for config, network in wrong if is_wanted(config, network)]
+    wrong = [nic for nic in among if faults(store.store_id, nic)]
+    wanted = [nic for nic in wrong if is_wanted(nic)]
     if wanted:
         nftables.load(text(table_name(store.store_id), wanted))
-    remove(store, [config["tap"] for config, network in wrong if not is_wanted(config, network)])
+    remove(store, [nic.config["tap"] for nic in wrong if not is_wanted(nic)])
 
 
 def remove(store: Store, taps: t.Iterable[str]) -> None:

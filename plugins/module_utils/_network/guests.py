@@ -13,8 +13,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
-def running(store: Store, network: Record) -> t.Iterator[tuple[str, Record]]:
-    """(what to call it, record) of each NIC that a running VM has on the network."""
+def running(store: Store, network: Record) -> t.Iterator[tuple[str, guard.Nic]]:
+    """(what to call it, NIC) of each NIC that a running VM has on the network."""
     for vm_id in leases.users(store, network["id"]):
         record = store.load_vm(vm_id) or {}
         if not wires.is_settled(record):
@@ -23,18 +23,19 @@ def running(store: Store, network: Record) -> t.Iterator[tuple[str, Record]]:
         if process is None:
             continue
         process.close()
-        for index, config in enumerate(record["network_configs"]):
-            if config.get("network_id") == network["id"]:
-                yield f"nics[{index}] of {record['config']['name']}", config
+        configs = record["network_configs"]
+        for index, nic in enumerate(guard.nics(configs, lambda _config: network)):
+            if nic.config.get("network_id") == network["id"]:
+                yield f"nics[{index}] of {record['config']['name']}", nic
 
 
 def troubles(store: Store, network: Record) -> dict[str, str]:
     """What is wrong with those NICs and can be mended, in words; usually nothing."""
     links = None
     found = {}
-    for label, config in running(store, network):
+    for label, nic in running(store, network):
         links = wires.look() if links is None else links
-        wrong = wires.faults(config, network, links) + guard.faults(store.store_id, config, network)
+        wrong = wires.faults(nic.config, network, links) + guard.faults(store.store_id, nic)
         if wrong and wires.GONE not in wrong:  # what is gone only a restart brings back
             found[label] = ", ".join(wrong)
     return found
@@ -47,7 +48,7 @@ def mend(store: Store, network: Record) -> None:
     """
     for label in troubles(store, network):
         # Looked up again: in between the VM may have ended, and begun anew as somebody who is to be kept off.
-        config = dict(running(store, network)).get(label)
-        if config is not None:
-            guard.ensure(store, [(config, network)])
-            wires.mend(config, network)
+        nic = dict(running(store, network)).get(label)
+        if nic is not None:
+            guard.ensure(store, [nic])
+            wires.mend(nic.config, network)

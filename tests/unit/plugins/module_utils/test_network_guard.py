@@ -13,6 +13,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import gua
 
 NIC: dict[str, t.Any] = {"tap": "cmaaaaaaaa-0", "mac": "02:ab:00:00:00:0a", "bridge_dev": "cm-lab"}
 WITH_ADDRESS = {**NIC, "network": {"ip": "10.1.0.7", "prefix": 24}}
+SECOND = {**NIC, "tap": "cmaaaaaaaa-1", "mac": "02:ab:00:00:00:0b", "network": {"ip": "10.1.0.8", "prefix": 24}}
 OURS, ADOPTED = {"adopted": False}, {"adopted": True}
 
 
@@ -29,16 +30,26 @@ OURS, ADOPTED = {"adopted": False}, {"adopted": True}
     ],
 )
 def test_who_is_guarded(config: dict, network: dict, wanted: bool) -> None:
-    assert guard.is_wanted(config, network) is wanted
+    assert guard.is_wanted(guard.Nic(config, network, ())) is wanted
+
+
+def nics(*configs: dict) -> list[guard.Nic]:
+    """The NICs of one VM."""
+    return list(guard.nics(configs, lambda _config: OURS))
+
+
+def rules(*configs: dict) -> list[str]:
+    """The rules of the first of a VM's NICs."""
+    return guard.rules(nics(*configs)[0])
 
 
 def test_rules_of_a_guest_with_an_address() -> None:
-    assert guard.rules(WITH_ADDRESS) == [
+    assert rules(WITH_ADDRESS) == [
         "ether saddr != 02:ab:00:00:00:0a drop",
         "ether type { 8021q, 0x88a8 } drop",
         "arp saddr ether != 02:ab:00:00:00:0a drop",
         "arp saddr ip != { 0.0.0.0, 10.1.0.7 } drop",
-        "ip saddr != 10.1.0.7 drop",
+        "ip saddr != { 10.1.0.7 } drop",
         "ip6 saddr != { ::, fe80::ab:ff:fe00:a } drop",
         "icmpv6 type nd-neighbor-advert @th,64,128 != 0xfe8000000000000000ab00fffe00000a drop",
         "icmpv6 type { nd-router-advert, nd-redirect } drop",
@@ -48,16 +59,31 @@ def test_rules_of_a_guest_with_an_address() -> None:
 
 
 def test_without_an_address_only_the_mac_counts() -> None:
-    assert guard.rules(NIC) == guard.rules(WITH_ADDRESS)[:3]
+    assert rules(NIC) == rules(WITH_ADDRESS)[:3]
+    assert rules(NIC, WITH_ADDRESS) == rules(NIC)
+
+
+def test_a_guest_answers_for_all_of_its_addresses_on_each_of_its_nics() -> None:
+    found = rules(WITH_ADDRESS, SECOND, NIC)
+    assert found[0] == "ether saddr != 02:ab:00:00:00:0a drop"
+    assert found[3:5] == [
+        "arp saddr ip != { 0.0.0.0, 10.1.0.7, 10.1.0.8 } drop",
+        "ip saddr != { 10.1.0.7, 10.1.0.8 } drop",
+    ]
+    assert found[5:] == rules(WITH_ADDRESS)[5:]
+
+
+def test_what_leads_to_an_unknown_network_is_nobodys() -> None:
+    assert list(guard.nics([NIC], lambda _config: None)) == []
 
 
 def test_one_transaction_for_many() -> None:
     other = {**WITH_ADDRESS, "tap": "cmbbbbbbbb-0"}
-    lines = guard.text("cocoon_x", [NIC, other]).splitlines()
+    lines = guard.text("cocoon_x", nics(NIC) + nics(other)).splitlines()
     assert lines[0] == "add table bridge cocoon_x"
     for nic in (NIC, other):
         mine = [line for line in lines if f" {nic['tap']}" in line]
         assert mine[:2] == [f"add chain bridge cocoon_x {nic['tap']}", f"flush chain bridge cocoon_x {nic['tap']}"]
         assert mine[-1] == f'add element bridge cocoon_x guards {{ "{nic["tap"]}" : goto {nic["tap"]} }}'
-        assert len(mine) == 3 + len(guard.rules(nic))
+        assert len(mine) == 3 + len(rules(nic))
     assert all("comment" in line for line in lines if line.startswith("add rule"))

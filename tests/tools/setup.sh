@@ -11,6 +11,8 @@ cd "$(dirname "$0")/../.."
 # Python for the tools, git to list the files, the rest for lint and for tests with real guests and disks.
 packages=(ca-certificates curl fdisk git iproute2 iputils-ping make mount openssh-client procps python3 python3-venv)
 packages+=(shellcheck umoci util-linux xz-utils)
+# Plays a hypervisor's in tests. Nobody's own machine gets a service that listens because of them.
+[ -z "${CI:-}" ] || packages+=(openssh-server)
 
 have() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]
@@ -28,8 +30,16 @@ if command -v dpkg-query >/dev/null; then
         fi
         echo "== Installing distribution packages: ${missing[*]}"
         export DEBIAN_FRONTEND=noninteractive
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e "$policy" ]; then # nothing is started because it was installed
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 0755 "$policy"
+            trap 'rm -f "$policy"' EXIT
+        fi
         apt-get -o DPkg::Lock::Timeout=300 -qq update </dev/null
         apt-get -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -qq install -y --no-install-recommends "${missing[@]}" </dev/null
+        [ -z "$(trap -p EXIT)" ] || rm -f "$policy"
+        trap - EXIT
     fi
 else
     echo "note: this is neither Debian nor Ubuntu: install the equivalents of ${packages[*]} yourself." >&2

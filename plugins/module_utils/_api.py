@@ -8,16 +8,16 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item, converge
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import view
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.batch import Item, converge
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import view
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Options, Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import validate_all
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, parse_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 
 
 def options_of(params: t.Mapping[str, t.Any]) -> Options:

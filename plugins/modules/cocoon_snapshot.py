@@ -237,8 +237,8 @@ actions:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import admission_options, store_options
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.snapshots import converge
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.manager import converge
 
 OPTIONS = {
     "name": {"type": "str", "required": True},

@@ -60,8 +60,8 @@ snapshots:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.snapshots import info
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.manager import info
 
 
 def main() -> None:

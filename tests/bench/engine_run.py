@@ -112,7 +112,7 @@ def prepared(params: dict[str, Any], batch: Any) -> Callable[[], dict[str, Any]]
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
 
     if isinstance(batch, dict):
-        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.manager import converge
+        from ansible_collections.cocoon.microvm.plugins.module_utils._engine.snapshots import converge
         from ansible_collections.cocoon.microvm.plugins.modules.cocoon_snapshot import OPTIONS
 
         options = {**params, **typed(OPTIONS, [batch])[0]}

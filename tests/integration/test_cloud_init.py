@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import cidata
 from ansible_collections.cocoon.microvm.tests.integration.support import cloud_init
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import WORK
 

@@ -21,11 +21,11 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Options, Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import erofs, manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import image as moving
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 from ansible_collections.cocoon.microvm.tests.integration.support.layers import (
     DIR,
     LNK,

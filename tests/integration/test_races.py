@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
     GUEST,

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _api, _host
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import start_time
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
     GUEST,

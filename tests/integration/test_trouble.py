@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import forecast
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import NotFoundError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, forecast
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
     GUEST,

@@ -18,7 +18,7 @@ import typing as t
 import uuid
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import identity_lines, settings_of
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import identity_lines, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
 

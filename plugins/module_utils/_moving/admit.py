@@ -15,12 +15,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, reserve
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import common
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import HIBERNATED, MIB, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, reserve
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 
 @dataclasses.dataclass
@@ -116,8 +116,8 @@ def disk_bytes(found: Record) -> int:
 
 def _why_not_with_memory(run: Run, found: Record, networks: t.Mapping[str, str]) -> str | None:
     """Why a machine cannot go on here from its memory; ``None`` if it can."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.resuming import check_blobs
-    from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.capture import cpu_vendor
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import cpu_vendor
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.resuming import check_blobs
 
     # Of one that still runs, it will be the hypervisor that runs it which saves it.
     layout = (found.get("resume") or {}).get("layout") or {"version": found.get("version") or "0"}
@@ -136,7 +136,7 @@ def _why_not_with_memory(run: Run, found: Record, networks: t.Mapping[str, str])
 
 def check_machine(run: Run, found: Record, layout: Record) -> None:
     """:raises CocoonError: the saved machine cannot be had here."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.resuming import check_driver
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.resuming import check_driver
 
     driver = run.driver(found["hypervisor"])
     probe = driver.probe()

@@ -19,10 +19,10 @@ import shutil
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, NotFoundError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, locked, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import RESERVE
 
 ARCHIVE = "archive"
 

@@ -14,7 +14,6 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, NotFoundError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import references
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import common
@@ -23,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import d
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import digest
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_tree, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 FILE = "image.json"
 CARRIED = (

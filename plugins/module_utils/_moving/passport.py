@@ -13,13 +13,13 @@ import re
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import MAX_ROUTES
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.checks import MAX_METRIC, MAX_PORTS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_CPU, MAX_NICS, MIN_CPU
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_suspended
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED, OPTIONS
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import MAX_ROUTES
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import document
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     CREATED,

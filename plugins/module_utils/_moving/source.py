@@ -8,18 +8,18 @@ from __future__ import annotations
 import os
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import steps as execution
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import observe
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, cidata, container, power, resuming
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import steps as execution
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import observe
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import writable_disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import common, passport
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_REMOVE, is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, container, power, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import writable_disks
 
 BLOCK = 512
 
@@ -63,7 +63,7 @@ def _check_movable(record: Record) -> None:
 
 def _surroundings(run: Run, record: Record) -> Record:
     """What a saved machine goes on with and does not carry."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.capture import cpu_vendor
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import cpu_vendor
 
     return {"cpu_vendor": cpu_vendor(), "version": run.driver(record["hypervisor"]).version()}
 

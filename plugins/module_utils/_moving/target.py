@@ -10,14 +10,12 @@ import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import steps as execution
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     InputError,
     NotFoundError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power, reserve, resuming
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import steps as execution
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import admit, common, passport
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
@@ -25,6 +23,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._progress import St
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power, reserve, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
@@ -222,8 +222,8 @@ def start(run: Run, name: str, token: str, waits: Record) -> tuple[bool, Record]
     :param waits: the options ``wait_for wait_port wait_pattern timeout`` that are given.
     :raises CocoonError: it does not start, or does not answer.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.batch import Item
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.readiness import await_guests
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.readiness import await_guests
 
     item = Item({"name": name, "state": "started", **waits})
     with common.vm_locked(run, name) as found:

@@ -15,7 +15,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     InputError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings, subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_labels, check_name
 

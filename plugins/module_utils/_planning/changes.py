@@ -12,7 +12,6 @@ import dataclasses
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, MissingImageError, NotFoundError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import asked
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import DEFAULT_FSTYPE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     LIVE,
@@ -33,6 +32,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
     SIZES,
     value_of,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import asked
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
     AddDisk,
     DropDisk,

@@ -11,9 +11,9 @@ import shlex
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import MAX_ROUTES, check_route
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_DATA_DISKS, MAX_NICS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Definition, Secret
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import MAX_ROUTES, check_route
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     DISK_NAME_RE,
     MIB,

@@ -15,7 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import (
     added_disk,
     attached_disks,

@@ -13,9 +13,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import manager, passport
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import MAX_ROUTES
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import checks
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, value_of
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import MAX_ROUTES
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.tests.unit.documents import document, names
 

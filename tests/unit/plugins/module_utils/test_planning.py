@@ -24,7 +24,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Limits
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import asked
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import changes as table
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps as kinds
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
@@ -43,6 +42,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
     with_values,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import asked
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import compare_once, needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB
 

@@ -13,18 +13,18 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _records as records
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import lookup, transfer
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import lookup, restoring
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Options, Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Context, Observed, is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import transfer
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 from ansible_collections.cocoon.microvm.tests.unit.documents import document, names
 
 READERS: dict[str, t.Callable[[Record], Record]] = {

@@ -13,8 +13,6 @@ import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, reserve
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.exchange import port_key
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
@@ -27,6 +25,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     Stop,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, reserve
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 
 def check(run: Run, record: Record | None, plan: Plan) -> None:
@@ -51,7 +51,7 @@ def check(run: Run, record: Record | None, plan: Plan) -> None:
 
 def _check_state(run: Run, record: Record | None, plan: Plan) -> None:
     """Whether the hypervisor of this host can take up the saved state that a VM goes on from."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import resuming
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms import resuming
 
     wanted = plan.wanted or {}
     if plan.step(Create) and wanted.get("snapshot"):

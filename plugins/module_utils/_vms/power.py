@@ -13,22 +13,16 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools, create_copy
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
-    boot,
-    cidata,
-    container,
-    reserve,
-    resuming,
-)
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_memory
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_log
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import no_kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, container, reserve, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.admission import promise_memory
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.mounts import mount_log
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Driver, Launch, Nic

@@ -15,7 +15,13 @@ import os
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import machine_of, with_values
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     admission,
     cidata,
     power,
@@ -23,13 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
     resuming,
     storage,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import machine_of, with_values
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 # Beside a disk of the VM, the one that is to take its place.
 NEXT = ".restored"

@@ -20,11 +20,11 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import user_data as user_data_text
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot
 
 SEED = "cidata.json"
 VOLUME = "cidata.img"

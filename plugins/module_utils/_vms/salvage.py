@@ -12,9 +12,9 @@ import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import DataDisk, is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 PREFIX, SUFFIX = "data-", ".raw"
 # Where ext2 to ext4 have their magic number.
@@ -73,10 +73,10 @@ def _fstype(path: str) -> t.Literal["ext4", "none"]:
 
 def release(run: Run, vm_id: str) -> None:
     """Give back what a VM holds on networks and of images and snapshots, and its MACs. Idempotent."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
     from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission
 
     store = run.store
     if manager.purge(store, vm_id):

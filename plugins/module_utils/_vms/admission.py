@@ -14,13 +14,13 @@ import contextlib
 import os
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.mounts import mount_ram
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_file, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.mounts import mount_ram
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 BLOCK = 512
 

@@ -10,13 +10,13 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import open_disk
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, cidata
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import settle
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, RUNNING, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Saved, SavedFile

@@ -13,7 +13,6 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     PHASE_SAVE,
     Context,
@@ -25,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import compare_once, needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 
 def observe(record: Record | None, paths: Paths | None = None) -> Observed:
@@ -156,7 +156,7 @@ def view(record: Record | None, paths: Paths) -> Record | None:
         shown.update(state=types.STOPPED, pid=0, reason="the hypervisor is gone")
         shown.pop("socket_path", None)
         if "exit_code" in record:
-            from ansible_collections.cocoon.microvm.plugins.module_utils._execution import container
+            from ansible_collections.cocoon.microvm.plugins.module_utils._vms import container
 
             shown.update(container.outcome(paths, record))
     elif record.get("pid") and (why := panicked(paths.console_log(record["id"]))):

@@ -10,15 +10,15 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import observe, view
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import observe, view
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE, is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_labels, check_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
 VM_STATES = ("present", "absent", "restored")
@@ -37,7 +37,7 @@ def converge(
 
     wanted = wanted_of(params)
     if wanted.state not in VM_STATES:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import transfer
+        from ansible_collections.cocoon.microvm.plugins.module_utils._engine import transfer
 
         return transfer.converge(open_run(params, check, mark), wanted, params, check)
     run = open_run(params, check, mark)
@@ -47,7 +47,7 @@ def converge(
     try:
         return _answer(run, *_act(run, wanted, plan, record))
     except OSError as exc:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._execution.batch import explained
+        from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import explained
 
         raise explained(exc, f"snapshot '{wanted.name}'") from exc
 
@@ -128,7 +128,7 @@ def _execute(
     if vm is not None and (needed or "remove" not in plan.actions):
         _recover(run, vm)
     if "take" in plan.actions and vm is not None:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.capture import capture
+        from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
 
         if record is not None:  # of a run that was killed
             _remove(run, record, vm)
@@ -141,7 +141,7 @@ def _execute(
         _remove(run, record, vm)
         record = None
     if "restore" in plan.actions and record is not None and vm is not None:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
+        from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
 
         restoring.restore(run, vm, snapshots.disks_of(record) if wanted.disks_only else record)
     for name in plan.pruned:
@@ -153,7 +153,7 @@ def _execute(
 
 def _recover(run: Run, vm: Record) -> None:
     """Finish what a killed run began with the VM."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import steps
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine import steps
 
     job = steps.Job(run, vm, {})
     steps.recover(job)

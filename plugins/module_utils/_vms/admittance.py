@@ -8,13 +8,13 @@ from __future__ import annotations
 import socket
 import time
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import identity
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import DEFAULT_TIMEOUT
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import guest_uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import join_bridge
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 
 def newcomer(run: Run, record: Record, definition: Record) -> identity.Newcomer | None:

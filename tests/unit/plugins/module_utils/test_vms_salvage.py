@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import salvage, steps
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Options, Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Remove
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged, read_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import salvage
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
 IMAGE, NETWORK = document("image-1-first"), document("network-1-first")

@@ -14,14 +14,13 @@ import errno
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import check_directories
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import plan_item
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.readiness import await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
     MissingImageError,
     ResourceError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.lookup import plan_item
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.readiness import await_guests
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import exchange
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
@@ -35,11 +34,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Deferred
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import Job
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import Job
 
 
 @dataclasses.dataclass
@@ -97,7 +97,7 @@ def plan_items(run: Run, items: t.Sequence[Item]) -> None:
 
 def _foresee(run: Run, items: t.Sequence[Item]) -> None:
     """What carrying the plans out would meet; what one that cannot be lets go is not for others."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import forecast
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine import forecast
 
     while True:
         run.memory_planned = run.disk_planned = 0
@@ -159,7 +159,7 @@ def _obtain_images(run: Run, items: t.Sequence[Item], check: bool) -> bool:
         if image and (when == "always" or (when == "missing" and isinstance(item.error, MissingImageError))):
             due.setdefault(item.pull, item)
     if due:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._execution.obtaining import obtain
+        from ansible_collections.cocoon.microvm.plugins.module_utils._engine.obtaining import obtain
 
         for (image, when), first in due.items():
             try:
@@ -212,7 +212,7 @@ def _round(run: Run, items: t.Sequence[Item], keys: t.Container[exchange.Key] = 
 
 
 def _execute(run: Run, items: t.Sequence[Item]) -> None:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import Job
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import Job
 
     for item in items:
         item.job = Job(run, item.record, item.definition)
@@ -238,7 +238,7 @@ def _guard(run: Run, items: t.Sequence[Item]) -> None:
     """The firewall for the NICs of all that start, in one go; each start sees to its own if this fails."""
     starting = [item.job.record for item in items if item.job and item.job.record and item.plan and _starts(item.plan)]
     if len(starting) > 1:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._execution.power import guard_nics
+        from ansible_collections.cocoon.microvm.plugins.module_utils._vms.power import guard_nics
 
         with contextlib.suppress(CocoonError, OSError):
             guard_nics(run, starting)
@@ -259,7 +259,7 @@ def _allocate(run: Run, items: t.Sequence[Item]) -> None:
     new = [item for item in items if item.plan and item.plan.step(Create)]
     if not new:
         return
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import reserve_job
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import reserve_job
 
     with locked(run.store.paths, ["host"], run.options.lock_timeout), directories_synced_once():
         for item in sorted(new, key=_explicit_first):
@@ -297,7 +297,7 @@ def _by_the_poller(_job: Job, _step: Step) -> None:
 
 def _carry_out(item: Item) -> None:
     """The steps of one plan, in order; the first failure ends it."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.steps import EXECUTORS, make_room, recover
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import EXECUTORS, make_room, recover
 
     if item.plan is None or item.job is None:
         return

@@ -11,8 +11,8 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import BootStyle
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot
 
 STYLE = BootStyle("ttyS0")
 

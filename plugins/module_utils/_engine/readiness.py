@@ -13,12 +13,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     GuestTimeoutError,
     HypervisorError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.batch import Item as Waiting
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item as Waiting
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import Target
 
 
@@ -50,8 +50,8 @@ def introduce(run: Run, items: t.Sequence[Waiting]) -> None:
     """Tell clones who they are, and put each on its network once it has understood."""
     if not items:
         return
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admittance import newcomer
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.identity import tell_all
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.admittance import newcomer
 
     pairs = [(item, found) for item in items for found in [newcomer(run, item.record or {}, item.definition)] if found]
     try:
@@ -98,7 +98,7 @@ def _target(run: Run, item: Waiting) -> Target | None:
         met = (record.get("ready") or {}).get("condition")
         if condition_of(definition) in ("process", met):
             return None
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import power
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power
 
     process = power.find_process(record)
     if process is None:
@@ -149,7 +149,7 @@ def _settle(run: Run, item: Waiting, target: Target) -> None:
 
 def _silence(run: Run, item: Waiting, target: Target) -> CocoonError:
     """Why a guest did not answer: of a container, how its command ended, if it did."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import container
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms import container
 
     code = container.exit_code(run.store.paths, item.record or {})
     if code is None:

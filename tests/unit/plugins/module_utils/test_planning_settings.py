@@ -11,9 +11,9 @@ import typing as t
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.reserve import port_target
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.reserve import port_target
 
 NAT: Record = {"name": "pub", "subnet": "10.1.0.0/24", "gateway": "10.1.0.1", "nat": True, "adopted": False}
 NAT2: Record = {**NAT, "name": "pub2", "subnet": "10.4.0.0/24", "gateway": "10.4.0.1"}

@@ -12,12 +12,12 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot, cidata, power, saving
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED, machine_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, power, saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 
 def capture(run: Run, vm: Record, name: str, description: str, owner: str, labels: Record) -> Record:

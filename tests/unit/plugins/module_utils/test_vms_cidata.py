@@ -19,10 +19,10 @@ import yaml
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import cidata, storage
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import login
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import netplan, settings_of
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import cidata, storage
 
 RECORD: dict[str, t.Any] = {
     "id": "a" * 26,

@@ -11,20 +11,6 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import (
-    admission,
-    boot,
-    cidata,
-    container,
-    mounts,
-    power,
-    reserve,
-    resuming,
-    salvage,
-    saving,
-    storage,
-)
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     PHASE_HIBERNATE,
@@ -40,6 +26,20 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
+    admission,
+    boot,
+    cidata,
+    container,
+    mounts,
+    power,
+    reserve,
+    resuming,
+    salvage,
+    saving,
+    storage,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 
 class Job:
@@ -71,7 +71,7 @@ def recover(job: Job) -> None:
     if record.get("phase") == PHASE_SAVE:
         go_on(job)
     if record.get("phase") != PHASE_RESTORE:  # that has a step of its own, unless the VM goes anyway
-        from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
+        from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
 
         restoring.tidy(job.run, record)
         tidy(job)
@@ -534,7 +534,7 @@ def restore(job: Job, _step: steps.Restore) -> None:
 
 def finish_restore(job: Job) -> None:
     """Carry a restore that a killed run began to its end."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._execution import restoring
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
 
     run, record = job.run, job.known
     restoring.go_on(run, record)

@@ -13,7 +13,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig, StorageConfig, storage_role
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
 

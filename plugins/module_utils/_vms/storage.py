@@ -10,12 +10,12 @@ import os
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import admission, boot, cidata, power
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.login import is_hash
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, boot, cidata, power
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 DETACH_TIMEOUT = 20.0
 

@@ -13,8 +13,6 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import saving
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Options, Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     MEMORY,
     STATE,
@@ -24,6 +22,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 
 VM_ID = "vm1"
 RAM = b"r" * 5000

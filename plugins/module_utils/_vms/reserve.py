@@ -15,16 +15,16 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, InputError, ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import boot
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.admission import promise_disk
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import settings
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, fields_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import disk_bytes
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.admission import promise_disk
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 MAX_ATTEMPTS = 64
 
@@ -334,7 +334,7 @@ def _release_holdings(run: Run, record: Record) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
     if record.get("lost"):
-        from ansible_collections.cocoon.microvm.plugins.module_utils._execution import salvage
+        from ansible_collections.cocoon.microvm.plugins.module_utils._vms import salvage
 
         salvage.release(run, record["id"])
         run.sync_networks()

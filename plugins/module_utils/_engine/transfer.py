@@ -17,13 +17,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import resuming
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.run import Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution.saving import RESERVE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import without_machine
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_intact, check_owner
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, capture, document
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, document
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     locked,
@@ -33,6 +30,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     write_json,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import capture, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import RESERVE
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver

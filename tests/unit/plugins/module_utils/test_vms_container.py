@@ -13,10 +13,10 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._execution import container
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import check_image
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Context
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import container
 
 BARE = {"type": "oci", "boot": None, "disk": None, "layers": ["l0"]}
 

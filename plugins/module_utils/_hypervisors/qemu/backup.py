@@ -14,7 +14,8 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.commandline import node_name
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp, QmpError, printable
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp, QmpError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import printable
 
 PREFIX = "copy-"
 FIRST_SET = 1000

@@ -18,7 +18,8 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp, printable
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import printable
 
 STREAM = "state"
 CHUNK = 1 << 20

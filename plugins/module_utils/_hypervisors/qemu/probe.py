@@ -14,7 +14,8 @@ import subprocess
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import Answer
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.kvm import host_vendor
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp, printable
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import printable
 
 BINARIES = ("qemu-system-x86_64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -18,10 +18,10 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, HypervisorError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import parse_json, printable
 
 MAX_LINE = 1 << 20
 MAX_EVENTS = 256
-MAX_DIGITS = 32
 RECEIVE = 65536
 
 Message = dict[str, t.Any]
@@ -40,26 +40,14 @@ class QmpClosedError(HypervisorError):
     """The hypervisor ended, or closed the connection."""
 
 
-def printable(text: object, limit: int = 500) -> str:
-    """Untrusted *text* made fit for a message: one line, no control characters, at most *limit* characters."""
-    return "".join(char if char.isprintable() else " " for char in str(text)[:limit]).strip()
-
-
-def _bounded_int(digits: str) -> int:
-    # Turning a million digits into a number takes Python minutes.
-    if len(digits) > MAX_DIGITS:
-        raise ValueError("number too long")
-    return int(digits)
-
-
 def parse(line: bytes) -> Message:
     """One QMP message.
 
     :raises HypervisorError: not a JSON object.
     """
     try:
-        message = json.loads(line, parse_int=_bounded_int)
-    except (ValueError, RecursionError):
+        message = parse_json(line)
+    except ValueError:
         raise HypervisorError(f"the hypervisor sent something that is not QMP: {printable(line[:80])}") from None
     if not isinstance(message, dict):
         raise HypervisorError("the hypervisor sent something that is not QMP")

@@ -92,11 +92,13 @@ class BootStyle:
     :param console: the device of the console.
     :param words: of the kernel's command line, beside the contract's.
     :param disks: how layers and system disk are named there.
+    :param kernel: the form that it is taken in: as distributions have it, or the ELF file within.
     """
 
     console: str
     words: tuple[str, ...] = ()
     disks: t.Literal["serial", "path"] = "serial"
+    kernel: t.Literal["bzimage", "elf"] = "bzimage"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's default kernel, for images that bring none: an image of the store like any other, known by its name.
+"""Kernels: the host's default one, and the ELF file that is in each.
+
+The default one is for images that bring none: an image of the store like any other, known by its name.
 
 Being an image it is found, verified, replaced and removed as images are. A VM holds its own image and not this one:
 it boots with what has the name when it is started.
@@ -9,8 +11,10 @@ it boots with what has the name when it is started.
 
 from __future__ import annotations
 
+import os
+
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 NAME = "cocoon/kernel"
@@ -25,3 +29,29 @@ def find(store: Store) -> Record | None:
     """The image with the default kernel, if it is there with all its files."""
     record = images.resolve(store, NAME)
     return record if record and record.get("boot") and not images.missing_files(store, record) else None
+
+
+def unpacked(store: Store, path: str, timeout: float) -> str:
+    """The ELF file in the kernel *path* of a boot directory: taken out of it once, and kept beside it.
+
+    :raises InputError: there is none in it. :raises BusyError: another task had the directory for *timeout* seconds.
+    """
+    folder = os.path.dirname(path)
+    target = os.path.join(folder, images.UNPACKED)
+    if os.path.isfile(target):
+        return target
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import elf, references
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import publish
+
+    name, temporary = os.path.basename(folder), f"{target}.new"
+    with references.blob_lock(store, name, timeout):
+        if not os.path.isfile(target):
+            remove_file(temporary)  # of a run that was killed
+            try:
+                with open(temporary, "x+b") as stream:
+                    elf.extract(path, stream)
+                publish(temporary, target, images.blob_gid(store, name))
+            except BaseException:
+                remove_file(temporary)
+                raise
+    return target

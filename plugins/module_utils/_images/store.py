@@ -10,7 +10,7 @@ Layout under ``root_dir/images``::
     records/<hex>.json             the record of an image; hex is that of its id
     blobs/<hex>.{erofs,qcow2,raw}  layers and disks, root:<gid> 0440
     blobs/<hex>.json               what an import learnt of a layer (boot files, marker)
-    boot/<hex>/{vmlinuz,initrd.img}
+    boot/<hex>/{vmlinuz,initrd.img}   and vmlinux once a hypervisor wanted it: see ``kernel``
     blobrefs/<hex>/<image hex>     which images use a blob or a boot directory
     users/<hex>/<id>               which VMs and snapshots use an image
     pending/<hex>                  images to look at again: an import or a removal under way
@@ -44,6 +44,9 @@ DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 # Registry references fit as well; ':' and '/' are why an image name is not a VM name.
 IMAGE_NAME_RE = re.compile(r"^(?!sha256:)[a-zA-Z0-9][a-zA-Z0-9._/:@-]{0,254}\Z")
 USER_ID_RE = re.compile(r"^[a-z0-9]{1,64}\Z")
+
+# The ELF file in a boot directory's kernel.
+UNPACKED = "vmlinux"
 
 PUBLIC = ("blobs", "boot", "pulls", "staging", "templates")
 PRIVATE = ("records", "blobrefs", "users", "pending", "sources", "downloads")
@@ -212,7 +215,7 @@ def size_of(store: Store, blob: str, suffix: str) -> int:
     """Bytes that a blob or boot directory takes on disk, holes not counted."""
     if suffix == "boot":
         directory = boot_path(store, blob)
-        paths = [os.path.join(directory, name) for name in ("vmlinuz", "initrd.img")]
+        paths = [os.path.join(directory, name) for name in ("vmlinuz", "initrd.img", UNPACKED)]
     else:
         paths = [blob_path(store, blob, suffix)]
     total = 0

@@ -133,6 +133,8 @@ def _begin(run: Run, record: Record, driver: Driver) -> tuple[Process, float]:
     _refresh_nics(run, record)
     style, limit = driver.boot_style(record["accel"]), driver.limits.command_line
     record["boot_config"] = {**boot.boot_config(record, image, style, limit), **_firmware(run, record)}
+    if style.kernel == "elf" and "kernel_path" in record["boot_config"]:
+        record["boot_config"]["kernel_path"] = _unpacked_kernel(run, record["boot_config"]["kernel_path"])
     if not record.get("resume"):
         cidata.prepare(run.store.paths, record)
     record["storage_configs"] = boot.storage_configs(record, image, run.store.paths)
@@ -193,6 +195,14 @@ def _bootable(run: Run, record: Record) -> Record:
         raise no_kernel(record["config"]["image"])
     container.prepare(run.store.paths, record, image)
     return {**image, "boot": default["boot"]}
+
+
+def _unpacked_kernel(run: Run, path: str) -> str:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
+
+    found = kernel.unpacked(run.store, path, run.options.lock_timeout)
+    run.mark("start.kernel")
+    return found
 
 
 def _firmware(run: Run, record: Record) -> Record:

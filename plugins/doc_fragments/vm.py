@@ -227,7 +227,9 @@ hostname:
 user:
   description:
     - Login user to be made at the first boot; V(root) where O(ssh_keys) or O(password) are given without it.
-    - Login options apply at creation only and need an image that takes them. Disk images do by cloud-init.
+    - Login options apply at creation and need an image that takes them. Disk images do by cloud-init.
+    - Other ones later reach the guest at a start of the VM, where its image looks for them (disk images, and those that
+      the role C(image) builds). Until then, and with other images, each run warns that they differ.
   type: str
 password:
   description:
@@ -313,6 +315,11 @@ recreate:
   description:
     - Allow changes that need a new system disk. What the old one held is lost. Addresses and data disks are kept.
     - Nothing is rebuilt where no difference needs it.
+  type: bool
+accept_login:
+  description:
+    - Record O(user), O(password), O(ssh_keys) and O(user_data) as given, for you have changed them in the guest.
+    - Nothing reaches the guest by this.
   type: bool
 force:
   description:

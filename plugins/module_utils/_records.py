@@ -141,6 +141,7 @@ class VmRecord(t.TypedDict, total=False):
     watchdog: bool
     memory_backing: t.Literal["ram", "disk"]
     login: Record
+    relogin: bool
     secret_env: Record
     boot_config: BootConfig
     exit_code: int | None
@@ -298,6 +299,7 @@ _VM_SINCE: Record = {
     **_CONTAINER,
     "hostname": "",
     **{"firmware": None, "memory_backing": "ram", "own_kernel": None, "blob_digests": None},
+    "relogin": False,
 }
 _SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "first_boot_due": False}
 _IMAGE_SINCE: Record = {"boot": None, "disk": None, "folders": [], "features": [], "labels": {}, "config": {}}

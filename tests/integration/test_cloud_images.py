@@ -773,19 +773,31 @@ def test_clone_of_disks_becomes_itself(cloud: Cloud, first: Result) -> None:
     assert said == ["two", config["mac"], clone["id"]]
     # it has said that it is done: the power may go
     assert "cidata.img" not in cloud.files(cloud.vm("two", state="stopped", force=True)["vm"])
-    again = cloud.vm("two", state="started", wait_for="port", timeout=BOOT)["vm"]
-    assert cloud.ssh(again, "hostname; sudo cloud-init query instance_id").split() == ["two", clone["id"]]
+    # It has never been given login data by us. Now it is, and takes them without taking itself for another machine.
+    login = {"user": "dora", "password": PASSWORD, "ssh_keys": [cloud.key.public]}
+    done = cloud.vm("two", state="started", wait_for="port", timeout=BOOT, **login)
+    assert done["actions"] == ["set_login", "start"]
+    said = cloud.ssh(done["vm"], "hostname; sudo cloud-init query instance_id; sudo grep ^dora: /etc/shadow", "dora")
+    name, instance, shadow = said.split()
+    crypt = shadow.split(":")[1]
+    assert [name, instance] == ["two", clone["id"]]
+    assert command("openssl", "passwd", "-6", "-salt", crypt.split("$")[2], PASSWORD).strip() == crypt
+    assert not cloud.vm("two", state="started", **login).changed
+    stopped = cloud.vm("two", state="stopped", force=True)["vm"]
+    assert not {"cidata.img", "cidata.json"} & cloud.files(stopped)
     cloud.vm("two", state="absent", force=True)
 
 
 def test_rebuilt(cloud: Cloud, first: Result) -> None:
-    refused = cloud.vm(ok=False, state="stopped", user="alice", user_data=USER_DATA + "# more\n", password=PASSWORD)
-    assert "recreate" in refused["msg"] and "user_data" in refused["msg"] and "more" not in refused["msg"]
-    done = cloud.vm(state="stopped", recreate=True, user="carol", password="another one")
+    more = {"state": "stopped", "user": "alice", "user_data": USER_DATA + "# more\n", "password": PASSWORD}
+    kept = cloud.vm(**more)
+    (warning,) = kept["warnings"]
+    assert not kept.changed and "recreate" in warning and "user_data" in warning and "more" not in warning
+    done = cloud.vm(**{**more, "recreate": True, "user": "carol", "password": "another one"})
     assert done["actions"] == ["rebuild"]
     assert not {"cidata.img", "OVMF_VARS.fd"} & cloud.files(done["vm"])
     seed = json.loads((cloud.folder(done["vm"]) / "cidata.json").read_text(encoding="utf-8"))
-    assert sorted(seed) == ["password", "user", "word"] and seed["user"] == "carol"
+    assert sorted(seed) == ["password", "user", "user_data", "word"] and seed["user"] == "carol"
 
 
 def test_firmware_is_a_choice(cloud: Cloud, first: Result) -> None:

@@ -114,6 +114,7 @@ def _with_nics(run: Run, record: Record | None, observed: Observed) -> Observed:
 PRIVATE = frozenset(
     (
         "login",
+        "relogin",
         "process",
         "phase",
         "phase_boot_id",

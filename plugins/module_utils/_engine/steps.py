@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     PHASE_SAVE,
     REMOVED,
     SECRETS,
+    changed_login,
     is_made,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import REBUILT, with_values
@@ -337,6 +338,25 @@ def set_secret_env(job: Job, step: steps.SetSecretEnv) -> None:
     run.mark("secret_env.done")
 
 
+def set_login(job: Job, step: steps.SetLogin) -> None:
+    """Other login data, from the guest's next start on, or as it has them by now."""
+    run, record = job.run, job.known
+    before = record.get("login") or {}
+    login = changed_login(before, step.values, os.urandom(16).hex())
+    if step.told:
+        # A change that was killed here is made again: what it has left stays a difference.
+        former = before.get("public", {}).get("user", "root") if before.get("digests") else None
+        changing = {**record, "login": login}
+        storage.change_login(
+            run, changing, dict(step.values), None if former == login["public"].get("user", "root") else former
+        )
+        record["cidata_given"] = changing.get("cidata_given", False)
+        run.mark("login.file")
+    record["login"] = login
+    run.store.write_vm(record)
+    run.mark("login.done")
+
+
 def grow_system_disk(job: Job, step: steps.GrowSystemDisk) -> None:
     storage.grow_system_disk(job.run, job.known, step.size)
 
@@ -455,6 +475,7 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
         image_digest=image["digest"],
         own_kernel=not kernel.needed(image),
         login=reserve.login_of(wanted),
+        relogin="relogin" in image["features"],
         first_booted=False,
         phase=PHASE_REBUILD,
         **fresh_pins(run.driver(wanted["hypervisor"]), wanted["accel"]),
@@ -554,6 +575,7 @@ EXECUTORS: dict[type[steps.Step], t.Callable[[Job, t.Any], None]] = {
     steps.AddDisk: add_disk,
     steps.Configure: configure,
     steps.SetSecretEnv: set_secret_env,
+    steps.SetLogin: set_login,
     steps.SetBalloon: set_balloon,
     steps.Rebuild: rebuild,
     steps.SetPorts: set_ports,

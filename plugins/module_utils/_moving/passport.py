@@ -39,7 +39,7 @@ ID_RE = re.compile(r"[a-z2-7]{26}")
 # Every option that the record keeps beside the Go engine's config, and what else a VM is.
 CARRIED = (
     *("id", "config", "first_booted", "created_at", "hypervisor_version", "snapshot", "snapshot_id", "image_type"),
-    *("image_digest", "own_kernel", "data_disks", "detached_disks", "login", "secret_env", "cidata_given"),
+    *("image_digest", "own_kernel", "data_disks", "detached_disks", "login", "relogin", "secret_env", "cidata_given"),
     *("exit_code", "identity_pending", "ready", "blob_digests"),
     *(row.name for row in OPTIONS.values() if row.at == "record"),
 )
@@ -133,6 +133,7 @@ SCHEMA: Record = {
         "balloon": _or_null(document.SIZE),
         "memory_backing": {"enum": ["ram", "disk"]},
         "login": _DIGESTED,
+        "relogin": _FLAG,
         "secret_env": _or_null(_DIGESTED),
         "cidata_given": _or_null(_FLAG),
         "exit_code": _or_null({"type": "integer"}),

@@ -18,6 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     PUBLIC,
     REBUILD,
     REFUSED,
+    RELOGIN,
     RESTART,
     SECRETS,
     Change,
@@ -49,7 +50,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 # Of a record from before public login data was kept in clear.
 UNREADABLE = "(not readable: only its digest is recorded)"
 STORAGE_GROWS, STORAGE_SHRINKS = RESTART, REFUSED
-LOGIN_DIFFERS, IMAGE_DIFFERS = REBUILD, REBUILD
+IMAGE_DIFFERS = REBUILD
 NICS_DIFFER = RESTART
 PORTS_DIFFER = LIVE
 SECRET_ENV_DIFFERS = RESTART
@@ -66,6 +67,7 @@ class Difference:
     :param online: done instead of *values* if the VM runs throughout.
     :param reason: why it is refused, and the remedy; of a change that is not, another way than a restart.
     :param pulls: the data disk that goes, which a guest may be using: without leave only over a restart.
+    :param login: login data that the guest is told of. Where that may not be, it stays as it is, and the rest goes on.
     """
 
     option: str
@@ -78,6 +80,7 @@ class Difference:
     online: Step | None = None
     reason: tuple[str, str] = ("", "")
     pulls: str | None = None
+    login: Definition = dataclasses.field(default_factory=dict)
 
     def change(self, how: str) -> Change:
         return Change(self.option, self.before, self.after, how)
@@ -249,11 +252,18 @@ def _login(record: Record, definition: Definition) -> t.Iterator[Difference]:
         if not definition[option] and option not in login.get("digests", {}):
             continue  # no keys before, an empty list now
         known = option in login.get("digests", {})
+        before: t.Any = "(hidden)" if known else None
+        after: t.Any = "(changed)"
         if option in PUBLIC:
-            before = login.get("public", {}).get(option, UNREADABLE if known else None)
-            yield Difference(option, before, definition[option], LOGIN_DIFFERS)
-        else:
-            yield Difference(option, "(hidden)" if known else None, "(changed)", LOGIN_DIFFERS)
+            before, after = login.get("public", {}).get(option, UNREADABLE if known else None), definition[option]
+        how = LIVE if definition.get("accept_login") else login_differs(record, option)
+        yield Difference(option, before, after, how, login={option: definition[option]})
+
+
+def login_differs(record: Record, option: str) -> str:
+    """How a guest that has had its first boot hears of other login data: at its next start, or never again."""
+    disk = record.get("image_type") == "cloudimg" and not record["config"].get("windows")
+    return RESTART if (disk or record.get("relogin")) and option in RELOGIN else REBUILD
 
 
 def _balloon(record: Record, definition: Definition) -> t.Iterator[Difference]:

@@ -58,6 +58,8 @@ SHOWN_HOW = {REBUILD: "rebuild (system disk made anew)"}
 # What reaches a guest at its first boot only; of these the record keeps digests, and what is no secret in clear.
 SECRETS = ("user", "password", "ssh_keys", "user_data")
 PUBLIC = ("user", "ssh_keys")
+# What a guest that looks for it takes at later starts as well.
+RELOGIN = ("user", "password", "ssh_keys")
 
 # What a disk image can be booted by.
 UEFI, BIOS = "uefi", "bios"
@@ -280,6 +282,13 @@ def login_digests(definition: t.Mapping[str, t.Any], salt: str) -> dict[str, t.A
         "digests": {option: digest_login(salt, value) for option, value in given.items()},
         "public": {option: given[option] for option in PUBLIC if option in given},
     }
+
+
+def changed_login(login: t.Mapping[str, t.Any], values: t.Mapping[str, t.Any], salt: str) -> dict[str, t.Any]:
+    """A record's ``login`` with other *values* of some options; *salt* for a record that has none yet."""
+    salt = login.get("salt") or salt
+    new = login_digests(values, salt)
+    return {"salt": salt, **{key: {**login.get(key, {}), **new[key]} for key in ("digests", "public")}}
 
 
 def secret_digests(values: t.Mapping[str, str], salt: str) -> dict[str, t.Any]:

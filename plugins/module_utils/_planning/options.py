@@ -217,6 +217,7 @@ _CONTROLS = (
     Option("disks_only", BOOL, checks.flag),
     Option("allow_restart", BOOL, checks.flag),
     Option("recreate", BOOL, checks.flag),
+    Option("accept_login", BOOL, checks.flag),
     Option("force", BOOL, checks.flag),
 )
 _NAMES = (

@@ -187,6 +187,16 @@ class SetSecretEnv(Step):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class SetLogin(Step):
+    """Other login data. :param told: the guest is told at its next start; else it knows already."""
+
+    name = "set_login"
+    rank = 115
+    values: t.Mapping[str, t.Any]
+    told: bool = True
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class SetBalloon(Step):
     name = "set_balloon"
     rank = 120

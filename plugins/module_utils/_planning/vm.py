@@ -52,6 +52,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     Remove,
     Restore,
     Resume,
+    SetLogin,
     SetNics,
     Start,
     Step,
@@ -71,6 +72,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
 
 # States that a VM is started for.
 STARTS = ("started", "restarted", "paused")
+# When a guest hears of other login data, and what it takes where it looks for them at its first boot only.
+_REACHED = {RESTART: "at a start", REBUILD: "at its first boot"}
+_MADE_ANEW = "recreate: true makes its system disk anew"
 
 
 def needs(
@@ -311,6 +315,7 @@ class _Existing:
             self.warnings.append(f"VM '{self.name}': {halt_reason(observed.halted)}; state: started makes it go on")
 
     def plan(self) -> Plan:
+        self._put_off_login()
         changes = [difference.change(self._how(difference)) for difference in self.differences]
         unfinished = self.record.get("phase") == PHASE_REBUILD
         self._permit(changes, unfinished)
@@ -342,6 +347,26 @@ class _Existing:
             self._state_after(before, names),
             restarts,
         )
+
+    def _put_off_login(self) -> None:
+        """Login data that the guest cannot be told of now stays as it is, with a warning; the rest goes on."""
+        recreate = bool(self.definition.get("recreate")) or self.record.get("phase") == PHASE_REBUILD
+        if recreate and any(self._how(item) == REBUILD for item in self.differences):
+            return  # it is part of what is made anew
+        restart = self.state == "restarted" or bool(self.definition.get("allow_restart"))
+        kept = []
+        for item in self.differences:
+            how = self._how(item)
+            if not item.login or how not in (RESTART, REBUILD) or (how == RESTART and restart):
+                kept.append(item)
+                continue
+            remedy = "allow_restart: true tells its guest over a restart" if how == RESTART else _MADE_ANEW
+            self.warnings.append(
+                f"VM '{self.name}': its guest goes on with the login data that it has, as {_words(item.change(how))}"
+                f" reaches it only {_REACHED[how]}; {remedy}; accept_login: true records what you have changed in the"
+                " guest by hand"
+            )
+        self.differences = kept
 
     def _mend_nics(self, changes: list[Change]) -> list[Step]:
         """Plug NICs in again that the host has lost track of; a guest that was cut off is a change to tell of."""
@@ -496,10 +521,12 @@ class _Existing:
 
     def _change_steps(self, stop: bool, wanted: Definition | None) -> list[Step]:
         values: Definition = {}
+        login: Definition = {}
         steps: list[Step] = []
         for difference in self.differences:
-            if difference.how == REBUILD or (wanted and difference.option == "storage"):
+            if difference.how == REBUILD or (wanted and (difference.option == "storage" or difference.login)):
                 continue  # part of what the rebuild makes
+            login.update(difference.login)
             if difference.online and (self.running or self.suspended) and not stop:
                 steps.append(difference.online)
             else:
@@ -511,6 +538,8 @@ class _Existing:
                 )
         if values:
             steps.append(Configure(values))
+        if login:
+            steps.append(SetLogin(login, told=not self.definition.get("accept_login")))
         if wanted:
             steps.append(Rebuild(wanted))
             self._warn_of_lost_login()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
@@ -35,6 +36,26 @@ MERGE_MAPPING = "dict(no_replace)"
 # After those that images bring along: the last one that sets a key wins.
 CONFIG_FILE = "/etc/cloud/cloud.cfg.d/99-cocoon.cfg"
 TOLD = "cocoon: first boot done"
+# Whoever logged in until now does so no longer; whoever does from now on has an account.
+ACCOUNT = """\
+if [ -n "$former" ]; then
+    rm -f "$(getent passwd "$former" | cut -d: -f6)/.ssh/authorized_keys"
+    printf '%s:*\\n' "$former" | chpasswd -e
+    rm -f /etc/sudoers.d/90-cocoon
+fi
+id "$user" > /dev/null 2>&1 || useradd --create-home --shell /bin/bash "$user"
+[ "$user" = root ] || (umask 227; echo "$user ALL=(ALL) NOPASSWD:ALL" > /etc/sudoers.d/90-cocoon)
+home=$(getent passwd "$user" | cut -d: -f6)
+mkdir -p "$home/.ssh\""""
+# As cloud-init's ssh_pwauth does it, where sshd looks into that folder.
+PASSWORDS = """\
+if [ -d /etc/ssh/sshd_config.d ]; then
+    echo "PasswordAuthentication yes" > /etc/ssh/sshd_config.d/10-cocoon-password.conf
+    [ "$user" != root ] || echo "PermitRootLogin yes" > /etc/ssh/sshd_config.d/10-cocoon.conf
+fi"""
+OWN = """\
+chown -R "$user:" "$home/.ssh"
+! command -v restorecon > /dev/null || restorecon -R "$home/.ssh\""""
 MOUNT_OPTIONS = "defaults,nofail,x-systemd.device-timeout=30s"
 
 
@@ -70,6 +91,18 @@ def expect_boot(paths: Paths, record: Record, resumes: bool) -> None:
     _expect(paths, record, {})
 
 
+def change_login(paths: Paths, record: Record, login: Record) -> None:
+    """Have the next boot find other login data: the first one among all that it is told, a later one alone.
+
+    :param login: as for :func:`write_seed`; besides ``former``, who logged in until now.
+    """
+    if taken(paths, record):
+        settle(paths, record)
+    waiting = read_json(seed_path(paths, record["id"]))
+    remove_file(volume_path(paths, record["id"]))
+    _expect(paths, record, {**({"again": True} if waiting is None else waiting), **login})
+
+
 def _expect(paths: Paths, record: Record, login: Record) -> None:
     record["cidata_given"] = False
     # The log of the console outlives rebuilds: only the boot that has this very word in its volume ends the matter.
@@ -89,7 +122,7 @@ def prepare(paths: Paths, record: Record) -> None:
         return
     files = {
         "meta-data": _json(meta_data(record)),
-        "user-data": user_data(record, seed),
+        "user-data": changed_accounts(seed) if seed.get("again") else user_data(record, seed),
         "network-config": _json(netplan(settings_of(record))),
     }
     _disks.create_volume(volume_path(paths, record["id"]), "CIDATA", files, record["uid"])
@@ -123,7 +156,8 @@ def forget(paths: Paths, record: Record) -> None:
 
 def due(paths: Paths, record: Record) -> bool:
     """Whether the system disk is still as it came, from the image or from a snapshot, and has not met its volume."""
-    return not record.get("cidata_given") and os.path.lexists(seed_path(paths, record["id"]))
+    seed = None if record.get("cidata_given") else read_json(seed_path(paths, record["id"]))
+    return seed is not None and not seed.get("again")
 
 
 def retain(paths: Paths, record: Record, snapshot: Record) -> None:
@@ -218,6 +252,22 @@ def user_data(record: Record, seed: Record) -> bytes:
     # Once this is said the power may go, and nothing of it is told again: so it is on disk first.
     ours["runcmd"] = [["sh", "-c", f"sync; echo '{TOLD} {seed['word']}' > /dev/console"]]
     return _message(record, ours, seed.get("user_data"))
+
+
+def changed_accounts(seed: Record) -> bytes:
+    """What a later boot is told, and takes for what the first one was told: other login data.
+
+    To cloud-init the instance is the one that it was, so nothing is done again but what is done at each boot. A text
+    among these commands is part of a script, and never the argument of a process.
+    """
+    name = seed.get("user", "root")
+    lines = ["umask 077", f"user={shlex.quote(name)}", f"former={shlex.quote(seed.get('former') or '')}", ACCOUNT]
+    if "ssh_keys" in seed:
+        lines += ["cat > \"$home/.ssh/authorized_keys\" << 'END'", *seed["ssh_keys"], "END"]
+    if seed.get("password"):
+        lines += ["chpasswd -e << 'END'", f"{name}:{seed['password']}", "END", PASSWORDS]
+    lines += [OWN, f"sync; echo '{TOLD} {seed['word']}' > /dev/console"]
+    return _cloud_config({"bootcmd": ["\n".join(lines)]})
 
 
 def _message(record: Record, config: Record, given: str | None) -> bytes:

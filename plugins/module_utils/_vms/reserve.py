@@ -64,6 +64,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "data_disks": [{key: disk[key] for key in ("name", "size", "fstype")} for disk in wanted["data_disks"]],
         "detached_disks": [],
         "login": login_of(wanted),
+        "relogin": "relogin" in image["features"],
         "promised_disk": disk_bytes(wanted, None),
     }
 

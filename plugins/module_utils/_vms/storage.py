@@ -69,13 +69,36 @@ def give_login(run: Run, record: Record, login: Record | None) -> None:
         write_login(run, record, login)
 
 
-def write_login(run: Run, record: Record, login: Record) -> None:
-    """Leave login data for the first boot: public keys and a password's crypt hash, readable by the VM's uid only."""
+def change_login(run: Run, record: Record, values: Record, former: str | None) -> None:
+    """Have the next start of a guest that has booted before find other login data.
+
+    :param record: its ``login`` says already what is to be; of a password that is not among *values* it has no more
+        than a digest, so that one stays as the guest has it.
+    :param former: who logged in until now, if that is another user.
+    """
+    public = record["login"]["public"]
+    login = {key: value for key, value in {**public, **values}.items() if value is not None}
+    if login.get("password"):
+        login["password"] = _crypt(login["password"])
+    if cidata.takes(record):
+        cidata.change_login(run.store.paths, record, {**login, **({"former": former} if former else {})})
+    else:
+        write_login(run, record, login, "ssh_keys" in login)
+
+
+def write_login(run: Run, record: Record, login: Record, keys: bool = True) -> None:
+    """Leave login data: public keys and a password's crypt hash, readable by the VM's uid only.
+
+    A guest takes them at its first boot; one that can do so later, whenever their ``version`` is another one.
+
+    :param keys: all keys that may be; else the guest keeps those that it has.
+    """
     password = login.get("password")
     document = {
         "user": login.get("user") or "root",
         "password": _crypt(password) if password else None,
-        "ssh_keys": login.get("ssh_keys") or [],
+        "ssh_keys": (login.get("ssh_keys") or []) if keys else None,
+        "version": os.urandom(8).hex(),
     }
     path = os.path.join(run.store.paths.vm_dir(record["id"]), power.LOGIN_FILE)
     remove_file(path)

@@ -31,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     HALTS,
     Context,
     Observed,
+    changed_login,
     digest_login,
     login_digests,
     secret_digests,
@@ -271,6 +272,9 @@ def _apply_step(record, running, step):
         running = False
     elif isinstance(step, kinds.Configure):
         record = with_values(record, step.values)
+    elif isinstance(step, kinds.SetLogin):
+        assert not (running and step.told), "a guest hears of it at a start"
+        record["login"] = changed_login(record["login"], step.values, "pepper")
     elif isinstance(step, kinds.SetSecretEnv):
         record["secret_env"] = secret_digests(step.values, "pepper")
     elif isinstance(step, kinds.GrowSystemDisk):
@@ -399,7 +403,6 @@ ROWS = [
     ("snapshot", {}, {"snapshot": "warm"}, "refused", []),
     ("accel", {}, {"accel": "tcg"}, "restart", ["configure"]),
     ("firmware", DISK_VM, {"firmware": "uefi"}, "restart", ["configure"]),
-    ("user_data", DISK_VM, {"user_data": "#!/bin/sh"}, "rebuild", ["rebuild"]),
     ("balloon on", {}, {"balloon": "256M"}, "restart", ["configure"]),
     ("balloon off", {"balloon": 256 * MIB}, {"balloon": "off"}, "restart", ["configure"]),
     ("balloon size", {"balloon": 256 * MIB}, {"balloon": "128M"}, "live", ["set_balloon"]),
@@ -440,15 +443,19 @@ ROWS = [
     ("image", {}, {"image": "debian"}, "rebuild", ["rebuild"]),
     ("image, other name", {}, {"image": "tiny-alias"}, "live", ["configure"]),
     ("image, by digest", {}, {"image": "sha256:bb"}, "rebuild", ["rebuild"]),
-    ("user", {}, {"user": "root"}, "rebuild", ["rebuild"]),
-    ("password", {}, {"password": "another"}, "rebuild", ["rebuild"]),
-    ("ssh_keys", {}, {"ssh_keys": [KEY, KEY.replace("example", "other")]}, "rebuild", ["rebuild"]),
-    ("ssh_keys gone", {}, {"ssh_keys": []}, "rebuild", ["rebuild"]),
     ("windows", DISK_VM, {"windows": True, "image": "big", "storage": "20G"}, "rebuild", ["rebuild"]),
     ("hypervisor", {}, {"hypervisor": "firecracker", "user": "admin"}, "rebuild", ["rebuild"]),
 ]
 # For rows whose rebuild the usual driver could not do.
 ABLE = Host(caps={"qemu": Caps(uefi=True), "firecracker": Caps(uefi=True)})
+# Login data stay as they are where they cannot reach the guest: no refusal, and rows of their own.
+LOGIN_ROWS = [
+    ("user", {"user": "root"}),
+    ("password", {"password": "another"}),
+    ("ssh_keys", {"ssh_keys": [KEY, KEY.replace("example", "other")]}),
+    ("ssh_keys gone", {"ssh_keys": []}),
+]
+TELLS = {"image": {"relogin": True}, "disk": {"image_type": "cloudimg"}}
 # Options of each row that the message of a refusal names.
 IDS = [row[0] for row in ROWS]
 
@@ -1138,18 +1145,16 @@ def test_accel_can_be_given_up_where_kvm_is_gone():
         (None, {**SAME, "state": "started"}),
         (made(), {**SAME, "password": PASSWORD + "!", "ssh_keys": [KEY + "!"], "recreate": True}),
         (made(), {**SAME, "password": PASSWORD + "!"}),
+        (made(relogin=True), {**SAME, "password": PASSWORD + "!", "allow_restart": True}),
     ],
 )
 def test_secrets_are_nowhere_to_be_seen(record, definition):
-    try:
-        plan = HOST.plan(record, definition, UP if record else DOWN)
-    except ChangeRefusedError as exc:
-        text = str(exc) + repr(exc)
-        assert "password" in text
-    else:
-        text = repr(plan) + json.dumps(plan.diff) + json.dumps(plan.actions) + repr(plan.steps)
-        assert plan.wanted["password"].startswith(PASSWORD), "the executor has to have it"
-    assert PASSWORD not in text
+    plan = HOST.plan(record, definition, UP if record else DOWN)
+    text = repr(plan) + json.dumps(plan.diff) + json.dumps(plan.actions) + repr(plan.steps)
+    told = plan.step(kinds.SetLogin)
+    given = plan.wanted or (told.values if told else None)
+    assert given is None or given["password"].startswith(PASSWORD), "the executor has to have it"
+    assert "password" in text and PASSWORD not in text
 
 
 OTHER_KEY = KEY.replace("example", "another")
@@ -1167,10 +1172,66 @@ def test_a_diff_shows_which_user_and_which_keys():
     }
     old = made("stopped", login={key: value for key, value in made()["login"].items() if key != "public"})
     assert "only its digest" in HOST.plan(old, change).diff["before"]["ssh_keys"]
-    with pytest.raises(ChangeRefusedError) as caught:
-        HOST.plan(made(), {"ssh_keys": [OTHER_KEY]}, UP)
+    (warning,) = HOST.plan(made(), {"ssh_keys": [OTHER_KEY]}, UP).warnings
     words = "ssh_keys (+ ssh-ed25519 …3nukQzizt6Lk someone@another, - ssh-ed25519 …3nukQzizt6Lk someone@example)"
-    assert words in str(caught.value)
+    assert words in warning
+
+
+@pytest.mark.parametrize("kind", [*TELLS, None])
+@pytest.mark.parametrize("row", LOGIN_ROWS, ids=lambda row: row[0])
+def test_login_data_that_a_guest_cannot_be_told_of_hold_nothing_up(row, kind):
+    option = next(iter(row[1]))
+    record = made(**TELLS.get(kind, {}))
+    for permissions in ({}, {"recreate": True} if kind else {"allow_restart": True}):
+        plan = HOST.plan(record, {**row[1], "labels": {}, "state": "started", **permissions}, UP)
+        assert steps(plan) == ["configure"] and [change.option for change in plan.changes] == ["labels"]
+        (warning,) = plan.warnings
+        assert f"{option} (" in warning and "accept_login: true" in warning and "'web1'" in warning
+        assert ("allow_restart: true" if kind else "recreate: true") in warning
+    assert not HOST.plan(record, row[1], UP).changed
+
+
+@pytest.mark.parametrize("kind", TELLS)
+@pytest.mark.parametrize("row", LOGIN_ROWS, ids=lambda row: row[0])
+def test_login_data_reach_a_guest_that_looks_for_them_at_its_next_start(row, kind):
+    for observed, options, expected, how in (
+        (UP, {"allow_restart": True}, ["stop", "set_login", "start"], "restart"),
+        (UP, {"state": "restarted"}, ["stop", "set_login", "start"], "restart"),
+        (UP, {"state": "stopped"}, ["stop", "set_login"], "offline"),
+        (DOWN, {"state": "started"}, ["set_login", "start"], "offline"),
+        (DOWN, {}, ["set_login"], "offline"),
+        (UP, {"accept_login": True}, ["set_login"], "live"),
+    ):
+        record = made("running" if observed.running else "stopped", **TELLS[kind])
+        plan = HOST.plan(record, {**row[1], **options}, observed)
+        assert (steps(plan), plan.warnings) == (expected, ()), (options, plan.warnings)
+        assert {change.how for change in plan.changes} == {how}
+        assert plan.step(kinds.SetLogin).told == ("accept_login" not in options)
+        record, after = apply(record, observed, plan)
+        state = options.get("state", "present")
+        assert not HOST.plan(record, {**row[1], "state": "started" if state == "restarted" else state}, after).changed
+
+
+def test_login_data_are_part_of_what_is_made_anew():
+    change = {"ssh_keys": [OTHER_KEY], "recreate": True}
+    assert steps(HOST.plan(made(), change, UP)) == ["stop", "rebuild", "start"]
+    plan = HOST.plan(made(relogin=True), {**change, "image": "debian"}, UP)
+    assert steps(plan) == ["stop", "rebuild", "start"] and plan.wanted["ssh_keys"] == [OTHER_KEY]
+    assert not any("goes on with" in warning for warning in plan.warnings)
+
+
+def test_user_data_are_for_the_first_boot_alone():
+    record = made(image_type="cloudimg")
+    (warning,) = HOST.plan(record, {"user_data": "#!/bin/sh"}, UP).warnings
+    assert "first boot" in warning and "recreate: true" in warning
+    assert steps(HOST.plan(record, {"user_data": "#!/bin/sh", "accept_login": True}, UP)) == ["set_login"]
+
+
+def test_changed_login_keeps_what_is_not_given():
+    before = login_digests({"user": "admin", "password": PASSWORD, "ssh_keys": [KEY]}, "salt")
+    after = changed_login(before, {"ssh_keys": [OTHER_KEY]}, "pepper")
+    assert after == login_digests({"user": "admin", "password": PASSWORD, "ssh_keys": [OTHER_KEY]}, "salt")
+    assert changed_login({}, {"user": "ops"}, "pepper") == login_digests({"user": "ops"}, "pepper")
 
 
 @pytest.mark.parametrize(
@@ -1214,8 +1275,7 @@ def test_login_digests():
 
 def test_login_that_was_never_given_differs_but_no_keys_are_no_keys():
     record = made("stopped", login={"salt": "s", "digests": {}})
-    with pytest.raises(ChangeRefusedError, match="password"):
-        HOST.plan(record, {"password": PASSWORD})
+    assert "password" in HOST.plan(record, {"password": PASSWORD}).warnings[0]
     assert not HOST.plan(record, {"ssh_keys": []}).changed
 
 
@@ -1306,7 +1366,11 @@ def test_the_documentation_has_every_row():
     for option in PLAIN:
         assert documented[option.name] == {option.how, option.of_disk or option.how}, option.name
         assert any(option.name in row[2] for row in ROWS), f"{option.name} has no row here"
-    found = {}
+    found = {"user_data": {"rebuild"}}
+    for _what, definition in LOGIN_ROWS:
+        for record in ({}, *TELLS.values()):
+            plan = HOST.plan(made(**record), {**definition, "allow_restart": True, "recreate": True}, UP)
+            found.setdefault(next(iter(definition)), set()).update(change.how for change in plan.changes)
     for row in ROWS:
         for observed, permissions in ((UP, {"allow_restart": True, "recreate": True}), (UP, {})):
             try:

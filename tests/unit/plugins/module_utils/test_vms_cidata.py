@@ -210,6 +210,54 @@ def test_the_guest_says_when_it_is_done(tmp_path: t.Any, monkeypatch: pytest.Mon
     assert len(set(told)) == len(told) == 2
 
 
+@pytest.mark.parametrize("boots", [0, 1])
+def test_other_login_data_of_a_later_boot(tmp_path: t.Any, boots: int) -> None:
+    """Before the first boot is over they are a part of what it is told; after it they are all."""
+    paths = Paths(str(tmp_path), str(tmp_path / "run"), str(tmp_path / "log"))
+    record = {**RECORD, "cidata_given": bool(boots)}
+    os.makedirs(paths.vm_dir(record["id"]))
+    if not boots:
+        cidata.write_seed(paths, record, {"user": "ops", "user_data": "#!/bin/sh\n"})
+    cidata.change_login(paths, record, {"user": "dev", "ssh_keys": ["ssh-ed25519 AAAA $(x)"], "former": "ops"})
+    with open(cidata.seed_path(paths, record["id"]), encoding="utf-8") as stream:
+        seed = json.load(stream)
+    assert seed["user"] == "dev" and ("again" in seed, "user_data" in seed) == (bool(boots), not boots)
+    assert cidata.due(paths, record) == (not boots)
+    assert not record["cidata_given"]
+
+
+def test_what_a_later_boot_runs(tmp_path: t.Any) -> None:
+    """In a root of its own, with a shell's functions in place of what makes accounts."""
+    seed = {"user": "dev", "former": "ops", "password": "$6$salt$hash", "ssh_keys": ["ssh-ed25519 AAAA $(x) `y`"]}
+    told = yaml.safe_load(cidata.changed_accounts({**seed, **WORD, "again": True}))
+    (script,) = told.pop("bootcmd")
+    assert not told
+    for user in ("dev", "ops"):
+        (tmp_path / user / ".ssh").mkdir(parents=True)
+    (tmp_path / "ops" / ".ssh" / "authorized_keys").write_text("old\n")
+    script = script.replace("/etc/", f"{tmp_path}/").replace("/dev/console", f"{tmp_path}/console")
+    tools = f"""
+    getent() {{ echo "$2:x:1:1::{tmp_path}/$2:/bin/sh"; }}
+    id() {{ false; }}
+    useradd() {{ echo "useradd $*"; }}
+    chpasswd() {{ cat; }}
+    chown() {{ echo "chown $*"; }}
+    """
+    (tmp_path / "sudoers.d").mkdir()
+    (tmp_path / "ssh" / "sshd_config.d").mkdir(parents=True)
+    done = subprocess.run(["sh", "-eu", "-c", tools + script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "ops:*",
+        "useradd --create-home --shell /bin/bash dev",
+        "dev:$6$salt$hash",
+        f"chown -R dev: {tmp_path}/dev/.ssh",
+    ]
+    assert not (tmp_path / "ops" / ".ssh" / "authorized_keys").exists()
+    assert (tmp_path / "dev" / ".ssh" / "authorized_keys").read_text() == seed["ssh_keys"][0] + "\n"
+    assert (tmp_path / "sudoers.d" / "90-cocoon").read_text() == "dev ALL=(ALL) NOPASSWD:ALL\n"
+    assert (tmp_path / "console").read_text() == f"{cidata.TOLD} {WORD['word']}\n"
+
+
 def test_what_later_boots_find_in_the_guest() -> None:
     """As cloud-init reads it, and as its ds-identify does, line by line."""
     seed = {"user": "me", "password": "$6$x", "ssh_keys": ["k \U0001f511"], **WORD}

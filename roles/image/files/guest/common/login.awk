@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Reads one JSON object of strings, null and lists of strings; prints a line "<key> <value>"
-# for each string. Control characters in a string become spaces, so a value is one line.
+# for each string, and "given <key>" for each list. Control characters in a string become spaces, so a value is one line.
 
 { text = text $0 " " }
 
@@ -13,9 +13,10 @@ END {
     list = 0
     for (at = 1; at <= size; at++) {
         char = substr(text, at, 1)
-        if (char == "[")
+        if (char == "[") {
             list = 1
-        else if (char == "]")
+            print "given " key
+        } else if (char == "]")
             list = 0
         else if (char == ",") {
             if (!list)

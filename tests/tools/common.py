@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ TEST_HOME = WORK / "home"
 PYTHONS = WORK / "pythons"
 MATRIX = WORK / "matrix.json"
 RESULTS = WORK / "results"
+# Where a job that runs beside others keeps what it has to show; None: the screen.
+OUTPUT: ContextVar[io.StringIO | None] = ContextVar("OUTPUT", default=None)
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -33,7 +37,7 @@ class ToolError(Exception):
 
 def say(text: str) -> None:
     """Print one line of progress at once, also through a pipe."""
-    print(text, flush=True)
+    print(text, flush=True, file=OUTPUT.get() or sys.stdout)
 
 
 def heading(text: str) -> None:

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
+import io
 import os
 import re
 import shutil
@@ -19,6 +22,7 @@ from typing import Any
 
 from common import (
     MATRIX,
+    OUTPUT,
     PYTHONS,
     RESULTS,
     STAGE,
@@ -34,6 +38,8 @@ from common import (
 from report import Report, from_junit
 
 TARGET_TESTS = ("tests/unit/plugins/module_utils", "tests/unit/plugins/modules", "tests/unit/roles")
+SCREEN = threading.Lock()
+RUNNING: set[subprocess.Popen[str]] = set()
 SANITY_RUN = re.compile(r'Running sanity test "([^"]+)"(?: on Python (\S+))?')
 SANITY_SKIP = re.compile(r'WARNING: Skipping sanity test "([^"]+)"(?: on Python ([0-9.]+))? (because .*|due to .*)')
 
@@ -80,6 +86,7 @@ def follow(
         say(f"error: still running after {limit:.0f} s: interrupted")
         stop(signal.SIGINT)
 
+    RUNNING.add(child)
     timers = [threading.Timer(limit, interrupt), threading.Timer(limit + 60, lambda: stop(signal.SIGKILL))]
     for timer in timers:
         timer.daemon = True
@@ -87,8 +94,7 @@ def follow(
     try:
         assert child.stdout is not None
         for line in child.stdout:
-            sys.stdout.write(line.replace(f"{STAGE}/", ""))
-            sys.stdout.flush()
+            say(line.rstrip("\n").replace(f"{STAGE}/", ""))
             if seen:
                 seen(line.rstrip("\n"))
         return child.wait()
@@ -97,24 +103,55 @@ def follow(
         child.wait()
         raise
     finally:
+        RUNNING.discard(child)
         for timer in timers:
             timer.cancel()
 
 
+def side_by_side(jobs: Sequence[Callable[[], Report]]) -> list[Report]:
+    """Run jobs that leave a processor idle at once; each one's output is shown as a whole, when it has ended."""
+
+    def shown(job: Callable[[], Report]) -> Report:
+        kept = io.StringIO()
+        OUTPUT.set(kept)
+        try:
+            return job()
+        finally:
+            with SCREEN:
+                sys.stdout.write(kept.getvalue())
+                sys.stdout.flush()
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        futures = [pool.submit(shown, job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(RUNNING):
+                os.killpg(child.pid, signal.SIGINT)
+            raise
+
+
 def sanity() -> list[Report]:
     """ansible-test sanity with each core, over every Python that the machine has. There is no ignore file."""
-    ignores = list(STAGE.glob("tests/sanity/ignore*"))
-    reports = []
-    for cell in matrix()["cores"]:
-        report = Report(f"sanity (ansible-core {cell['core']})", missing=list(matrix()["skipped"]))
-        report.failures += [f"ignore files are not allowed: {path.name}" for path in ignores]
-        heading(f"ansible-test sanity, ansible-core {cell['core']}")
-        run_sanity(cell, report)
-        reports.append(report)
-    return reports
+    return side_by_side([functools.partial(sanity_with, cell) for cell in matrix()["cores"]])
 
 
-def run_sanity(cell: dict[str, Any], report: Report) -> None:
+def sanity_with(cell: dict[str, Any]) -> Report:
+    """One core's, in a copy of its own: ansible-test keeps notes in the tree."""
+    report = Report(f"sanity (ansible-core {cell['core']})", missing=list(matrix()["skipped"]))
+    heading(f"ansible-test sanity, ansible-core {cell['core']}")
+    report.failures += [f"ignore files are not allowed: {path.name}" for path in STAGE.glob("tests/sanity/ignore*")]
+    base = WORK / f"sanity-{cell['core']}"
+    shutil.rmtree(base, ignore_errors=True)
+    try:
+        run_sanity(cell, report, Path(shutil.copytree(STAGE, base / STAGE.relative_to(WORK), symlinks=True)))
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    return report
+
+
+def run_sanity(cell: dict[str, Any], report: Report, tree: Path) -> None:
     """One run of ansible-test; its tests are counted from what it says."""
     ran: list[str] = []
     failed: dict[str, None] = {}
@@ -130,10 +167,9 @@ def run_sanity(cell: dict[str, Any], report: Report) -> None:
             failed[ran[-1]] = None
 
     env = environment({"HOME": str(TEST_HOME), "PIP_NO_INDEX": "1"}, path=[PYTHONS])
-    shutil.rmtree(STAGE / "tests" / "output", ignore_errors=True)
     began = time.monotonic()
     command = [Path(cell["venv"]) / "bin" / "ansible-test", "sanity", "--color", "no"]
-    status = follow(command, env, STAGE, 1200, seen)
+    status = follow(command, env, tree, 1200, seen)
     report.spent = time.monotonic() - began
     report.failures += failed
     if status and not failed:
@@ -163,16 +199,19 @@ def pytest(name: str, python: Path, options: Sequence[str], env: dict[str, str],
 def unit() -> list[Report]:
     """The unit tests with each core, and with the oldest Python of a target."""
     extra = wanted()
-    reports = [unit_with(cell, extra) for cell in matrix()["cores"]]
-    for cell in matrix()["targets"]:
-        env = environment({"PYTHONPATH": f"{WORK}{os.pathsep}{module_side()}"})
-        python = Path(cell["venv"]) / "bin" / "python"
-        title = f"unit (target side, Python {cell['python']})"
-        # The rest runs on the controller, whose Python is newer.
-        folders = [name for name in TARGET_TESTS if (STAGE / name).is_dir()]
-        reports.append(pytest(title, python, [*folders, "-q", *extra], env, 900))
+    jobs = [functools.partial(unit_with, cell, extra) for cell in matrix()["cores"]]
+    jobs += [functools.partial(unit_on_target, cell, extra) for cell in matrix()["targets"]]
+    reports = side_by_side(jobs)
     reports[0].missing += matrix()["skipped"]
     return reports
+
+
+def unit_on_target(cell: dict[str, Any], options: Sequence[str]) -> Report:
+    """The unit tests of what runs on targets; the rest runs on the controller, whose Python is newer."""
+    env = environment({"PYTHONPATH": f"{WORK}{os.pathsep}{module_side()}"})
+    title = f"unit (target side, Python {cell['python']})"
+    folders = [name for name in TARGET_TESTS if (STAGE / name).is_dir()]
+    return pytest(title, Path(cell["venv"]) / "bin" / "python", [*folders, "-q", *options], env, 900)
 
 
 def unit_with(cell: dict[str, Any], options: Sequence[str]) -> Report:
@@ -211,7 +250,7 @@ def integration() -> list[Report]:
     reports = [run_integration(cells[0], "", ["-v", *workers, *extra], 4200)]
     for cell in cells[1:]:
         system = target_python()
-        reports.append(run_integration(cell, system, ["-v", "-m", "smoke", *extra], 1800))
+        reports.append(run_integration(cell, system, ["-v", "-m", "smoke", *workers, *extra], 1800))
     reports[0].missing += matrix()["skipped"]
     return reports
 

@@ -54,6 +54,8 @@ class Capabilities:
     snapshots: bool = False
     live_disk_copy: bool = False
     guest_data: bool = False
+    # The guest's RAM is a file, which can be on a disk; else it is the process's own memory.
+    ram_file: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Limits:
     :param command_line: bytes of the kernel's command line.
     :param nic_queues: depths that a NIC's queue may have.
     :param disk_queues: depths that a disk's queue may have.
+    :param devices: disks of all kinds, NICs and a balloon together; ``None``: each counts for itself.
     """
 
     cpus: int
@@ -74,6 +77,7 @@ class Limits:
     command_line: int
     nic_queues: tuple[int, ...]
     disk_queues: tuple[int, ...]
+    devices: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver, Role, RunState
 
 # In the order in which `auto` tries them.
-DRIVERS = ("qemu",)
+DRIVERS = ("qemu", "firecracker")
 # One that somebody else talks to, or that hangs, is not worth waiting for.
 ASK_TIMEOUT = 0.5
 
@@ -30,6 +30,12 @@ def driver(name: str, paths: Paths) -> Driver:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 
         return QemuDriver(paths)
+    if name == "firecracker":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.driver import (
+            FirecrackerDriver,
+        )
+
+        return FirecrackerDriver(paths)
     if name in HYPERVISORS:
         raise UnsupportedError(f"there is no driver for {name} yet", "hypervisor", _choices())
     raise InputError(f"'{name}' is not a hypervisor", "hypervisor", _choices())
@@ -39,6 +45,8 @@ def run_state(name: str, run_dir: str, timeout: float = ASK_TIMEOUT) -> RunState
     """How the guest of a running VM is, with no more imported than that needs; ``None`` if it cannot be told now."""
     if name == "qemu":
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.runstate import ask
+    elif name == "firecracker":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.runstate import ask
     else:
         return None
     try:

@@ -34,6 +34,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     UEFI,
     Context,
     Definition,
+    LimitsLike,
     is_made,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import (
@@ -79,16 +80,23 @@ def check_capabilities(hypervisor: str, needed: t.Mapping[str, str], context: Co
 
 def check_limits(wanted: Definition, image: Record, context: Context) -> None:
     """:raises UnsupportedError: more than the driver has room for; names the option and the driver."""
-    hypervisor = wanted["hypervisor"]
-    limits = context.limits.get(hypervisor)
-    if limits is None:
-        return
+    limits = context.limits.get(wanted["hypervisor"])
+    if limits is not None:
+        _check_counts(wanted["hypervisor"], {**wanted, "image": image}, limits)
+        _check_devices(wanted, image, limits.devices)
+
+
+def _check_counts(hypervisor: str, asked: Definition, limits: LimitsLike) -> None:
+    """:param asked: the options to look at, ``image`` as its record.
+
+    :raises UnsupportedError: more than the driver has room for.
+    """
     counts = (
-        ("cpu", "vCPUs", wanted["cpu"], limits.cpus),
-        ("nics", "NICs", len(wanted.get("nics") or ()), limits.nics),
-        ("data_disks", "data disks", len(wanted.get("data_disks") or ()), limits.removable_disks),
+        ("cpu", "vCPUs", asked.get("cpu") or 0, limits.cpus),
+        ("nics", "NICs", len(asked.get("nics") or ()), limits.nics),
+        ("data_disks", "data disks", len(attached_disks(asked)), limits.removable_disks),
         # beside the system disk and a volume for the first boot
-        ("image", "image layers", len(image.get("layers") or ()), limits.fixed_disks - 2),
+        ("image", "image layers", len((asked.get("image") or {}).get("layers") or ()), limits.fixed_disks - 2),
     )
     for option, what, count, most in counts:
         if count > most:
@@ -97,13 +105,44 @@ def check_limits(wanted: Definition, image: Record, context: Context) -> None:
                 option,
                 "Take fewer, or another hypervisor.",
             )
-    for option, sizes in (("queue_size", limits.nic_queues), ("disk_queue_size", limits.disk_queues)):
-        if wanted[option] and wanted[option] not in sizes:
+    for option, sizes in _queues(limits).items():
+        if asked.get(option) and asked[option] not in sizes:
             raise UnsupportedError(
-                f"hypervisor {hypervisor} has no queues of {wanted[option]}",
+                f"hypervisor {hypervisor} has no queues of {asked[option]}",
                 option,
                 f"Use one of {', '.join(map(str, sizes))}.",
             )
+
+
+def _check_devices(wanted: Definition, image: Record, most: int | None) -> None:
+    """:raises UnsupportedError: more than *most* devices in all."""
+    counts = {
+        "data_disks": len(wanted.get("data_disks") or ()),
+        "nics": len(wanted.get("nics") or ()),
+        "balloon": int(wanted["balloon"] is not None),
+        "image": len(image.get("layers") or ()) + 1,  # and the system disk
+    }
+    if most is not None and sum(counts.values()) > most:
+        raise UnsupportedError(
+            f"hypervisor {wanted['hypervisor']} takes {most} devices in all and not {sum(counts.values())}:"
+            f" {counts['image']} disks of the image, {counts['data_disks']} data disks, {counts['nics']} NICs"
+            + (" and a balloon" if counts["balloon"] else ""),
+            next((option for option, count in counts.items() if count), "image"),
+            "Take fewer, or another hypervisor.",
+        )
+
+
+def _queues(limits: LimitsLike) -> dict[str, t.Sequence[int]]:
+    """The depths that the queues of an option can have."""
+    return {"queue_size": limits.nic_queues, "disk_queue_size": limits.disk_queues}
+
+
+def _settle_queues(wanted: Definition, given: t.Container[str], context: Context) -> None:
+    """A default depth that a driver does not have is that of its own which comes nearest; a wish is refused later."""
+    limits = context.limits.get(wanted["hypervisor"])
+    for option, sizes in _queues(limits).items() if limits else ():
+        if option not in given and wanted[option] not in sizes:
+            wanted[option] = min(sizes, key=lambda size: abs(size - wanted[option]))
 
 
 def check_driver(hypervisor: str, accel: str, context: Context) -> None:
@@ -393,6 +432,7 @@ def _settle(record: Record | None, old: Definition, definition: Definition, cont
     for row in NEEDY:
         if row.instead is not NONE and row.name not in definition and not _can(context, hypervisor, row.needs):
             wanted[row.name] = row.instead
+    _settle_queues(wanted, definition, context)
     check_image(wanted, image, context)
     check_capabilities(hypervisor, required_capabilities(wanted, image), context)
     wanted["firmware"] = choose_firmware(wanted, image, context)
@@ -445,6 +485,9 @@ def check_update(record: Record, definition: Definition, context: Context) -> No
     check_container(definition, record["config"].get("image", ""), bool(record.get("own_kernel")))
     if definition.get("kernel_args") and record.get("image_type") == "cloudimg":
         raise _no_kernel_args(record["config"].get("image", ""))
+    limits = context.limits.get(record["hypervisor"])
+    if limits is not None:
+        _check_counts(record["hypervisor"], {key: value for key, value in definition.items() if key != "image"}, limits)
     changed = {
         option: capability
         for option, capability in required_capabilities(definition, None).items()

@@ -117,6 +117,9 @@ class LimitsLike(t.Protocol):
     @property
     def disk_queues(self) -> t.Sequence[int]: ...
 
+    @property
+    def devices(self) -> int | None: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Observed:

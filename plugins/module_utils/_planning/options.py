@@ -143,7 +143,12 @@ _RESOURCES = (
     Option("snapshot", STR, checks.snapshot, lacks="cannot go on from a saved state"),
     _go("cpu", INT, checks.integer(MIN_CPU, MAX_CPU), 2),
     _go("memory", STR, checks.size(MIN_MEMORY, MEMORY_UNIT), GIB, size=True),
-    _plain("memory_backing", *_word("ram", "disk"), "ram"),
+    _plain(
+        *("memory_backing", *_word("ram", "disk"), "ram"),
+        needs="ram_file",
+        lacks="keeps a guest's memory in no file",
+        asks=lambda value: value == "disk",
+    ),
     # The Go engine's default, as those above.
     Option("storage", STR, checks.size(MIN_STORAGE, DISK_UNIT), 10 * GIB, at="config", size=True),
     _go("queue_size", INT, checks.queue(256, QUEUE), QUEUE),

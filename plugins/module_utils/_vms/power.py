@@ -115,7 +115,7 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
             phase=None,
             restarting=False,
             ready=None,
-            **_taken_up(record),
+            **_taken_up(record, driver),
         )
     run.mark("start.running")
     if resumes:
@@ -147,12 +147,13 @@ def _begin(run: Run, record: Record, driver: Driver) -> tuple[Process, float]:
     return _spawn(run, record, image)
 
 
-def _taken_up(record: Record) -> Record:
+def _taken_up(record: Record, driver: Driver) -> Record:
     """Fields of a VM that has just been started: what became of the state that it was to go on from."""
     saved = record.get("resume") or {}
+    private = saved.get("memory") == resuming.MAP or not driver.capabilities.ram_file
     return {
         "resume": None,
-        "memory_mode": PRIVATE if saved.get("memory") == resuming.MAP else None,
+        "memory_mode": PRIVATE if private else None,
         "identity_pending": saved["macs"] if saved.get("hold") else None,
     }
 
@@ -266,7 +267,7 @@ def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Nic
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import open_tap
 
-    pairs = max(1, config["num_queues"] // 2)
+    pairs = max(1, config["num_queues"] // 2) if driver.nic_by == "fd" else 1
     fds = open_tap(config, pairs, attached=not hold) if driver.nic_by == "fd" else []
     opened += fds
     return Nic(
@@ -275,6 +276,7 @@ def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -
         queue_size=config["queue_size"],
         mtu=config.get("mtu") or None,
         tap=config["tap"],
+        pairs=pairs,
     )
 
 

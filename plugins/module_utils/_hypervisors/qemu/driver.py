@@ -91,6 +91,7 @@ class QemuDriver(Driver):
         snapshots=True,
         live_disk_copy=True,
         guest_data=True,
+        ram_file=True,
     )
     limits = commandline.LIMITS
     nic_by: t.ClassVar[t.Literal["fd", "name"]] = "fd"

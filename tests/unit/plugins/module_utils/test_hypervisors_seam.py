@@ -84,13 +84,15 @@ def test_what_a_driver_declares(name: str) -> None:
     assert dict(registry.saved_files(name)) == dict(driver.saved_files)
     assert not set(driver.saved_files) & set(driver.own_files)
     limits = driver.limits
-    assert limits.cpus > 0 and limits.nics > 0 and limits.fixed_disks > 2 and limits.command_line >= 2047
+    assert limits.cpus > 0 and limits.nics > 0 and limits.fixed_disks > 2 and limits.command_line >= 1024
     assert {256, 512, 1024} & set(limits.nic_queues) and {256, 512, 1024} & set(limits.disk_queues)
     ends = driver.guest_actions
     assert {ends.poweroff, ends.reboot, ends.panic} <= {"ends", "restarts", "stands", "ignored"}
     assert driver.endpoints("/run/x").api.startswith("/run/x/")
     assert driver.guest_channel("/run/x").path.startswith("/run/x/")
-    assert driver.boot_style("tcg").console
+    style = driver.boot_style("tcg")
+    assert style.console and style.disks in ("serial", "path") and style.kernel in ("bzimage", "elf")
+    assert limits.devices is None or limits.devices > 2
 
 
 @pytest.mark.parametrize("name", registry.DRIVERS)

@@ -64,6 +64,7 @@ class Caps:
     balloon: bool = True
     watchdog: bool = True
     guest_data: bool = True
+    ram_file: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1094,6 +1095,58 @@ def test_what_a_driver_has_no_room_for(options, option, words):
     with pytest.raises(UnsupportedError, match=words) as caught:
         host.plan(None, {**FITS, **options})
     assert caught.value.option == option
+
+
+TIGHT = Limits(4, 4, 6, 4, 99, nic_queues=(128, 256), disk_queues=(1024,), devices=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({}, None),
+        ({"network": "lab", "nics": [{}, {}]}, None),
+        ({"network": "lab", "nics": [{}, {}, {}]}, "nics"),
+        ({"network": "lab", "nics": [{}], "balloon": "64M"}, None),
+        ({"data_disks": [{"name": n, "size": "1G"} for n in "ab"], "balloon": "64M"}, "data_disks"),
+        ({"network": "lab", "nics": [{}, {}], "balloon": "64M"}, "nics"),
+    ],
+)
+def test_devices_that_share_their_room(options, option):
+    images = {"layered": {**IMAGES["tiny"], "layers": ["a"]}}
+    host = Host(limits={"qemu": TIGHT}, images=images)
+    if option is None:
+        assert host.plan(None, {"image": "layered", **options}).action == "create"
+        return
+    with pytest.raises(UnsupportedError, match="qemu takes 4 devices in all and not 5: 2 disks of the image") as caught:
+        host.plan(None, {"image": "layered", **options})
+    assert caught.value.option == option
+
+
+def test_a_default_depth_that_a_driver_lacks_is_dropped_and_a_wish_refused():
+    host = Host(limits={"qemu": TIGHT})
+    wanted = host.plan(None, {"image": "tiny"}).wanted
+    assert (wanted["queue_size"], wanted["disk_queue_size"]) == (256, 1024)
+    assert host.plan(None, {"image": "tiny", "queue_size": 256}).wanted["queue_size"] == 256
+    with pytest.raises(UnsupportedError, match="no queues of 512.*Use one of 128, 256"):
+        host.plan(None, {"image": "tiny", "queue_size": 512})
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [({"cpu": 5}, "cpu"), ({"queue_size": 1024}, "queue_size"), ({"disk_queue_size": 16}, "disk_queue_size")],
+)
+def test_a_vm_that_is_there_has_no_room_either(options, option):
+    with pytest.raises(UnsupportedError, match="hypervisor qemu") as caught:
+        Host(limits={"qemu": TIGHT}).plan(made(), options)
+    assert caught.value.option == option
+
+
+def test_memory_in_a_file_is_not_for_every_driver():
+    host = Host(caps={"qemu": Caps(ram_file=False)})
+    assert host.plan(None, {"image": "tiny", "memory_backing": "ram"}).action == "create"
+    with pytest.raises(UnsupportedError, match="qemu keeps a guest's memory in no file") as caught:
+        host.plan(None, {"image": "tiny", "memory_backing": "disk"})
+    assert caught.value.option == "memory_backing"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a Firecracker's files are: its sockets in its run_dir, and all that it sees in its root. Small, as every look
+at a running VM needs it.
+
+It makes its sockets itself, so they lie in a folder of its user's, below the one that only root can enter. In its root
+the names of files are the Go engine's, as a saved machine has them in it.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import Rest
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel, Endpoints, Launch
+
+WHO = "Firecracker"
+# In a VM's run_dir, and where the process has it.
+OWN, RUN = "own", "/run"
+API, VSOCK = "api.sock", "vsock.sock"
+AGENT_PORT = 1024
+
+BINARY = "/firecracker"
+CONSOLE = "/console.log"
+SHARED = "/var/lib/cocoon/oci"
+MACHINES = "/var/lib/cocoon/run/firecracker"
+
+
+def own(run_dir: str) -> str:
+    return os.path.join(run_dir, OWN)
+
+
+def api_path(run_dir: str) -> str:
+    return os.path.join(own(run_dir), API)
+
+
+def endpoints(run_dir: str) -> Endpoints:
+    """No console: what it reads there is its standard input, and it has none."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Endpoints
+
+    return Endpoints(api_path(run_dir))
+
+
+def guest_channel(run_dir: str) -> Channel:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel
+
+    return Channel("vsock", os.path.join(own(run_dir), VSOCK), AGENT_PORT)
+
+
+def connect(run_dir: str, timeout: float) -> Rest:
+    """Its API, which is the one that its user listens at: root made the folder, and its owner cannot give it away.
+
+    :raises FileNotFoundError: it does not run.
+    """
+    return Rest(api_path(run_dir), WHO, uid=os.lstat(own(run_dir)).st_uid, timeout=timeout)
+
+
+def inside(launch: Launch, path: str) -> str:
+    """What a file of the VM, of its image or of its kernel is called in the root."""
+    folder, name = os.path.split(path)
+    if folder == launch.folder:
+        return f"{MACHINES}/{launch.vm_id}/{name}"
+    if path in (launch.boot.get("kernel_path"), launch.boot.get("initrd_path")):
+        return f"{SHARED}/boot/{os.path.basename(folder)}/{name}"
+    return f"{SHARED}/blobs/{name}"

@@ -408,6 +408,8 @@ def test_an_inventory_moves_vms_and_a_host_is_emptied(fleet: Fleet) -> None:
         same(record, fleet.engines["hv1"].record(name))
     again = fleet.run(SITE)
     assert again.total("changed") == 0, [entry["task"] for entry in again.tasks if entry["result"].get("changed")]
+    stranger = fleet.run(EVACUATE, variables={"cocoon_from": "hv1", "cocoon_to": "hv2,hv9"}, ok=False)
+    assert "cocoon_to: hv9 is no hypervisor of this inventory; there are hv2" in stranger.output
     planned = fleet.run(EVACUATE, check=True, variables={"cocoon_from": "hv1"})
     assert "with its memory" in "\n".join(planned.results(PLAN)[0]["msg"])
     assert fleet.at("hv1") == {"web1": "running", "db1": "created"}

@@ -380,13 +380,18 @@ def test_a_playbook_takes_it_to_another_host_with_its_image(
     variables = {"cocoon_snapshot": "warm", "cocoon_from": "near", "cocoon_to": "far"}
     variables["cocoon_transfer_dir"] = str(tmp_path)
     play = Playbooks(host.netns, scratch, variables)
-    first = play("cocoon.microvm.move_snapshot", {"all": {"hosts": hosts}})
+    inventory = {"all": {"hosts": hosts}}
+    (kept,) = host.run("cocoon_snapshot_info", names=["warm"])["snapshots"]
+    (tmp_path / f"{kept['id']}.tar.zst.image").mkdir()  # in the way: nothing stays of what was taken out already
+    failed = play("cocoon.microvm.move_snapshot", inventory, ok=False)
+    assert "warm was not moved. Fetch what the image was imported from" in failed.output
+    assert list(tmp_path.iterdir()) == []
+    first = play("cocoon.microvm.move_snapshot", inventory)
     assert first.result("Import it", "far").changed
     assert list(tmp_path.iterdir()) == []
-    assert play("cocoon.microvm.move_snapshot", {"all": {"hosts": hosts}}).total("changed") == 0
+    assert play("cocoon.microvm.move_snapshot", inventory).total("changed") == 0
     far = host.run.with_defaults(**stores["far"])
     (moved,) = far("cocoon_snapshot_info")["snapshots"]
-    (kept,) = host.run("cocoon_snapshot_info", names=["warm"])["snapshots"]
     same = ("cpu", "memory", "image", "image_digest", "machine", "layout", "data_disks", "description")
     assert {key: moved[key] for key in same} == {key: kept[key] for key in same}
     far("cocoon_snapshot", name="warm", state="absent")

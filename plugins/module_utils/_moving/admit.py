@@ -75,7 +75,7 @@ def _judge(run: Run, found: Record, networks: t.Mapping[str, str], taken: Taken)
         try:
             check(run, found, networks, taken)
         except CocoonError as exc:
-            problems.append(exc.message)
+            problems.append(str(exc))
     image = run.image(found["image_digest"])
     return {
         "name": found["config"]["name"],

@@ -8,23 +8,11 @@ And a word now and then of how far the pull of the VMs' images has got.
 
 from __future__ import annotations
 
-import typing as t
-
-from ansible.module_utils.parsing.convert_bool import boolean
-
-from ansible_collections.cocoon.microvm.plugins.plugin_utils._progress import DeferringAction
-
-LIMITED = "refused under --limit, where the list may be incomplete. Run the playbook without --limit."
+from ansible_collections.cocoon.microvm.plugins.plugin_utils._progress import PruningAction
 
 
-class ActionModule(DeferringAction):
+class ActionModule(PruningAction):
     """Refuse to prune under --limit; else run the module, and if it has to pull an image, again, and watch it."""
 
     MODULE = "cocoon.microvm.cocoon_vms"
     BRIEF = 0  # whatever is pulled: a second run must have all to do still
-
-    def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        """The module's result."""
-        if boolean(arguments.get("prune", False), strict=False) and task_vars.get("ansible_limit"):
-            return {"failed": True, "changed": False, "msg": f"prune: {LIMITED}"}
-        return super().act(arguments, task_vars)

@@ -11,13 +11,20 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item, converge
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import view
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import validate_all
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import raise_all, validate_all
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site import Part, clashes
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, parse_size
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import DOCKER_HUB, Options, Run
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.site import Share
+
+# The action of a VM that check mode cannot plan, as its host has yet to be prepared.
+UNPLANNED = "unknown"
 
 
 def options_of(params: t.Mapping[str, t.Any]) -> Options:
@@ -30,6 +37,11 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
         parallel=max(1, params.get("parallel") or Options.parallel),
         max_unavailable=max(1, params.get("max_unavailable") or Options.max_unavailable),
         progress=Progress.from_params(params),
+        never_pull=frozenset(
+            [*(params.get("never_pull") or ()), *(image["name"] for image in params.get("images") or ())]
+        ),
+        # Only a site has the option: the modules of one noun do with a bare name what Docker does.
+        default_registry=params.get("default_registry", DOCKER_HUB),
     )
 
 
@@ -57,17 +69,103 @@ def converge_vms(
     :raises InputError: a bad argument; nothing has been touched.
     :raises Deferred: an image is to be pulled, and *params* leave that to another run.
     """
-    definitions = validate_all(items, option)
-    owner = params.get("owner")
-    for definition in definitions:
-        if owner and "owner" not in definition:
-            definition["owner"] = owner
+    definitions = _owned(validate_all(items, option), params)
     run = open_run(params, check, mark)
-    if params.get("prune"):
-        definitions += _pruned(run.store, definitions, params, bool(items))
-    batch = [Item(definition) for definition in definitions]
+    batch = _items(run, definitions, params, bool(items))
     converge(run, batch, check)
     return [_result(item, check, run.store.paths) for item in batch]
+
+
+def _owned(definitions: list[Record], params: t.Mapping[str, t.Any]) -> list[Record]:
+    owner = params.get("owner")
+    return [{"owner": owner, **definition} if owner else definition for definition in definitions]
+
+
+def _items(run: Run, definitions: list[Record], params: t.Mapping[str, t.Any], listed: bool) -> list[Item]:
+    """The definitions, and those that remove what is pruned."""
+    if params.get("prune"):
+        definitions = definitions + _pruned(run.store, definitions, params, listed)
+    return [Item(definition) for definition in definitions]
+
+
+def converge_site(params: t.Mapping[str, t.Any], check: bool) -> Record:
+    """Make the networks, images and VMs of a host what the options of ``cocoon_site`` say.
+
+    :returns: ``networks`` and ``images``, a result each with ``name changed diff warnings``, what their modules
+        answer, and ``failed`` and ``msg`` where it went wrong; ``vms`` as of :func:`converge_vms`.
+    :raises InputError: bad arguments, all of them in one; nothing has been touched.
+    :raises Deferred: an image is to be had, and *params* leave that to another run.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.site import Share, Site
+
+    options, paths = options_of(params), Paths.from_params(params)
+    errors: list[InputError] = []
+    shares = [
+        Share(part, given)
+        for kind in ("network", "image")
+        for part, given in _parts(kind, _given(kind, params), options, paths, errors)
+    ]
+    definitions: list[Record] = []
+    try:
+        definitions = _owned(validate_all(params["vms"]), params)
+    except InputError as exc:
+        errors.append(exc)
+    raise_all(errors or clashes([share.part for share in shares], definitions))
+    run = open_run(params, check)
+    items = _items(run, definitions, params, bool(params["vms"]))
+    Site(run, shares, items, check, params["unprepared"]).converge()
+    return {
+        **{f"{kind}s": [_share(share) for share in shares if share.part.kind == kind] for kind in ("network", "image")},
+        "vms": [_result(item, check, run.store.paths) for item in items],
+    }
+
+
+def _given(kind: str, params: t.Mapping[str, t.Any]) -> list[Record]:
+    """The networks or images, each with what the site says for all of them."""
+    common = {key: params[key] for key in ("root_dir", "run_dir", "log_dir", "lock_timeout")}
+    return [
+        {
+            **item,
+            **common,
+            "owner": item["owner"] if item["owner"] is not None else params["owner"],
+            "force": item["force"] if item["force"] is not None else params["force"],
+        }
+        for item in params[f"{kind}s"]
+    ]
+
+
+def _parts(
+    kind: str, items: t.Sequence[Record], options: Options, paths: Paths, errors: list[InputError]
+) -> t.Iterator[tuple[Part, Record]]:
+    """Each network or image in canonical form, with its options; what is wrong with them goes to *errors*."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine
+
+    for number, item in enumerate(items):
+        part = Part(kind, number, item)
+        try:
+            if kind == "network":
+                part = Part(kind, number, {**engine.checked(item, paths), "state": item["state"]})
+            else:
+                from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
+
+                manager.wanted_of(item, options.lock_timeout, options.progress)
+        except InputError as exc:
+            errors.append(InputError(exc.message, part.at(exc.option or "name"), exc.remedy))
+        yield part, item
+
+
+def _share(share: Share) -> Record:
+    """The result of a network or an image."""
+    result: Record = {
+        "name": share.part.definition["name"],
+        "changed": False,
+        "diff": {"before": {}, "after": {}},
+        "warnings": [],
+        **share.answer,
+    }
+    if share.error is not None:
+        result.update(failed=True, msg=str(share.error))
+    return result
 
 
 def open_run(params: t.Mapping[str, t.Any], check: bool, mark: t.Callable[[str], None] | None = None) -> Run:
@@ -94,7 +192,20 @@ def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str
     return [prune_definition(name, owner, force) for name in names]
 
 
-def unlisted(params: t.Mapping[str, t.Any], listed: t.Container[str]) -> list[Record]:
+def tell_unlisted(params: t.Mapping[str, t.Any], answer: Record) -> Record:
+    """*answer* with the VMs that are there and not listed, if *params* tell what is wanted elsewhere."""
+    if params["elsewhere"] is None:
+        return answer
+    found = _unlisted(params, [result["name"] for result in answer["results"]])
+    warnings = [
+        f"VM '{vm['name']}' is here, not listed, and left alone, because it is wanted on {vm['wanted_on']}"
+        for vm in found
+        if vm["wanted_on"]
+    ]
+    return {**answer, "unlisted": found, "warnings": [*answer["warnings"], *warnings]}
+
+
+def _unlisted(params: t.Mapping[str, t.Any], listed: t.Container[str]) -> list[Record]:
     """The owner's VMs that are there and not *listed*: ``name state wanted_on``.
 
     :param params: the module's parameters; ``elsewhere`` has the hosts that VMs are wanted on, by name.
@@ -115,6 +226,8 @@ def _result(item: Item, check: bool, paths: Paths) -> Record:
     plan = (item.whole if item.plan else None) or item.plan
     actions = ["pull"] if item.pulled else []
     actions += (plan.actions if plan else []) if check else item.done
+    if item.unplanned:
+        actions.append(UNPLANNED)
     result: Record = {
         "name": item.name,
         "changed": bool(actions),
@@ -161,4 +274,4 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
     }
 
 
-__all__ = ["CocoonError", "converge_vms", "unlisted", "vm_info"]
+__all__ = ["CocoonError", "converge_site", "converge_vms", "tell_unlisted", "vm_info"]

@@ -34,3 +34,70 @@ def admission_options() -> Spec:
         "memory_overcommit": {"type": "float", "default": 1.0},
         "disk_overcommit": {"type": "float", "default": 1.0},
     }
+
+
+def bulk_options() -> Spec:
+    """How to go about many VMs at once, whose they are, and whether those that are not listed go."""
+    return {
+        "prune": {"type": "bool", "default": False},
+        "force": {"type": "bool", "default": False},
+        "owner": {"type": "str"},
+        "elsewhere": {"type": "dict"},
+        "parallel": {"type": "int", "default": 16},
+        "max_unavailable": {"type": "int", "default": 1},
+    }
+
+
+def network_options() -> Spec:
+    """The options of a network."""
+    return {
+        "name": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "bridge": {"type": "str"},
+        "adopt": {"type": "bool"},
+        "subnet": {"type": "str"},
+        "gateway": {"type": "str"},
+        "range_start": {"type": "str"},
+        "range_end": {"type": "str"},
+        "nat": {"type": "bool"},
+        "isolated": {"type": "bool"},
+        "anti_spoofing": {"type": "bool"},
+        "mtu": {"type": "int"},
+        "dns": {"type": "list", "elements": "str"},
+        "dns_search": {"type": "list", "elements": "str"},
+        "owner": {"type": "str"},
+        "labels": {"type": "dict"},
+        "force": {"type": "bool"},
+    }
+
+
+def image_options() -> Spec:
+    """The options of an image; see :data:`IMAGE_RULES`."""
+    return {
+        "name": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "source": {"type": "path"},
+        "kernel": {"type": "path"},
+        "initrd": {"type": "path"},
+        "checksum": {"type": "str"},
+        "tag": {"type": "str"},
+        "pull": {"type": "str", "choices": ["missing", "always", "never"], "default": "missing"},
+        "platform": {"type": "str"},
+        "registry_user": {"type": "str"},
+        "registry_password": {"type": "str", "no_log": True},
+        "auth_file": {"type": "path", "aliases": ["authfile"]},
+        "ca_path": {"type": "path"},
+        "validate_certs": {"type": "bool", "default": True, "aliases": ["tls_verify"]},
+        "mirror": {"type": "str"},
+        "max_size": {"type": "str"},
+        "owner": {"type": "str"},
+        "labels": {"type": "dict"},
+        "force": {"type": "bool"},
+    }
+
+
+# Which options of an image go with which.
+IMAGE_RULES: dict[str, t.Any] = {
+    "mutually_exclusive": [("registry_user", "auth_file")],
+    "required_together": [("registry_user", "registry_password")],
+}

@@ -53,6 +53,12 @@ def check_paths(params: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any]) -> N
     :raises InputError: a path that begins nowhere, or that Python would write in other bytes than the user.
     """
     for option, given in params.items():
+        for number, item in enumerate(given or () if "options" in spec.get(option, {}) else ()):
+            try:
+                check_paths(item, spec[option]["options"])
+            except InputError as exc:
+                where = f"{option}[{number}] ({item.get('name')}): {exc.option}"
+                raise InputError(exc.message, where, exc.remedy) from None
         if not given or spec.get(option, {}).get("type") != "path" or option in ELSEWHERE:
             continue
         path = _path_of(given)
@@ -100,25 +106,52 @@ def defect(exc: Exception) -> str:
 
 
 def bulk_answer(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:
-    """One answer from the results of many items: what happened to each, and who failed."""
-    failed = [result for result in results if result.get("failed")]
+    """One answer from the results of many VMs: what happened to each, and who failed."""
+    return site_answer({"networks": [], "images": [], "vms": results}, whole=False)
+
+
+def site_answer(found: t.Mapping[str, list[dict[str, t.Any]]], whole: bool = True) -> dict[str, t.Any]:
+    """One answer from the results of networks, images and VMs.
+
+    :param whole: tell of networks and images, and of what is which in the headers of the diff.
+    """
+    vms = found["vms"]
+    every = [(kind[:-1], result) for kind in ("networks", "images", "vms") for result in found[kind]]
     answer: dict[str, t.Any] = {
-        "changed": any(result["changed"] for result in results),
-        "vms": {name: vm for name, vm in ((result["name"], result.pop("vm")) for result in results) if vm},
-        "results": results,
+        "changed": any(result["changed"] for _kind, result in every),
+        "vms": {name: vm for name, vm in ((result["name"], result.pop("vm")) for result in vms) if vm},
+        "results": vms,
         "diff": [
-            {**result["diff"], "before_header": result["name"], "after_header": result["name"]}
-            for result in results
-            if result["diff"]["before"] or result["diff"]["after"]
+            {**diff, "before_header": header, "after_header": header}
+            for kind, result in every
+            for diff in [result["diff"] if kind == "vm" else result.pop("diff")]
+            for header in [f"{kind} {result['name']}" if whole else result["name"]]
+            if diff["before"] or diff["after"]
         ],
-        "warnings": [warning for result in results for warning in result.pop("warnings")],
+        "warnings": [warning for _kind, result in every for warning in result.pop("warnings", [])],
     }
-    if failed:
-        shown = "; ".join(f"{result['name']}: {result['msg']}" for result in failed[:5])
-        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        answer.update(
-            failed=True,
-            failed_vms=[result["name"] for result in failed],
-            msg=f"{len(failed)} of {len(results)} VMs failed: {shown}{more}",
-        )
-    return answer
+    if whole:
+        answer.update(networks=found["networks"], images=found["images"])
+    return {**answer, **_failure(every)}
+
+
+def _failure(every: list[tuple[str, dict[str, t.Any]]]) -> dict[str, t.Any]:
+    """What is said of those that failed, if any did."""
+    failed = [(kind, result) for kind, result in every if result.get("failed")]
+    if not failed:
+        return {}
+    shown = [
+        f"{result['name']}: {result['msg']}" if kind == "vm" else f"{kind} {result['name']}: {result['msg']}"
+        for kind, result in failed
+    ]
+    more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+    counts = [
+        f"{sum(kind == one for kind, _ in failed)} of {sum(kind == one for kind, _ in every)} {words}"
+        for one, words in (("network", "networks"), ("image", "images"), ("vm", "VMs"))
+        if any(kind == one for kind, _ in failed)
+    ]
+    return {
+        "failed": True,
+        "failed_vms": [result["name"] for kind, result in failed if kind == "vm"],
+        "msg": f"{' and '.join(counts)} failed: {'; '.join(shown[:5])}{more}",
+    }

@@ -174,39 +174,26 @@ deferred:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms, unlisted
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms, tell_unlisted
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
+    bulk_options,
     progress_options,
     store_options,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import bulk_answer, run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
-
-COUNT = {"type": "int"}
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import listed_vm_options
 
 
 def converge(module: AnsibleModule) -> dict:
     answer = bulk_answer(converge_vms(module.params, module.params["vms"], module.check_mode))
-    if module.params["elsewhere"] is not None:
-        answer["unlisted"] = unlisted(module.params, [result["name"] for result in answer["results"]])
-        answer["warnings"] += [
-            f"VM '{vm['name']}' is here, not listed, and left alone, because it is wanted on {vm['wanted_on']}"
-            for vm in answer["unlisted"]
-            if vm["wanted_on"]
-        ]
-    return answer
+    return tell_unlisted(module.params, answer)
 
 
 def main() -> None:
     spec = {
-        "vms": {"type": "list", "elements": "dict", "required": True, "options": {**vm_options(), "count": COUNT}},
-        "prune": {"type": "bool", "default": False},
-        "force": {"type": "bool", "default": False},
-        "owner": {"type": "str"},
-        "elsewhere": {"type": "dict"},
-        "parallel": {"type": "int", "default": 16},
-        "max_unavailable": {"type": "int", "default": 1},
+        "vms": {"type": "list", "elements": "dict", "required": True, "options": listed_vm_options()},
+        **bulk_options(),
         **store_options(),
         **admission_options(),
         **progress_options(),

@@ -51,8 +51,9 @@ def misread_names(arguments: Mapping[str, t.Any]) -> str | None:
 
     :returns: nothing, if they are all text.
     """
-    items = arguments.get("vms")
-    named = [("name", arguments), *((f"vms[{number}].name", item) for number, item in enumerate(_items(items)))]
+    named = [("name", arguments)]
+    for option in ("networks", "images", "vms"):
+        named += [(f"{option}[{number}].name", item) for number, item in enumerate(_items(arguments.get(option)))]
     for place, options in named:
         name = options.get("name") if isinstance(options, Mapping) else None
         if name is not None and not isinstance(name, str):
@@ -160,20 +161,14 @@ def with_defaults(definitions: t.Iterable[Definition], defaults: t.Any) -> list[
     return list(found.values())
 
 
-def needing(definitions: t.Iterable[Definition], images: t.Container[str], networks: t.Container[str]) -> list[str]:
-    """Names of the VMs that need one of *images* or *networks*, which are not there yet."""
-    found = []
-    for definition in definitions:
-        nics = definition.get("nics") or [{}]
-        used = [nic.get("network") or definition.get("network") for nic in nics if isinstance(nic, Mapping)]
-        if definition.get("image") in images or any(network in networks for network in used):
-            found.append(definition["name"])
-    return found
-
-
 def suffixed(variables: t.Iterable[str], base: str) -> list[str]:
     """Those of *variables* that are *base* or ``<base>_<suffix>``, in the order of merging."""
     return ordered((name for name in variables if name == base or str(name).startswith(f"{base}_")), base)
+
+
+def declared(variables: Mapping[str, t.Any], base: str) -> list[str]:
+    """The names that *base* and its suffixed variables have, sorted."""
+    return sorted({name for variable in suffixed(variables, base) for name in by_name(variable, variables[variable])})
 
 
 def vm_names(definition: Definition) -> list[str]:

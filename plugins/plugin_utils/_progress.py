@@ -11,6 +11,7 @@ import time
 import typing as t
 
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -22,6 +23,7 @@ SAY = 5.0
 # The variable that sets the latter.
 INTERVAL = "cocoon_progress_interval"
 LIMIT = 7 * 86400
+LIMITED = "refused under --limit, where the list may be incomplete. Run the playbook without --limit."
 UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -203,6 +205,16 @@ class DeferringAction(ProgressAction):
             return self.plain(self.MODULE, arguments, task_vars)
         first = self.plain(self.MODULE, {**arguments, "defer_above": self.BRIEF}, task_vars)
         return self.watched(self.MODULE, arguments, task_vars) if first.get("deferred") else first
+
+
+class PruningAction(DeferringAction):
+    """An action whose module may prune, which it must not where its list may lack what the limit leaves out."""
+
+    def act(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The module's result."""
+        if boolean(arguments.get("prune", False), strict=False) and task_vars.get("ansible_limit"):
+            return {"failed": True, "changed": False, "msg": f"prune: {LIMITED}"}
+        return super().act(arguments, task_vars)
 
 
 ASYNC_KEYS = (

@@ -22,7 +22,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.running import
 
 pytestmark = pytest.mark.smoke
 
-CONVERGE = "cocoon.microvm.vms : Converge the VMs"
+CONVERGE = "cocoon.microvm.vms : Converge networks, images and VMs"
 RUNTIME = {"plugins", "roles", "playbooks", "meta", "MANIFEST.json", "FILES.json"}
 
 

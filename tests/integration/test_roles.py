@@ -21,7 +21,7 @@ import yaml
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Run
 
-CONVERGE = "cocoon.microvm.vms : Converge the VMs"
+CONVERGE = "cocoon.microvm.vms : Converge networks, images and VMs"
 LIMITED = "cocoon.microvm.vms : Converge the VMs of the limit"
 SITE = "cocoon.microvm.site"
 TEARDOWN = "cocoon.microvm.teardown"

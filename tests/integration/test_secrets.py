@@ -43,7 +43,8 @@ LOGIN = {
 }
 CRYPT = "$6$"
 VM = {**SMALL, "name": "one", "user": "ops", **LOGIN}
-CONVERGE = "cocoon.microvm.vms : Converge the VMs"
+CONVERGE = "cocoon.microvm.vms : Converge networks, images and VMs"
+FAILED = "cocoon.microvm.vms : Say what failed"
 WAITED = {"state": "started", "wait_for": "port", "timeout": BOOT}
 
 
@@ -259,7 +260,7 @@ def test_inventories_show_nothing(bench: Bench, one: dict[str, Any], shape: str)
     run = bench.run(role, inventory=inventory, diff=True)
     assert run.total("changed") == 0 and run.result(CONVERGE)["vms"]["one"]["state"] == "running"
     run = bench.run(role, inventory=inventory, diff=True, password=OTHER, ok=False)
-    assert "password" in run.result(CONVERGE)["msg"]
+    assert "password" in run.result(FAILED)["msg"]
 
 
 def test_login_data_goes_once_the_guest_has_shut_down(bench: Bench, one: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ class Item:
     error: CocoonError | None = None
     seconds: float | None = None
     pulled: bool = False
+    unplanned: bool = False  # in check mode: it cannot be known what would be done
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, MissingImageError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import DOCKER_HUB, Run
 
 # Options of cocoon_image that say the image's name, and cocoon_vm has under another name.
 NAMES = (None, "name", "source")
@@ -25,11 +24,16 @@ def obtain(run: Run, name: str, pull: str, check: bool) -> tuple[bool, list[str]
     """
     if images.DIGEST_RE.match(name):
         return False, []  # no registry is named
-    remote = None if source.registry_reference(name, None) else f"{source.SCHEME}{name}"
-    wanted = manager.Wanted(
-        name, source=remote, pull=pull, lock_timeout=run.options.lock_timeout, progress=run.options.progress
-    )
     there = images.resolve(run.store, name) is not None
+    if there and name in run.options.never_pull:
+        return False, []
+    wanted = manager.Wanted(
+        name,
+        source=_remote(run, name),
+        pull=pull,
+        lock_timeout=run.options.lock_timeout,
+        progress=run.options.progress,
+    )
     try:
         outcome = manager.converge(run.store.paths, wanted, check)
     except CocoonError as exc:
@@ -38,19 +42,30 @@ def obtain(run: Run, name: str, pull: str, check: bool) -> tuple[bool, list[str]
         if not there:
             exc.message = f"there is no image '{name}' on this host, and it cannot be pulled: {exc.message}"
         raise
-    if check and outcome.changed:
-        run.expect_image(name, _expected(outcome.diff["after"]))
+    if check and outcome.changed and outcome.expected:
+        run.expect_image(name, outcome.expected)
     return outcome.changed, outcome.warnings
 
 
-def _expected(after: Record) -> Record:
-    """The image that a real run would have. What is in it is not known, so nothing is refused for that."""
-    return {
-        "id": after["id"],
-        "digest": after["id"],
-        "type": "oci",
-        "layers": [],
-        "boot": {"kernel_path": "unknown", "initrd_path": "unknown"},
-        "disk": None,
-        "features": ["user", "password", "ssh_keys"],
-    }
+def _remote(run: Run, name: str) -> str | None:
+    """Where to pull an image from; ``None`` if its name says that itself.
+
+    :raises MissingImageError: no registry is to be asked.
+    """
+    if name in run.options.never_pull:
+        raise MissingImageError(
+            f"there is no image '{name}' on this host, and no registry is asked for it, as it is declared otherwise",
+            "image",
+            "Have it imported first: run the playbook site for the hypervisor.",
+        )
+    if source.registry_reference(name, None):
+        return None
+    registry = run.options.default_registry
+    if registry is None:
+        raise MissingImageError(
+            f"there is no image '{name}' on this host, and its name says no registry",
+            "image",
+            "Declare the image, write its registry in front of the name, or set a default registry"
+            " (cocoon_default_registry in an inventory).",
+        )
+    return f"{source.SCHEME}{name}" if registry == DOCKER_HUB else f"{source.SCHEME}{registry.rstrip('/')}/{name}"

@@ -28,7 +28,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning import im
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.image import Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now, parse_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_labels, now, parse_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +53,46 @@ class Wanted(planning.Wanted):
     progress: Progress = dataclasses.field(default_factory=Progress, repr=False, compare=False)
 
 
+def wanted_of(params: t.Mapping[str, t.Any], lock_timeout: float, progress: Progress) -> Wanted:
+    """What the options of an image say, checked as far as that goes without looking at anything.
+
+    :raises InputError: an option that can never work, alone or with the others given.
+    """
+    own = {"lock_timeout", "progress", "labels"}
+    given = {field.name: params[field.name] for field in dataclasses.fields(Wanted) if field.name not in own}
+    labels = None if params["labels"] is None else check_labels(params["labels"])
+    wanted = Wanted(**given, labels=labels, lock_timeout=lock_timeout, progress=progress)
+    _validate(wanted)
+    return wanted
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of a module run; ``image`` is ``None`` where there is (or in check mode would be) none yet."""
+    """The result of a module run; ``image`` is ``None`` where there is (or in check mode would be) none yet.
+
+    ``expected`` is the image that the name would lead to after a run in check mode, as far as that is known.
+    """
 
     changed: bool
     actions: list[str]
     image: Record | None
     diff: dict[str, Record]
     warnings: list[str]
+    expected: Record | None = None
 
 
-def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
-    """Make it so, or in check mode say what would be done.
+class Foreseen(t.NamedTuple):
+    """In check mode, what a run would have done by then: ids of users that are gone, and images by new names."""
+
+    gone: t.Container[str] = ()
+    names: t.Mapping[str, Record | None] = {}
+
+
+NOTHING = Foreseen()
+
+
+def converge(paths: Paths, wanted: Wanted, check_mode: bool, foreseen: Foreseen = NOTHING) -> Outcome:
+    """Make it so, or in check mode say what would be done, when *foreseen* is so.
 
     :raises CocoonError: nothing half-made is left then.
     :raises Deferred: it takes more than ``wanted.progress`` is for; nothing was done.
@@ -77,7 +104,7 @@ def converge(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
         store = Store.open(paths)
         images.make_directories(paths)
     with _blamed(wanted), _examined(paths, store, wanted, check_mode) as sources:
-        return _carry_out(paths, store, wanted, sources, check_mode)
+        return _carry_out(paths, store, wanted, sources, check_mode, foreseen)
 
 
 @contextlib.contextmanager
@@ -103,10 +130,15 @@ def _check_passable(paths: Paths) -> None:
 
 
 def _carry_out(
-    paths: Paths, store: Store | None, wanted: Wanted, sources: source.Sources | None, check_mode: bool
+    paths: Paths,
+    store: Store | None,
+    wanted: Wanted,
+    sources: source.Sources | None,
+    check_mode: bool,
+    foreseen: Foreseen,
 ) -> Outcome:
     """Compare and act, while what *sources* names is there."""
-    plan = make_plan(store, wanted, sources)
+    plan = make_plan(store, wanted, sources, foreseen)
     if "import" in plan.steps:
         _check_passable(paths)
     if check_mode or store is None:
@@ -115,7 +147,8 @@ def _carry_out(
 
             plan = dataclasses.replace(plan, warnings=importer.rehearse(sources))
         image = plan.current if store and plan.current and plan.current["id"] == plan.image_id else None
-        return _outcome(store, plan, image if wanted.state == "present" else None)
+        outcome = _outcome(store, plan, image if wanted.state == "present" else None)
+        return dataclasses.replace(outcome, expected=expected(plan) if wanted.state == "present" else None)
     if "import" in plan.steps and sources and wanted.progress.most is not None:
         wanted.progress.expect(sources.main.weight())
     _housekeeping(store, plan.image_id if plan.steps else None, wanted.lock_timeout)
@@ -245,14 +278,16 @@ def _is_named_simply(wanted: Wanted, current: Record) -> bool:
     )
 
 
-def make_plan(store: Store | None, wanted: Wanted, sources: source.Sources | None) -> Plan:
+def make_plan(
+    store: Store | None, wanted: Wanted, sources: source.Sources | None, foreseen: Foreseen = NOTHING
+) -> Plan:
     """Compare what is in the store with what is wanted. Reads records; writes nothing."""
     found = planning.Found(sources.image_id, sources.type) if sources else None
-    there = planning.There() if store is None else _look(store, wanted, found)
+    there = planning.There() if store is None else _look(store, wanted, found, foreseen)
     return planning.plan_image(wanted, there, found)
 
 
-def _look(store: Store, wanted: Wanted, found: planning.Found | None) -> planning.There:
+def _look(store: Store, wanted: Wanted, found: planning.Found | None, foreseen: Foreseen) -> planning.There:
     """What the planner has to know of the store."""
     current = images.resolve(store, wanted.name)
     if wanted.state == "absent":
@@ -260,10 +295,15 @@ def _look(store: Store, wanted: Wanted, found: planning.Found | None) -> plannin
             return planning.There()
         by_digest = images.DIGEST_RE.match(wanted.name)
         names = [] if by_digest else images.current_names(store, current)
+        names += [name for name, image in foreseen.names.items() if image and image["id"] == current["id"]]
         return planning.There(
             current,
             others=tuple(name for name in names if name != wanted.name),
-            users=tuple(images.describe_user(store, user) for user in images.users(store, current["id"])),
+            users=tuple(
+                images.describe_user(store, user)
+                for user in images.users(store, current["id"])
+                if user not in foreseen.gone
+            ),
         )
     target = images.load_record(store, found.id) if found else current
     return planning.There(current, target, target is not None and not images.missing_files(store, target))
@@ -273,6 +313,28 @@ def _outcome(store: Store | None, plan: Plan, image: Record | None) -> Outcome:
     shown = public(store, image) if store and image else None
     diff = {"before": plan.before, "after": plan.after}
     return Outcome(bool(plan.steps), list(plan.steps), shown, diff, plan.warnings)
+
+
+def expected(plan: Plan) -> Record | None:
+    """The image that a plan comes to. Of one that is not in the store yet only the digest and the kind are known."""
+    if "import" not in plan.steps or plan.image_id is None:
+        return plan.current
+    return unseen(plan.image_id, plan.after["type"])
+
+
+def unseen(image_id: str, image_type: str = "oci") -> Record:
+    """An image that is still to come, for a plan: nothing is refused for what is in it, as nobody knows that yet."""
+    disk = {"virtual_size": 0, "firmware": None} if image_type == "cloudimg" else None
+    return {
+        "id": image_id,
+        "digest": image_id,
+        "type": image_type,
+        "layers": [],
+        "boot": None if disk else {"kernel_path": "unknown", "initrd_path": "unknown"},
+        "disk": disk,
+        "features": ["user", "password", "ssh_keys"],
+        "unseen": True,
+    }
 
 
 def public(store: Store, record: Record) -> Record:

@@ -33,10 +33,21 @@ def checkpoint(_name: str) -> None:
     """Called after each step of a change; tests end the process here."""
 
 
-def converge(params: t.Mapping[str, t.Any], check_mode: bool) -> Record:
+class Gone(t.NamedTuple):
+    """What else would be gone by the time that a network's turn comes: ids of VMs, and names of networks."""
+
+    vms: t.Collection[str] = ()
+    networks: t.Collection[str] = ()
+
+
+NOBODY = Gone()
+
+
+def converge(params: t.Mapping[str, t.Any], check_mode: bool, gone: Gone = NOBODY) -> Record:
     """Bring one network to its definition.
 
     :param params: the options of ``cocoon_network``.
+    :param gone: in check mode, what a run would have removed by then.
     :return: ``changed``, ``action``, ``network`` (the record, ``None`` if absent) and ``diff``.
     :raises CocoonError: see :mod:`_plan`; and whatever the kernel or nft has against it.
     """
@@ -45,7 +56,7 @@ def converge(params: t.Mapping[str, t.Any], check_mode: bool) -> Record:
     absent = params["state"] == "absent"
     store = Store.load(paths)
     # What the host has against it is asked under the lock: before, half of another task's work may be seen.
-    decision, facts = _decide(store, definition, absent, ask_host=check_mode)
+    decision, facts = _decide(store, definition, absent, check_mode, gone)
     if decision.changed and not check_mode:
         store = Store.open(paths)
         with locked(paths, ["host", f"network:{definition['name']}"], params["lock_timeout"]):
@@ -65,6 +76,18 @@ def converge(params: t.Mapping[str, t.Any], check_mode: bool) -> Record:
     }
 
 
+def checked(params: t.Mapping[str, t.Any], paths: Paths) -> plan.Definition:
+    """The options of one network in canonical form, without a look at the host.
+
+    :raises InputError: an option that can never work, alone or with the others given.
+    """
+    definition = plan.define(params)
+    store = Store.load(paths)
+    if params["state"] != "absent" and (store is None or store.index("network").lookup(definition["name"]) is None):
+        plan.target(definition, None, None)
+    return definition
+
+
 def shown(record: Record | None) -> Record | None:
     """The record without what is only bookkeeping."""
     if record is None:
@@ -75,8 +98,8 @@ def shown(record: Record | None) -> Record | None:
 # -- looking --------------------------------------------------------------------------------------------------------
 
 
-def facts_of(store: Store | None, name: str, absent: bool) -> plan.Facts:
-    """What there is of the network *name*."""
+def facts_of(store: Store | None, name: str, absent: bool, without: t.Collection[str] = ()) -> plan.Facts:
+    """What there is of the network *name*, of whose users the VMs *without* do not count."""
     network_id = store.index("network").lookup(name) if store else None
     if store is None or network_id is None:
         return plan.Facts()
@@ -99,7 +122,7 @@ def facts_of(store: Store | None, name: str, absent: bool) -> plan.Facts:
     users = leases.users(store, network_id)
     return plan.Facts(
         record=record,
-        users=tuple(sorted(leases.vm_name(store, vm_id) for vm_id in users)),
+        users=tuple(sorted(leases.vm_name(store, vm_id) for vm_id in users if vm_id not in without)),
         leases=len(leases.names(store, network_id, "leases")),
         ports=tuple(str(_port(item)) for item in ports.published(store, network_id)),
         missing=tuple(missing),
@@ -113,38 +136,40 @@ def _port(item: Record) -> ports.Port:
 
 
 def _decide(
-    store: Store | None, definition: plan.Definition, absent: bool, ask_host: bool
+    store: Store | None, definition: plan.Definition, absent: bool, ask_host: bool, gone: Gone = NOBODY
 ) -> tuple[plan.Plan, plan.Facts]:
-    facts = facts_of(store, definition["name"], absent)
+    facts = facts_of(store, definition["name"], absent, gone.vms)
     if absent:
         return plan.plan_absent(definition, facts), facts
     if facts.record is not None and facts.record.get("phase") == leases.REMOVING:
         facts = plan.Facts(bare=True)  # its removal is finished first
     decision = plan.plan_present(definition, facts, store.store_id if store else None)
     if decision.changed and decision.target is not None and ask_host:
-        _check_host(store, decision.target, facts)
+        _check_host(store, decision.target, facts, gone.networks)
     return decision, facts
 
 
-def _check_host(store: Store | None, made: Record, facts: plan.Facts) -> None:
-    """What only the host can tell: the bridge, and whether the subnet is free."""
+def _check_host(store: Store | None, made: Record, facts: plan.Facts, gone: t.Collection[str]) -> None:
+    """What only the host can tell: the bridge, and whether the subnet is free, once the networks *gone* are."""
     record = facts.record
     if record is None:
-        _check_bridge(store, made)
+        _check_bridge(store, made, gone)
     if made["subnet"] and made["adopted"]:
         link = links.look(made["bridge"])
         plan.check_room(made, link.address.partition("/")[0] if link and link.address else None)
     if made["subnet"] and (record is None or made["subnet"] != record["subnet"]):
-        plan.check_overlap(made["name"], made["subnet"], _used(store, made))
+        plan.check_overlap(made["name"], made["subnet"], _used(store, made, gone))
 
 
-def _check_bridge(store: Store | None, made: Record) -> None:
+def _check_bridge(store: Store | None, made: Record, gone: t.Collection[str] = ()) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
     name = made["bridge"]
     if name is None:
         return
     for other in _others(store, made["name"]):
+        if other["bridge"] == name and other["name"] in gone:
+            return
         if other["bridge"] == name:
             raise ConflictError(f"{name} is the bridge of network '{other['name']}'", "bridge", "Name another bridge.")
     kind = kernel.kind(name)
@@ -176,17 +201,21 @@ def _others(store: Store | None, name: str) -> list[Record]:
     return [record for record in found if record]
 
 
-def _used(store: Store | None, made: Record) -> list[tuple[str, str]]:
+def _used(store: Store | None, made: Record, gone: t.Collection[str]) -> list[tuple[str, str]]:
     """Subnets that others have; those of an adopted bridge's own interface are what it is adopted for."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
     others = _others(store, made["name"])
-    used = [(other["subnet"], f"network '{other['name']}'") for other in others if other["subnet"]]
-    exclude = made["bridge"]
-    if exclude is None and store is not None:
-        exclude = _left_over_bridge(store, made["name"])
+    used = [
+        (other["subnet"], f"network '{other['name']}'")
+        for other in others
+        if other["subnet"] and other["name"] not in gone
+    ]
+    own = made["bridge"]
+    if own is None and store is not None:
+        own = _left_over_bridge(store, made["name"])
     if not made["adopted"]:
-        used += kernel.used_ranges(exclude)
+        used += kernel.used_ranges([own, *(other["bridge"] for other in others if other["name"] in gone)])
     return used
 
 

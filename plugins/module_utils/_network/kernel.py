@@ -198,10 +198,10 @@ def delete(record: Record) -> None:
             raise
 
 
-def used_ranges(exclude: str | None = None) -> list[tuple[str, str]]:
+def used_ranges(exclude: t.Container[str | None] = ()) -> list[tuple[str, str]]:
     """Parts of the IPv4 space that the host uses, and for what, in words.
 
-    Default routes do not count, nor does what goes through the interface *exclude*.
+    Default routes do not count, nor does what goes through the interfaces *exclude*.
     """
     found = []
     with _netlink() as ipr:
@@ -209,11 +209,11 @@ def used_ranges(exclude: str | None = None) -> list[tuple[str, str]]:
         for message in ipr.get_addr(family=AF_INET):
             ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             name = names.get(message["index"], "?")
-            if message["scope"] != RT_SCOPE_HOST and name != exclude:
+            if message["scope"] != RT_SCOPE_HOST and name not in exclude:
                 found.append((_canonical(ip, message["prefixlen"]), f"an address of the host's interface {name}"))
         for message in ipr.get_routes(family=AF_INET, table=RT_TABLE_MAIN):
             name = names.get(message.get_attr("RTA_OIF"), "?")
-            if message["dst_len"] > 1 and name != exclude:
+            if message["dst_len"] > 1 and name not in exclude:
                 subnet = _canonical(message.get_attr("RTA_DST"), message["dst_len"])
                 found.append((subnet, f"a route of the host through {name}"))
     return found

@@ -53,21 +53,24 @@ def validate_all(items: t.Sequence[t.Mapping[str, t.Any]], option: str | None = 
     named: list[tuple[str, Definition]] = []
     errors: list[InputError] = []
     for number, item in enumerate(items):
-        prefix = _place(option, number, item.get("name"))
+        prefix = place(option, number, item.get("name"))
         try:
             named += [(prefix, definition) for definition in _several(item, prefix)]
         except InputError as exc:
             errors.append(exc)
-    if not errors:
-        errors = _clashes(named)
+    raise_all(errors or _clashes(named))
+    return [definition for _prefix, definition in named]
+
+
+def raise_all(errors: t.Sequence[InputError]) -> None:
+    """:raises InputError: there are any: all of them in one."""
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise InputError("; ".join(str(error).rstrip(".") for error in errors))
-    return [definition for _prefix, definition in named]
 
 
-def _place(option: str | None, number: int, name: t.Any) -> str:
+def place(option: str | None, number: int, name: t.Any) -> str:
     """What stands before an option's name in an error: ``vms[3] (web4): ``."""
     if not option:
         return ""

@@ -235,6 +235,8 @@ def no_kernel(name: str) -> UnsupportedError:
 
 def check_image(wanted: Definition, image: Record, context: Context) -> None:
     """:raises UnsupportedError: the image cannot do what the options ask. :raises InputError: a disk too small."""
+    if image.get("unseen"):  # it is still to come, and nobody has looked into it
+        return
     name, disk = wanted["image"], image.get("disk")
     boots = bool(disk or (image.get("boot") or {}).get("kernel_path"))
     check_container(wanted, name, boots)

@@ -252,6 +252,11 @@ def vm_options() -> Spec:
     return {row.name: row.spec for row in OPTIONS.values()}
 
 
+def listed_vm_options() -> Spec:
+    """The argument spec of a VM in a list, which may stand for several."""
+    return {**vm_options(), "count": {"type": "int"}}
+
+
 def value_of(record: Record, option: str) -> t.Any:
     """What a VM's record says of an option; ``None`` if it says nothing."""
     return (record.get("config", {}) if OPTIONS[option].at == "config" else record).get(option)

@@ -20,6 +20,10 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
 
 
+# As docker run does with a bare name.
+DOCKER_HUB = "docker.io"
+
+
 def _no_mark(_place: str) -> None:
     """Production runs have no use for marks."""
 
@@ -35,6 +39,9 @@ class Options:
     parallel: int = 16
     max_unavailable: int = 1
     progress: Progress = dataclasses.field(default_factory=Progress)
+    # Images that no registry is asked for, and which one is asked where an image's name says none.
+    never_pull: frozenset[str] = frozenset()
+    default_registry: str | None = DOCKER_HUB
 
 
 class Run:
@@ -57,7 +64,9 @@ class Run:
         self.passing: dict[tuple[str, ...], str] = {}
         self._networks: dict[str, Record | None] = {}
         self._images: dict[str, Record | None] = {}
-        self._expected: dict[str, Record] = {}
+        # In check mode: what a run would have made, and what it would have removed, by then.
+        self.expected_images: dict[str, Record | None] = {}
+        self._expected_networks: dict[str, Record | None] = {}
         # Why an image could not be pulled, by its name and when that was to be done.
         self.unobtainable: dict[tuple[str, str], CocoonError] = {}
         self._snapshots: dict[str, Record | None] = {}
@@ -114,7 +123,8 @@ class Run:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
         if name not in self._networks:
-            self._networks[name] = manager.load(self.store, name)
+            known = name in self._expected_networks
+            self._networks[name] = self._expected_networks[name] if known else manager.load(self.store, name)
         return self._networks[name]
 
     def known_network(self, name: str) -> Record:
@@ -127,12 +137,17 @@ class Run:
         from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
         if name not in self._images:
-            self._images[name] = self._expected.get(name) or images.resolve(self.store, name)
+            known = name in self.expected_images
+            self._images[name] = self.expected_images[name] if known else images.resolve(self.store, name)
         return self._images[name]
 
-    def expect_image(self, name: str, record: Record) -> None:
-        """In check mode: plan with an image that a real run would pull."""
-        self._expected[name] = record
+    def expect_image(self, name: str, record: Record | None) -> None:
+        """In check mode: plan with an image that a real run would have, or would have removed."""
+        self.expected_images[name] = record
+
+    def expect_network(self, name: str, record: Record | None) -> None:
+        """In check mode: plan with a network that a real run would have, or would have removed."""
+        self._expected_networks[name] = record
 
     def known_image(self, name: str) -> Record:
         record = self.image(name)

@@ -10,15 +10,16 @@ import typing as t
 import pytest
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.cocoon.microvm.plugins.filter.cocoon_declared import cocoon_declared
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_definitions import cocoon_definitions
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_elsewhere import cocoon_elsewhere
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_exclusions import cocoon_exclusions
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_inventory_vms import cocoon_inventory_vms
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_merge import cocoon_merge
-from ansible_collections.cocoon.microvm.plugins.filter.cocoon_pending import cocoon_pending
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_problems import cocoon_problems
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_vm_hosts import cocoon_vm_hosts
 from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import misread_names
+from ansible_collections.cocoon.microvm.plugins.plugin_utils._problems import site_problems
 
 Vars = dict[str, t.Any]
 
@@ -155,20 +156,11 @@ def test_a_vm_host_with_something_else_than_options() -> None:
         cocoon_definitions([], {"x": {"cocoon_host": "hv1", "cocoon_vm": "tiny"}}, ["x"])
 
 
-@pytest.mark.parametrize(
-    ("definition", "pending"),
-    [
-        ({}, False),
-        ({"image": "new"}, True),
-        ({"image": "old", "network": "old"}, False),
-        ({"image": "old", "network": "fresh"}, True),
-        ({"nics": [{"network": "old"}, {"network": "fresh"}]}, True),
-        ({"network": "fresh", "nics": [{"network": "old"}]}, False),
-        ({"network": "fresh", "nics": [{"mac": "02:00:00:00:00:01"}]}, True),
-    ],
-)
-def test_vms_that_need_what_is_not_there_yet(definition: Vars, pending: bool) -> None:
-    assert cocoon_pending([{"name": "a", **definition}], ["new"], ["fresh"]) == (["a"] if pending else [])
+def test_names_that_a_host_declares() -> None:
+    variables = {"cocoon_images": {"b": None}, "cocoon_images_x": [{"name": "a"}, {"name": "b"}], "cocoon_imagery": 1}
+    assert cocoon_declared(variables, "cocoon_images") == ["a", "b"]
+    with pytest.raises(AnsibleFilterError, match="quotation marks"):
+        cocoon_declared({"cocoon_images": {83: None}}, "cocoon_images")
 
 
 def test_a_null_takes_away_what_the_defaults_give() -> None:
@@ -310,6 +302,23 @@ def test_problems_name_the_vm(definition: Vars, words: str) -> None:
     (line,) = cocoon_problems([good, {"name": "web2", **definition}])
     assert line.startswith(f"vms[1] ({definition.get('name', 'web2')}): ") and words in line
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"networks": [{"name": "lab", "subnte": "10.1.0.0/24"}]}, "networks[0] (lab): unknown options: subnte."),
+        ({"images": [{"name": "a"}, {"name": "b", "pull": "now"}]}, "images[1] (b): value of pull must be one of"),
+        ({"images": [{"name": "a", "registry_user": "me"}]}, "images[0] (a): parameters are required together"),
+        ({"images": [{"name": "a", "registry_password": ["hunter2"]}]}, None),
+        ({"vms": [{"memory": "1G"}]}, "vms[0].missing required arguments: name"),
+        ({"vms": "no list", "networks": ["no dictionary"]}, None),
+    ],
+)
+def test_problems_of_a_site_name_the_item(arguments: Vars, line: str | None) -> None:
+    found = site_problems(arguments)
+    assert not any("hunter2" in words for words in found)
+    assert line is None or (len(found) == 1 and found[0].startswith(line)), found
 
 
 def test_no_problems() -> None:

@@ -1,0 +1,125 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import textwrap
+
+# One text for the options of cocoon_network and the suboptions of cocoon_site, as there is one argument spec.
+_OPTIONS = r"""
+name:
+  description:
+    - Name of the network, unique in its store.
+    - Letters, digits, dots, underscores and hyphens, at most 63, beginning with a letter or digit.
+  type: str
+  required: true
+state:
+  description:
+    - V(present) creates the network if it is missing, applies changed options, and repairs what the kernel
+      lacks of it.
+    - V(absent) removes it, which is refused while VMs use it.
+  type: str
+  choices: [present, absent]
+  default: present
+bridge:
+  description:
+    - Name of the bridge; V(cm-NAME) where omitted and possible, otherwise a name made from the network's ID.
+    - With O(adopt), the existing bridge to use.
+    - Never changed on an existing network.
+  type: str
+adopt:
+  description:
+    - Use the existing bridge O(bridge). Guests are attached to it; otherwise it is neither changed nor removed,
+      and there are no rules, no NAT and no published ports.
+    - V(false) where omitted at creation, and never changed on an existing network.
+  type: bool
+subnet:
+  description:
+    - IPv4 subnet of the guests, such as V(10.0.0.0/24), from which each gets an address.
+    - May not overlap that of another network, nor an address or route of the host.
+    - On an adopted bridge, the subnet that is there, for static addresses. Give O(range_start) and O(range_end)
+      too, so that nobody else's address is given out.
+    - Without it, guests see to their addresses themselves.
+    - Cannot be changed while VMs use the network.
+  type: str
+gateway:
+  description:
+    - Address of the host on the bridge, and the guests' gateway; the first of O(subnet) where omitted.
+    - On an adopted bridge, the gateway to tell the guests; none where omitted.
+    - Cannot be changed while VMs use the network.
+  type: str
+range_start:
+  description:
+    - First address that is given out; the first of O(subnet) where omitted.
+    - A VM may ask for an address outside the range.
+  type: str
+range_end:
+  description:
+    - Last address that is given out; the last of O(subnet) where omitted.
+  type: str
+nat:
+  description:
+    - Let guests out through the host's default routes, behind the host's address. Without it the network reaches
+      the host and itself only.
+    - V(true) where omitted at creation of a network with a subnet and a bridge of its own.
+    - Needed for published ports.
+  type: bool
+isolated:
+  description:
+    - Keep the guests of the network from reaching each other. The gateway, and what is behind it, they reach.
+    - V(false) where omitted at creation. On an adopted bridge, what else is on it is not isolated from them.
+    - Applied at once, to running guests too.
+  type: bool
+anti_spoofing:
+  description:
+    - Drop what a guest sends under another MAC or address than its own, and what only routers and DHCP servers send.
+    - V(true) where omitted at creation, and on an adopted bridge V(false). A guest that routes for others needs
+      V(false). Applied at once, to running guests too.
+  type: bool
+mtu:
+  description:
+    - MTU of the bridge and of guests that start from now on. The bridge has 1500 where omitted at creation.
+    - An adopted bridge keeps its own; the guests are told this one.
+  type: int
+dns:
+  description:
+    - Name servers for guests that start from now on, at most two; V([8.8.8.8, 1.1.1.1]) where omitted at creation
+      of a network that leads out, otherwise none.
+  type: list
+  elements: str
+dns_search:
+  description:
+    - Domains that guests look names up in, at most six. They learn of a change when they start next.
+    - None where omitted at creation.
+  type: list
+  elements: str
+owner:
+  description:
+    - Who the network belongs to; the store's ID where omitted at creation.
+    - Where given, another owner's network is changed only with O(force).
+  type: str
+labels:
+  description:
+    - Labels of your own. The dictionary is complete.
+  type: dict
+force:
+  description:
+    - Change or remove a network of another owner, and remove a bridge that has other interfaces than guests' on it.
+    - A network that VMs use is not removed with this either.
+  type: bool
+"""
+
+
+def _nested(option: str, text: str) -> str:
+    """The options as suboptions of *option*, whose mentions of each other say so."""
+    inner = text.replace("O(", f"O({option}[].")
+    return f"options:\n  {option}:\n    suboptions:\n{textwrap.indent(inner, ' ' * 6)}"
+
+
+class ModuleDocFragment:
+    # The options of one network. Annotated, because the sanity test `yamllint` reads plain assignments as literals.
+    DOCUMENTATION: str = f"options:\n{textwrap.indent(_OPTIONS, '  ')}"
+
+    # The same as suboptions of C(networks).
+    LIST: str = _nested("networks", _OPTIONS)

@@ -156,6 +156,8 @@ def view(record: Record | None, paths: Paths) -> Record | None:
     if not observed.running:
         shown.update(state=types.STOPPED, pid=0, reason="the hypervisor is gone")
         shown.pop("socket_path", None)
+        if shown.get("ready"):  # that was of a boot which is over
+            shown["ready"] = None
         if "exit_code" in record:
             from ansible_collections.cocoon.microvm.plugins.module_utils._vms import container
 

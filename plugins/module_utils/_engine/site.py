@@ -23,7 +23,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import plan as network_plan
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site import ABSENT, Key, Part, blocked, lets_go
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site import (
+    ABSENT,
+    Key,
+    Part,
+    blocked,
+    lets_go,
+    undefined,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
@@ -93,6 +100,9 @@ class Site:
             else:
                 item.record, item.error = self.run.store.vm_record(item.name), error
         batch.converge(self.run, [*absent, *ready], self.check)
+        for item in ready:
+            kept = undefined(item.record, item.definition) if item.record and item.error is None else None
+            item.warnings += [kept] if kept else []
         for item in ready if self.unprepared else ():
             if isinstance(item.error, (ToolError, UnsupportedError)):
                 item.warnings.append(f"VM '{item.name}' cannot be planned before the host is prepared: {item.error}")

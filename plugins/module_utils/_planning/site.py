@@ -10,12 +10,20 @@ then VMs go, then networks; then networks come, and the VMs on them; and last go
 from __future__ import annotations
 
 import ipaddress
+import json
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import place
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Definition, Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Definition, Plan, is_made
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import (
+    DEFAULTS,
+    OPTIONS,
+    SIZES,
+    value_of,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Remove, SetNics
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
 ABSENT = "absent"
 #: A kind, ``network`` or ``image``, and a name.
@@ -138,3 +146,45 @@ def _networks_after(plan: Plan) -> list[str | None] | None:
     if plan.wanted is not None and plan.wanted.get("nics") is not None:
         return [_network(nic, plan.wanted) for nic in plan.wanted["nics"]]
     return None
+
+
+# What a VM may have without anybody having asked for it: by its image, its driver, or its NICs.
+BY_ITSELF = ("network", "firmware", "storage", "watchdog")
+
+
+def undefined(record: Record, definition: Definition) -> str | None:
+    """What a VM keeps although its definition says nothing of it (any more), and how to take that away.
+
+    An option that is omitted is not compared, so that one which was taken out of an inventory stays as it was.
+    """
+    if definition.get("state") == ABSENT or not is_made(record):
+        return None
+    # A clone has from its snapshot what that had.
+    cloned = bool(definition.get("snapshot") or record.get("snapshot_id"))
+    found = {
+        name: default
+        for name, default in DEFAULTS.items()
+        if name not in definition
+        and name not in BY_ITSELF
+        and OPTIONS[name].at
+        and not (cloned and OPTIONS[name].machine)
+        if value_of(record, name) not in (None, default)
+    }
+    if not cloned and "data_disks" not in definition and record.get("data_disks"):
+        found["data_disks"] = []
+    if not found:
+        return None
+    words = ", ".join(f"{name}: {_plainly(name, default)}" for name, default in found.items())
+    return (
+        f"VM '{definition['name']}' keeps what is recorded and not defined (any more): {', '.join(found)}."
+        f" To take it away, say {words}"
+    )
+
+
+def _plainly(name: str, value: t.Any) -> str:
+    """A value as one writes it into YAML."""
+    if value is None:
+        return "off"
+    if name in SIZES:
+        return format_size(value)
+    return json.dumps(value)

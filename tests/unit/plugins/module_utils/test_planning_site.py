@@ -17,6 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site impo
     clashes,
     lets_go,
     needed,
+    undefined,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Remove, SetNics
 
@@ -122,3 +123,34 @@ def test_a_vm_is_left_as_it_is_where_what_it_needs_failed() -> None:
 )
 def test_what_a_vm_lets_go(plan: Plan, key: tuple[str, str], goes: bool) -> None:
     assert lets_go(plan, key) is goes
+
+
+MADE: Record = {
+    "id": "a",
+    "state": "running",
+    "config": {"name": "web", "cpu": 2, "memory": 2 << 30, "image": "i", "network": "lab", "storage": 20 << 30},
+    "ports": ["8080:80"],
+    "labels": {},
+    "data_disks": [],
+    "balloon": None,
+    "watchdog": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "definition", "kept"),
+    [
+        ({}, {}, "ports: [], memory: 1G"),
+        ({}, {"ports": ["8080:80"], "memory": 1 << 30}, None),
+        ({}, {"ports": [], "memory": 2 << 30}, None),
+        ({"balloon": 1 << 30, "labels": {"a": "b"}}, {"ports": [], "memory": 1}, "balloon: off, labels: {}"),
+        ({"data_disks": [{"name": "db"}]}, {"ports": [], "memory": 1}, "data_disks: []"),
+        ({"snapshot_id": "s", "data_disks": [{"name": "db"}]}, {}, "ports: []"),
+        ({}, {"state": "absent"}, None),
+        ({"state": "creating"}, {}, None),
+    ],
+)
+def test_what_a_vm_keeps_that_nobody_defines(record: Record, definition: Record, kept: str | None) -> None:
+    found = undefined({**MADE, **record}, {"name": "web", **definition})
+    assert (found is None) if kept is None else found is not None
+    assert sorted((found or "").partition(" say ")[2].split(", ")) == sorted((kept or "").split(", "))

@@ -79,6 +79,8 @@ def test_a_vm_of_every_layout_is_shown_and_left_as_it_is(name: str) -> None:
     record = read(name)
     shown = lookup.view(dict(record), Paths())
     assert shown and shown["config"] == record["config"]
+    died = lookup.view({**record, "pid": 1, "state": "running", "process": None, "ready": {"seconds": 2.5}}, Paths())
+    assert died and (died["state"], died["ready"]) == ("stopped", None), "a boot that is over"
     definition = normalise({"name": "web1", "cpu": 2, "memory": "512M", "firmware": record["firmware"]})
     assert not plan_vm(record, Observed(), definition, Context()).changed
 

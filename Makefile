@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test check lint sanity unit integration bench clean
+.PHONY: help setup demo demo-down test check lint sanity unit integration lab bench clean
 
 # The tools' own interpreter, by its full name: nothing is looked up through version managers' shims.
 python := $(CURDIR)/.venv/bin/python
@@ -21,8 +21,8 @@ demo: setup ## prepare this machine, start three microVMs, show them, and run ag
 demo-down: setup ## remove everything that the demo made
 	@$(python) -I tests/tools/demo.py down
 
-test: setup ## lint, sanity, unit and integration tests
-	@$(run) lint sanity unit integration
+test: setup ## lint, sanity, unit and integration tests, and the lab where it has hypervisors
+	@$(run) lint sanity unit integration lab
 
 check: setup ## the quick part of it, for between commits: lint, unit, and the few guests that prove the main job
 	@ARGS="$(ARGS)" $(run) lint quick
@@ -38,6 +38,9 @@ unit: setup ## unit tests (ARGS='-k name' for some)
 
 integration: setup ## integration tests with real guests, as root (ARGS='-k name' for some)
 	@ARGS="$(ARGS)" $(run) integration
+
+lab: setup ## the real hypervisors of COCOON_LAB_BIN, in an emulated machine with KVM, as root (20 minutes at most)
+	@ARGS="$(ARGS)" $(run) lab
 
 bench: setup ## measure, against libvirt too; writes .work/bench.json
 	@$(python) -I tests/bench/bench.py $(ARGS)

@@ -266,6 +266,18 @@ def run_integration(cell: dict[str, Any], target: str, options: Sequence[str], l
     return pytest(title, python, ["tests/integration", *options], env, limit)
 
 
+def lab() -> list[Report]:
+    """Other hypervisors than QEMU, on the real programs in a machine with KVM; where there are none, none of it."""
+    folder = Path(os.environ.get("COCOON_LAB_BIN") or "/opt/cocoon-lab/bin")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return [Report("lab", missing=[f"the lab: there are no hypervisors in {folder} (COCOON_LAB_BIN)"])]
+    cell = matrix()["cores"][0]
+    python = Path(cell["venv"]) / "bin" / "python"
+    env = environment({"PYTHONPATH": str(WORK), "COCOON_TARGET_PYTHON": str(python)}, path=[python.parent])
+    # The tests themselves skip, and say so, what does not fit into twenty minutes.
+    return [pytest("lab", python, ["tests/lab", "-v", *wanted()], env, 1500)]
+
+
 def target_python() -> str:
     """The distribution's own Python, where it has what the modules import; empty when not."""
     done = subprocess.run(

@@ -10,6 +10,7 @@ import socket
 import typing as t
 import uuid
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -494,6 +495,48 @@ class Driver(t.Protocol):
 
     def admit(self, run_dir: str, nics: int) -> None:
         """Raise the links of a guest that was held."""
+
+
+class Unsaved(Driver, t.Protocol):
+    """A driver whose VMs cannot be saved: what the engine asks of a saved machine is refused."""
+
+    def save(
+        self,
+        run_dir: str,
+        inbox: str,
+        copy: t.Callable[[t.Sequence[SavedFile]], None],
+        *,
+        ram: str | None,
+        limit: int,
+        disks: t.Sequence[tuple[str, int]] = (),
+        stay: bool = False,
+    ) -> Saved:
+        raise self._unsaved()
+
+    def reads_only(self) -> bool:
+        raise self._unsaved()
+
+    def check_resume(self, saved: SavedState) -> None:
+        raise self._unsaved()
+
+    def archive_form(self) -> ArchiveForm:
+        raise self._unsaved()
+
+    def announce(self, run_dir: str, message: bytes) -> socket.socket:
+        raise self._unsaved()
+
+    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
+        raise self._unsaved()
+
+    def admit(self, run_dir: str, nics: int) -> None:
+        raise self._unsaved()
+
+    def _unsaved(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"hypervisor {self.name} cannot save a running VM, nor go on from a saved one",
+            "hypervisor",
+            "Use another hypervisor, or snapshots of the disks (disks_only).",
+        )
 
 
 def fresh_pins(driver: Driver, accel: str) -> Record:

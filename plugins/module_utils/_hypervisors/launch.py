@@ -152,18 +152,21 @@ def spawn(
     log: int,
     file_limit: int = resource.RLIM_INFINITY,
     enter: t.Callable[[], None] | None = None,
+    output: int | None = None,
 ) -> Process:
     """The process, exec'd and held by a pidfd.
 
     :param fds: descriptors it inherits under the same numbers.
-    :param log: its standard output and error.
+    :param log: its standard error, and its standard output where there is no *output*.
     :param file_limit: bytes beyond which it cannot make a file grow, even after an escape.
     :param enter: called in its network namespace before it is there.
     :raises HypervisorError: there is no such program, or it may not be run like this.
     """
     # On a thread, as a network namespace is a thread's, and a child has that of the thread which made it.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(_spawn_apart, argv, uid, gid, groups, fds, log, file_limit, enter).result()
+        return thread.submit(
+            _spawn_apart, argv, uid, gid, groups, fds, log, file_limit, enter, log if output is None else output
+        ).result()
 
 
 def _leave_network() -> None:
@@ -188,6 +191,7 @@ def _spawn_apart(
     log: int,
     file_limit: int,
     enter: t.Callable[[], None] | None,
+    output: int,
 ) -> Process:
     _leave_network()
     if enter is not None:
@@ -202,7 +206,7 @@ def _spawn_apart(
             cwd="/",
             env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=log,
             start_new_session=True,
             pass_fds=tuple(fds),

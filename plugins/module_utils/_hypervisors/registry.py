@@ -14,8 +14,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import HYPER
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver, Role, RunState
 
-# In the order in which `auto` tries them.
-DRIVERS = ("qemu", "firecracker")
+# In the order in which `auto` tries them: the one that can do most comes first.
+DRIVERS = ("qemu", "cloud-hypervisor", "firecracker")
 # One that somebody else talks to, or that hangs, is not worth waiting for.
 ASK_TIMEOUT = 0.5
 
@@ -30,6 +30,12 @@ def driver(name: str, paths: Paths) -> Driver:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 
         return QemuDriver(paths)
+    if name == "cloud-hypervisor":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor.driver import (
+            CloudHypervisorDriver,
+        )
+
+        return CloudHypervisorDriver(paths)
     if name == "firecracker":
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.driver import (
             FirecrackerDriver,
@@ -45,6 +51,8 @@ def run_state(name: str, run_dir: str, timeout: float = ASK_TIMEOUT) -> RunState
     """How the guest of a running VM is, with no more imported than that needs; ``None`` if it cannot be told now."""
     if name == "qemu":
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.runstate import ask
+    elif name == "cloud-hypervisor":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor.runstate import ask
     elif name == "firecracker":
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.runstate import ask
     else:

@@ -49,6 +49,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 # What a VM that keeps its system disk can come to need of its driver.
 CHANGEABLE = tuple(row.name for row in NEEDY if row.name != "image" and row.how != REBUILD)
 
+# Of an image without a kernel.
+NO_COMMANDS = "cannot tell a guest what to run, as an image without a kernel needs it"
+
 
 def required_capabilities(definition: t.Mapping[str, t.Any], image: Record | None) -> dict[str, str]:
     """``{option: the driver capability that it needs}``; what ``hypervisor: auto`` has to look for."""
@@ -60,6 +63,8 @@ def required_capabilities(definition: t.Mapping[str, t.Any], image: Record | Non
     }
     if not disk:  # a disk finds them on a volume, which any driver can attach
         needed.update((option, "guest_data") for option in SECRETS if definition.get(option))
+    if image and not disk and not image.get("boot"):  # what it runs is told by the host
+        needed["image"] = "guest_data"
     return needed
 
 
@@ -71,8 +76,9 @@ def check_capabilities(hypervisor: str, needed: t.Mapping[str, str], context: Co
     """:raises UnsupportedError: the driver lacks something; names the option and the driver."""
     for option, capability in needed.items():
         if not _can(context, hypervisor, capability):
+            lacks = NO_COMMANDS if (option, capability) == ("image", "guest_data") else OPTIONS[option].lacks
             raise UnsupportedError(
-                f"hypervisor {hypervisor} {OPTIONS[option].lacks}",
+                f"hypervisor {hypervisor} {lacks}",
                 option,
                 "Use another hypervisor, or do without the option.",
             )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import typing as t
 from pathlib import Path
@@ -107,3 +108,52 @@ def test_pins_are_taken_from_records_by_their_keys(name: str) -> None:
 def test_a_vms_uuid_stays() -> None:
     """It is in the guests' machine-ids and in their SMBIOS; another one would be another machine."""
     assert base.guest_uuid("abcdefghijklmnopqrstuvwxyz") == "c2b773f8-a856-5d29-bfe2-d6fd197f987f"
+
+
+# What the capabilities and limits are called in docs/hypervisors.md.
+WORDS_OF = {
+    "uefi": "disk images, by UEFI; Windows",
+    "bios": "disk images, by BIOS",
+    "qcow2": "system disks over an image (qcow2)",
+    "guest_data": "logins and user data of images with a kernel; images without one (containers)",
+    "hotplug_disks": "data disks attached and detached while the VM runs",
+    "live_disk_resize": "data disks grown while the VM runs",
+    "balloon": "`balloon`",
+    "watchdog": "`watchdog`",
+    "snapshots": "snapshots of a running VM, clones, `hibernated`",
+    "live_disk_copy": "snapshots that copy disks while the guest runs on",
+    "virtio_serials": "a port for the guest agent",
+    "ram_file": "`memory_backing: disk`",
+}
+COUNTS = {
+    "cpus": "vCPUs",
+    "nics": "NICs",
+    "fixed_disks": "image layers",
+    "removable_disks": "data disks",
+    "command_line": "characters of the kernel's command line",
+}
+
+
+def table() -> str:
+    """What each driver can do, and how much of it, as Markdown."""
+    drivers = [registry.driver(name, Paths()) for name in registry.DRIVERS]
+    rows = [["", *(f"`{driver.name}`" for driver in drivers)], ["---"] * (len(drivers) + 1)]
+    for name, words in WORDS_OF.items():
+        rows.append([words, *("yes" if getattr(driver.capabilities, name) else "no" for driver in drivers)])
+    for name, words in COUNTS.items():
+        # Beside the layers there are the system disk and the volume for the first boot.
+        spare = 2 if name == "fixed_disks" else 0
+        rows.append([words, *(str(getattr(driver.limits, name) - spare) for driver in drivers)])
+    for name, words in (("nic_queues", "`queue_size`"), ("disk_queues", "`disk_queue_size`")):
+        sizes = [getattr(driver.limits, name) for driver in drivers]
+        rows.append([words, *(" to ".join(map(str, sorted({found[0], found[-1]}))) for found in sizes)])
+    shared = [driver.limits.devices for driver in drivers]
+    rows.append(["disks, NICs and balloon in all", *("" if most is None else str(most) for most in shared)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def test_the_docs_say_what_drivers_declare() -> None:
+    declared = {field.name for field in dataclasses.fields(base.Capabilities)} - {"hotplug_nics"}
+    assert set(WORDS_OF) == declared
+    text = (ROOT.parents[1] / "docs" / "hypervisors.md").read_text(encoding="utf-8")
+    assert table() in text, f"docs/hypervisors.md is to have this table:\n{table()}"

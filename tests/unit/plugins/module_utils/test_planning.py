@@ -1070,6 +1070,20 @@ def test_a_default_that_the_driver_lacks_is_no_reason_against_it():
     assert host.plan(None, {"image": "tiny", "watchdog": True}).wanted["hypervisor"] == "qemu"
 
 
+class HostWithKernel(Host):
+    def context(self, record, definition, observed):
+        return dataclasses.replace(super().context(record, definition, observed), default_kernel=True)
+
+
+def test_what_runs_a_command_needs_a_driver_that_can_tell_it_to_the_guest():
+    images = {"app": {**IMAGES["tiny"], "boot": None}}
+    host = HostWithKernel(caps=BOTH, images=images, auto=("firecracker", "qemu"))
+    assert host.plan(None, {"image": "app"}).wanted["hypervisor"] == "qemu"
+    with pytest.raises(UnsupportedError, match="firecracker cannot tell a guest what to run") as caught:
+        host.plan(None, {"image": "app", "hypervisor": "firecracker"})
+    assert caught.value.option == "image"
+
+
 SMALL = Limits(4, nics=2, fixed_disks=3, removable_disks=1, command_line=99, nic_queues=(256,), disk_queues=(16,))
 FITS = {"image": "layered", "cpu": 4, "queue_size": 256, "disk_queue_size": 16}
 

@@ -1,0 +1,184 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cloud Hypervisor's command line, and the same words as its API has them: pure functions of a launch.
+
+Sizes and places are given by us, and nothing is left to be detected: a guest that writes another format's header to its
+raw disk must not be taken at its word.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    Disk,
+    Launch,
+    Limits,
+    Nic,
+    guest_uuid,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
+
+QUEUE_SIZES = tuple(1 << bits for bits in range(4, 11))
+NIC_QUEUE_SIZES = (256, 512, 1024)
+SERIAL_LENGTH = 20
+ZONE = "mem0"
+# Of the 32 slots of a PCI segment one is the bridge's, and rng, balloon and watchdog have one each.
+LIMITS = Limits(
+    cpus=254,
+    nics=8,
+    fixed_disks=14,
+    removable_disks=6,
+    command_line=2047,  # of an x86 kernel
+    nic_queues=NIC_QUEUE_SIZES,
+    disk_queues=QUEUE_SIZES,
+)
+IMAGE_TYPES = {"raw": "Raw", "qcow2": "Qcow2"}
+
+Config = dict[str, t.Any]
+
+
+def disk_id(serial: str) -> str:
+    return f"disk-{serial}"
+
+
+def nic_id(number: int) -> str:
+    return f"nic{number}"
+
+
+def check(launch: Launch) -> None:
+    """Refuse what Cloud Hypervisor cannot take.
+
+    :raises InputError: naming the option.
+    """
+    if not 1 <= launch.cpu <= LIMITS.cpus:
+        raise InputError(f"{launch.cpu} vCPUs", "cpu", f"Cloud Hypervisor takes 1 to {LIMITS.cpus}.")
+    if launch.memory <= 0 or launch.memory % MIB:
+        raise InputError(f"{launch.memory} bytes", "memory", "Give a whole number of MiB.")
+    if launch.balloon is not None and not 0 <= launch.balloon < launch.memory:
+        raise InputError("the balloon takes all of the memory", "balloon", "Give less than memory.")
+    if not launch.boot.get("kernel_path"):
+        raise InputError("no kernel to boot", "image", "Give an image with a kernel.")
+    if len(launch.nics) > LIMITS.nics:
+        raise InputError(f"{len(launch.nics)} NICs", "nics", f"Cloud Hypervisor takes {LIMITS.nics}.")
+    for nic in launch.nics:
+        if nic.queue_size not in NIC_QUEUE_SIZES:
+            raise InputError(f"{nic.queue_size} is not a NIC queue size", "queue_size", "Use 256, 512 or 1024.")
+    for disk in launch.disks:
+        check_disk(disk)
+    fixed = sum(not disk.removable for disk in launch.disks)
+    if fixed > LIMITS.fixed_disks:
+        raise InputError(f"{fixed} image layers and disks", "image", f"Cloud Hypervisor takes {LIMITS.fixed_disks}.")
+    if len(launch.disks) - fixed > LIMITS.removable_disks:
+        count = len(launch.disks) - fixed
+        raise InputError(f"{count} data disks", "data_disks", f"Cloud Hypervisor takes {LIMITS.removable_disks}.")
+
+
+def check_disk(disk: Disk) -> None:
+    """:raises InputError: a disk that Cloud Hypervisor cannot take."""
+    if disk.queue_size not in QUEUE_SIZES:
+        raise InputError(
+            f"{disk.queue_size} is not a disk queue size", "disk_queue_size", "Use a power of two from 16 to 1024."
+        )
+    if not disk.serial or len(disk.serial.encode()) > SERIAL_LENGTH:
+        raise InputError(f"'{disk.serial}' is not a disk serial", "data_disks", "Use 1 to 20 characters.")
+    if disk.format not in IMAGE_TYPES:
+        raise InputError(f"'{disk.format}' is no format of a disk", "image", "Use a raw or a qcow2 disk.")
+
+
+def disk_config(disk: Disk) -> Config:
+    """A disk, as the API has it."""
+    return {
+        "id": disk_id(disk.serial),
+        "path": disk.path,
+        "serial": disk.serial,
+        "readonly": disk.read_only,
+        "direct": disk.direct and not disk.read_only,
+        "num_queues": 1,
+        "queue_size": disk.queue_size,
+        "image_type": IMAGE_TYPES[disk.format],
+        "backing_files": disk.backing is not None,
+        "sparse": not disk.read_only,
+    }
+
+
+def net_config(number: int, nic: Nic) -> Config:
+    """A NIC, as the API has it; its TAP comes beside it, as descriptors."""
+    pairs = len(nic.fds) or nic.pairs
+    return {"id": nic_id(number), "mac": nic.mac, "num_queues": 2 * pairs, "queue_size": nic.queue_size}
+
+
+def words(config: t.Mapping[str, t.Any]) -> str:
+    """The same for the command line: ``path=/x,readonly=on``."""
+    return ",".join(f"{key}={_word(value)}" for key, value in config.items())
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(str, value))}]"
+    text = str(value)
+    if '"' in text or not text.isprintable():
+        raise InputError(f"Cloud Hypervisor does not take the characters of {text!r}", "root_dir", "Use another path.")
+    return f'"{text}"' if any(char in text for char in ",[]") else text
+
+
+def _disk_words(disk: Disk) -> str:
+    config = disk_config(disk)
+    return words({**config, "image_type": config["image_type"].lower()})
+
+
+def _nic_words(number: int, nic: Nic) -> str:
+    # No MTU with descriptors: that is an ioctl of the TAP, which this process may not make.
+    return words({**net_config(number, nic), "fd": list(nic.fds)})
+
+
+def _memory(launch: Launch) -> list[str]:
+    """The guest's RAM: a file that is shared, so that a snapshot need not write it."""
+    zone = {"id": ZONE, "size": launch.memory, "file": launch.ram_path, "shared": True}
+    return ["--memory", "size=0", "--memory-zone", words(zone)]
+
+
+def _options(launch: Launch) -> list[str]:
+    found = []
+    if launch.balloon is not None:
+        # Free page reporting stays off: it punches holes in memory that a snapshot may share.
+        balloon = {"size": launch.balloon, "deflate_on_oom": True, "free_page_reporting": False}
+        found += ["--balloon", words(balloon)]
+    if launch.watchdog:
+        found.append("--watchdog")
+    return found
+
+
+def _boot(launch: Launch) -> list[str]:
+    found = ["--kernel", str(launch.boot["kernel_path"]), "--cmdline", launch.boot.get("cmdline") or ""]
+    initrd = launch.boot.get("initrd_path")
+    return [*found, "--initramfs", initrd] if initrd else found
+
+
+def build(binary: str, launch: Launch, api: int | str) -> list[str]:
+    """The argument vector. What the guest writes to its serial port goes to standard output.
+
+    :param api: the number of the listening descriptor, or the path to listen at.
+    :raises InputError: a value that Cloud Hypervisor cannot take, naming the option.
+    """
+    check(launch)
+    disks = [word for disk in launch.disks for word in ("--disk", _disk_words(disk))]
+    nics = [word for number, nic in enumerate(launch.nics) for word in ("--net", _nic_words(number, nic))]
+    return [
+        binary,
+        *("--api-socket", words({"fd" if isinstance(api, int) else "path": api})),
+        *("--seccomp", "true"),
+        *("--platform", words({"serial_number": launch.serial or launch.vm_id, "uuid": guest_uuid(launch.vm_id)})),
+        *("--cpus", words({"boot": launch.cpu, "max": launch.cpu, "nested": False})),
+        *_memory(launch),
+        *_boot(launch),
+        *("--serial", "tty", "--console", "off"),
+        *("--rng", "src=/dev/urandom"),
+        *_options(launch),
+        *disks,
+        *nics,
+    ]

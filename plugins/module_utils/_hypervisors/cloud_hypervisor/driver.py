@@ -1,0 +1,302 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Cloud Hypervisor driver: direct boot under KVM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    GuestTimeoutError,
+    HypervisorError,
+    ResourceError,
+    UnsupportedError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    BootStyle,
+    Capabilities,
+    Channel,
+    Disk,
+    Endpoints,
+    Firmware,
+    GuestActions,
+    Jail,
+    Launch,
+    Pins,
+    Probe,
+    Role,
+    RunState,
+    Unsaved,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor import (
+    commandline,
+    dryrun,
+    probe,
+    runstate,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import Rest, RestClosedError, RestError
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+
+# While it starts, and while a guest lets go of a disk, there is no event to wait for.
+TURN = 0.005
+LOOK_AGAIN = 0.05
+# A guest that is still booting overlooks a request to let go of a device.
+UNPLUG_REPEAT = 3.0
+# The ACPI events of a guest are served by a program in it that may be busy; the API answers at once.
+SLOW = 60.0
+
+
+class CloudHypervisorDriver(Unsaved):
+    """Cloud Hypervisor v52 and newer.
+
+    :param binary: instead of the one that is found.
+    """
+
+    name = "cloud-hypervisor"
+    capabilities = Capabilities(hotplug_disks=True, balloon=True, watchdog=True, live_disk_resize=True, ram_file=True)
+    limits = commandline.LIMITS
+    nic_by: t.ClassVar[t.Literal["fd", "name"]] = "fd"
+    pinned = ()
+    saved_files: t.ClassVar[t.Mapping[str, Role]] = {}
+    writes_inbox = True
+    own_files = ()
+    guest_actions = GuestActions(poweroff="ends", reboot="restarts", panic="ignored")
+
+    def __init__(self, paths: Paths, binary: str | None = None) -> None:
+        self.paths = paths
+        self._binary = binary
+
+    def binary(self) -> str:
+        """:raises UnsupportedError: Cloud Hypervisor is not installed."""
+        path = self._binary or probe.find_binary()
+        if path is None:
+            raise UnsupportedError("Cloud Hypervisor is not installed", "hypervisor", probe.REMEDY)
+        return path
+
+    def version(self) -> str:
+        binary = self.binary()
+        facts = cached(self.paths, f"version {binary_key(binary)}", lambda: probe.inspect(binary))
+        if "problem" in facts:
+            raise UnsupportedError(facts["problem"], "hypervisor", probe.REMEDY)
+        return str(facts["version"])
+
+    def probe(self) -> Probe:
+        binary = self._binary or probe.find_binary()
+        try:
+            version = self.version()
+        except UnsupportedError as exc:
+            return Probe(self.name, binary, reason=exc.message, remedy=probe.REMEDY)
+        except OSError as exc:
+            return Probe(self.name, binary, reason=str(exc), remedy=probe.REMEDY)
+        old = probe.too_old(version)
+        if old:
+            return Probe(self.name, binary, version, reason=old, remedy=probe.REMEDY)
+        problem = kvm.kvm_problem(self.paths)
+        if problem:
+            return Probe(
+                self.name, binary, version, reason=f"it needs KVM: {problem}", remedy="Use qemu, which does without."
+            )
+        return Probe(self.name, binary, version, available=True, accels=("kvm",))
+
+    def pin(self, accel: str) -> Pins:
+        found = self.probe()
+        if not found.available:
+            raise UnsupportedError(str(found.reason), "hypervisor", found.remedy)
+        if accel not in found.accels:
+            raise UnsupportedError(f"Cloud Hypervisor has no {accel}", "accel", "Use kvm or auto, or hypervisor: qemu.")
+        return {}
+
+    def repin(self, accel: str) -> Pins:
+        return self.pin(accel)
+
+    def boot_style(self, accel: str) -> BootStyle:
+        return BootStyle("ttyS0")
+
+    def endpoints(self, run_dir: str) -> Endpoints:
+        return Endpoints(runstate.api_path(run_dir))
+
+    def guest_channel(self, run_dir: str) -> Channel:
+        return Channel("vsock", os.path.join(run_dir, "vsock.sock"), 1024)
+
+    def firmware(self, folder: str) -> Firmware:
+        raise UnsupportedError("Cloud Hypervisor boots kernels only", "firmware", "Use hypervisor: qemu.")
+
+    def confine(self, launch: Launch) -> Jail:
+        # All that it uses it is given as a descriptor, or may open by the rights of its user and groups.
+        return Jail(groups=launch.groups + kvm.kvm_group())
+
+    def dry_run(self, launch: Launch) -> list[str]:
+        argv = commandline.build(self.binary(), launch, runstate.api_path(launch.run_dir))
+        return dryrun.lines(launch, self.confine(launch), argv)
+
+    def start(
+        self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
+    ) -> Process:
+        deadline = time.monotonic() + timeout
+        try:
+            process = self._spawn(launch, jail)
+        except BaseException:
+            _clean(launch)
+            raise
+        try:
+            if on_nics_open:  # it was born with them
+                on_nics_open(process)
+            # systemd works while the hypervisor starts up.
+            unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
+            _await_guest(launch, deadline)
+            if unit:
+                scope.wait_adopted(process.pid, unit)
+        except BaseException as exc:
+            # One that hung up is on its way out: its last words and its status are what the user needs.
+            status = launcher.kill(process, 2.0 if isinstance(exc, RestClosedError) else 0.0)
+            process.close()
+            _clean(launch)
+            if isinstance(exc, HypervisorError):
+                raise _start_error(launch, exc, status) from exc
+            raise
+        return process
+
+    def _spawn(self, launch: Launch, jail: Jail) -> Process:
+        if launch.resume:
+            raise self._unsaved()
+        with contextlib.ExitStack() as stack:
+            api = launcher.listen(runstate.api_path(launch.run_dir))
+            stack.callback(api.close)
+            argv = commandline.build(self.binary(), launch, api.fileno())
+            launcher.create_ram(launch.ram_path, launch.memory, launch.uid, launch.gid)
+            console = launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE)
+            stack.callback(os.close, console)
+            log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
+            stack.callback(os.close, log)
+            passed = [api.fileno(), *(fd for nic in launch.nics for fd in nic.fds)]
+            limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
+            return launcher.spawn(
+                argv, launch.uid, launch.gid, jail.groups, passed, log, limit, jail.enter, output=console
+            )
+
+    # What can be asked of a running VM.
+
+    def status(self, run_dir: str) -> RunState:
+        return runstate.ask(run_dir, SLOW)
+
+    def powerdown(self, run_dir: str) -> None:
+        runstate.client(run_dir).put("/vm.power-button")
+
+    def reset(self, run_dir: str) -> None:
+        runstate.client(run_dir).put("/vm.reboot", timeout=SLOW)
+
+    def pause(self, run_dir: str) -> None:
+        rest = runstate.client(run_dir, SLOW)
+        if runstate.info(rest)["state"] != "Paused":  # which it refuses to do again
+            rest.put("/vm.pause")
+
+    def resume(self, run_dir: str) -> None:
+        rest = runstate.client(run_dir, SLOW)
+        state = runstate.info(rest)["state"]
+        if state == "Paused":
+            rest.put("/vm.resume")
+        elif state in ("Created", "Shutdown"):
+            rest.put("/vm.boot")
+
+    def attach_disk(self, run_dir: str, disk: Disk) -> None:
+        commandline.check_disk(disk)
+        rest = runstate.client(run_dir)
+        present = _devices(rest)
+        if commandline.disk_id(disk.serial) in present:
+            return
+        try:
+            rest.put("/vm.add-disk", commandline.disk_config(disk))
+        except RestError as exc:
+            if "NoAvailablePciDeviceSlot" in exc.body or "available PCI device slot" in exc.body:
+                raise ResourceError(
+                    "the VM has no free slot for another disk", "data_disks", "Use fewer disks or NICs."
+                ) from exc
+            raise
+
+    def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        rest = runstate.client(run_dir)
+        device = commandline.disk_id(serial)
+        ask_again = 0.0
+        while device in _devices(rest):
+            now = time.monotonic()
+            if now >= deadline:
+                raise GuestTimeoutError(
+                    f"the guest did not let go of the disk '{serial}' within {timeout:g} s",
+                    "data_disks",
+                    "Unmount it in the guest first, or restart the VM (allow_restart).",
+                )
+            if now >= ask_again:
+                rest.put("/vm.remove-device", {"id": device})
+                ask_again = now + UNPLUG_REPEAT
+            time.sleep(LOOK_AGAIN)
+
+    def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
+        rest = runstate.client(run_dir, SLOW)
+        present = _disk_size(rest, serial)
+        if size < present:  # it would cut it off
+            raise HypervisorError(f"disk '{serial}' has {present} bytes, it never shrinks to {size}")
+        rest.put("/vm.resize-disk", {"id": commandline.disk_id(serial), "desired_size": size})
+
+    def set_balloon(self, run_dir: str, taken: int) -> None:
+        runstate.client(run_dir).put("/vm.resize", {"desired_balloon": taken})
+
+
+def _devices(rest: Rest) -> set[str]:
+    """Ids of the devices that the guest has, those that it has been asked to let go of among them."""
+    tree = runstate.info(rest).get("device_tree")
+    if not isinstance(tree, dict):
+        raise HypervisorError(f"{runstate.WHO} does not tell its devices")
+    return set(tree)
+
+
+def _disk_size(rest: Rest, serial: str) -> int:
+    """Bytes of a raw disk's file.
+
+    :raises HypervisorError: there is no such disk.
+    """
+    disks = runstate.info(rest)["config"].get("disks")
+    found = [disk for disk in disks if isinstance(disk, dict)] if isinstance(disks, list) else []
+    path = next((disk.get("path") for disk in found if disk.get("id") == commandline.disk_id(serial)), None)
+    if isinstance(path, str):
+        with contextlib.suppress(OSError, ValueError):
+            return os.lstat(path).st_size
+    raise HypervisorError(f"the VM has no disk '{serial}'")
+
+
+def _await_guest(launch: Launch, deadline: float) -> None:
+    """Wait until the guest runs; a hypervisor that ends hangs up, as nobody else holds its socket."""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise HypervisorError("it did not come up in time")
+        try:
+            if runstate.info(runstate.client(launch.run_dir, left))["state"] == "Running":
+                return
+        except RestError as exc:
+            if exc.status >= 500 and "NotCreated" not in exc.body and "not created" not in exc.body:
+                raise
+        time.sleep(TURN)
+
+
+def _clean(launch: Launch) -> None:
+    launcher.clean(launch.run_dir, (runstate.API,), launch.ram_path)
+
+
+def _start_error(launch: Launch, exc: HypervisorError, status: int | None) -> HypervisorError:
+    """*exc* with what the hypervisor said before it ended."""
+    log = launcher.log_tail(launch.hypervisor_log)
+    words = f"; the last lines of {launch.hypervisor_log}: {log}" if log else ""
+    cause = f": {exc.message}"
+    if isinstance(exc, RestClosedError) and status is not None:
+        cause = f" (exit status {status})"
+    return HypervisorError(f"Cloud Hypervisor of '{launch.name}' did not start{cause}{words}", exc.option, exc.remedy)

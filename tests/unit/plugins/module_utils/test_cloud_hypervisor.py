@@ -1,0 +1,324 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Cloud Hypervisor driver: its command line as tables, and its calls against the official document."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import re
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
+    GuestTimeoutError,
+    HypervisorError,
+    InputError,
+    ResourceError,
+    UnsupportedError,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, registry
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, guest_uuid
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor import (
+    commandline,
+    driver,
+    probe,
+    runstate,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
+from ansible_collections.cocoon.microvm.tests.unit.openapi import CLOUD_HYPERVISOR, Api, Contract
+
+VM_ID = "abcdefghijklmnopqrstuvwxyz"
+LAYER = Disk("cocoon-layer0", "/images/a.erofs", read_only=True, direct=True)
+COW = Disk("cocoon-cow", "/vms/x/cow.raw", direct=True, queue_size=256)
+DATA = Disk("data", "/vms/x/data-data.raw", removable=True)
+LAUNCH = Launch(
+    vm_id=VM_ID,
+    name="web1",
+    uid=1,
+    gid=1,
+    cpu=2,
+    memory=128 * MIB,
+    accel="kvm",
+    pins={},
+    ram_path="/ram/x",
+    run_dir="/run/x",
+    console_log="/log/x/console.log",
+    hypervisor_log="/log/x/hypervisor.log",
+    boot={"kernel_path": "/boot/vmlinuz", "initrd_path": "/boot/initrd.img", "cmdline": "console=ttyS0 a=b,c"},
+    disks=(LAYER, COW, DATA),
+    nics=(Nic("52:54:00:00:00:01", fds=(7, 8), mtu=1400),),
+)
+
+
+def build(**changes: t.Any) -> list[str]:
+    return commandline.build("/usr/bin/ch", dataclasses.replace(LAUNCH, **changes), 5)
+
+
+def values(words: list[str], option: str) -> list[str]:
+    return [words[index + 1] for index, word in enumerate(words) if word == option]
+
+
+def test_the_command_line() -> None:
+    words = build()
+    assert words[:5] == ["/usr/bin/ch", "--api-socket", "fd=5", "--seccomp", "true"]
+    assert values(words, "--platform") == [f"serial_number={VM_ID},uuid={guest_uuid(VM_ID)}"]
+    assert values(words, "--cpus") == ["boot=2,max=2,nested=off"]
+    assert values(words, "--memory") == ["size=0"]
+    assert values(words, "--memory-zone") == [f"id=mem0,size={128 * MIB},file=/ram/x,shared=on"]
+    assert values(words, "--kernel") == ["/boot/vmlinuz"]
+    assert values(words, "--initramfs") == ["/boot/initrd.img"]
+    assert values(words, "--cmdline") == ["console=ttyS0 a=b,c"]
+    assert values(words, "--serial") == ["tty"] and values(words, "--console") == ["off"]
+    assert "--watchdog" not in words and "--balloon" not in words
+    assert values(words, "--net") == ["id=nic0,mac=52:54:00:00:00:01,num_queues=4,queue_size=512,fd=[7,8]"]
+
+
+def test_disks_are_what_we_say_they_are() -> None:
+    layer, cow, data = values(build(), "--disk")
+    assert layer == (
+        "id=disk-cocoon-layer0,path=/images/a.erofs,serial=cocoon-layer0,readonly=on,direct=off,num_queues=1,"
+        "queue_size=512,image_type=raw,backing_files=off,sparse=off"
+    )
+    assert "readonly=off,direct=on,num_queues=1,queue_size=256,image_type=raw" in cow
+    assert "id=disk-data,path=/vms/x/data-data.raw,serial=data,readonly=off,direct=off" in data
+    overlay = Disk("cocoon-cow", "/vms/x/overlay.qcow2", format="qcow2", backing="/images/b.qcow2")
+    assert "image_type=qcow2,backing_files=on" in values(build(disks=(overlay,)), "--disk")[0]
+
+
+def test_what_is_there_only_when_asked_for() -> None:
+    assert "--watchdog" in build(watchdog=True)
+    balloon = values(build(balloon=64 * MIB), "--balloon")
+    assert balloon == [f"size={64 * MIB},deflate_on_oom=on,free_page_reporting=off"]
+    assert "--initramfs" not in build(boot={"kernel_path": "/k", "cmdline": ""})
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (True, "on"),
+        (False, "off"),
+        (5, "5"),
+        ([1, 2], "[1,2]"),
+        ("/a,b", '"/a,b"'),
+        ("/a[b]", '"/a[b]"'),
+        ("/a b", "/a b"),
+    ],
+)
+def test_words(value: t.Any, word: str) -> None:
+    assert commandline.words({"key": value}) == f"key={word}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"cpu": 0}, "cpu"),
+        ({"cpu": 255}, "cpu"),
+        ({"memory": MIB + 1}, "memory"),
+        ({"balloon": 128 * MIB}, "balloon"),
+        ({"boot": {}}, "image"),
+        ({"nics": (Nic("52:54:00:00:00:01", fds=(3,), queue_size=16),)}, "queue_size"),
+        ({"nics": (Nic("52:54:00:00:00:01", fds=(3,)),) * 9}, "nics"),
+        ({"disks": (dataclasses.replace(COW, queue_size=8),)}, "disk_queue_size"),
+        ({"disks": (dataclasses.replace(COW, serial="s" * 21),)}, "data_disks"),
+        ({"disks": (dataclasses.replace(COW, format="vmdk"),)}, "image"),
+        ({"disks": (COW,) * 15}, "image"),
+        ({"disks": (DATA,) * 7}, "data_disks"),
+        ({"disks": (dataclasses.replace(COW, path='/a"b'),)}, "root_dir"),
+        ({"disks": (dataclasses.replace(COW, path="/a\nb"),)}, "root_dir"),
+    ],
+)
+def test_what_it_cannot_take(changes: dict[str, t.Any], option: str) -> None:
+    with pytest.raises(InputError) as exc:
+        build(**changes)
+    assert exc.value.option == option
+
+
+def test_the_configuration_keeps_the_contract() -> None:
+    contract = Contract(CLOUD_HYPERVISOR)
+    assert [
+        problem
+        for disk in LAUNCH.disks
+        for problem in contract.problems_of("DiskConfig", commandline.disk_config(disk))
+    ] == []
+    assert contract.problems_of("NetConfig", commandline.net_config(0, LAUNCH.nics[0])) == []
+
+
+# Against the API.
+
+INFO = {
+    "state": "Running",
+    "config": {"payload": {}, "disks": [{"id": "disk-data", "path": "/none"}]},
+    "device_tree": {"disk-cocoon-cow": {}, "disk-data": {}},
+}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> t.Iterator[Api]:
+    with Api(tmp_path / runstate.API, Contract(CLOUD_HYPERVISOR), runstate.BASE) as made:
+        made.answers["GET", "/vm.info"] = (200, copy.deepcopy(INFO))
+        yield made
+
+
+def asked(api: Api) -> list[str]:
+    return [call for call in api.targets() if not call.startswith("GET")]
+
+
+DRIVER = driver.CloudHypervisorDriver(Paths(), "/usr/bin/ch")
+
+
+@pytest.mark.parametrize(
+    ("state", "meaning", "pause", "resume"),
+    [
+        ("Running", "running", ["PUT /vm.pause"], []),
+        ("Paused", "paused", [], ["PUT /vm.resume"]),
+        ("Shutdown", "shutdown", ["PUT /vm.pause"], ["PUT /vm.boot"]),
+    ],
+)
+def test_states(api: Api, tmp_path: Path, state: str, meaning: str, pause: list[str], resume: list[str]) -> None:
+    api.answers["GET", "/vm.info"] = (200, {**INFO, "state": state})
+    assert DRIVER.status(str(tmp_path)) == meaning
+    assert registry.run_state("cloud-hypervisor", str(tmp_path)) == meaning
+    DRIVER.pause(str(tmp_path))
+    DRIVER.resume(str(tmp_path))
+    assert asked(api) == pause + resume
+
+
+def test_nobody_can_tell(tmp_path: Path) -> None:
+    assert registry.run_state("cloud-hypervisor", str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"state": "Gone", "config": {}}, {"state": "Running", "config": 1}])
+def test_nonsense_for_a_state(api: Api, tmp_path: Path, answer: t.Any) -> None:
+    api.answers["GET", "/vm.info"] = (200, answer)
+    with pytest.raises(HypervisorError, match="nothing sensible"):
+        DRIVER.status(str(tmp_path))
+
+
+def test_buttons(api: Api, tmp_path: Path) -> None:
+    DRIVER.powerdown(str(tmp_path))
+    DRIVER.reset(str(tmp_path))
+    DRIVER.set_balloon(str(tmp_path), 32 * MIB)
+    assert asked(api) == ["PUT /vm.power-button", "PUT /vm.reboot", "PUT /vm.resize"]
+    assert api.requests[-1].body == {"desired_balloon": 32 * MIB}
+
+
+def test_a_disk_comes(api: Api, tmp_path: Path) -> None:
+    DRIVER.attach_disk(str(tmp_path), DATA)  # is there
+    assert asked(api) == []
+    more = dataclasses.replace(DATA, serial="more", path="/vms/x/data-more.raw")
+    DRIVER.attach_disk(str(tmp_path), more)
+    assert asked(api) == ["PUT /vm.add-disk"]
+    assert api.requests[-1].body == commandline.disk_config(more)
+    api.answers["PUT", "/vm.add-disk"] = (500, "Cannot find available PCI device slot: NoAvailablePciDeviceSlot")
+    with pytest.raises(ResourceError, match="no free slot"):
+        DRIVER.attach_disk(str(tmp_path), more)
+
+
+def test_a_disk_goes(api: Api, tmp_path: Path) -> None:
+    api.answers["PUT", "/vm.remove-device"] = lambda _body: (
+        api.answers.update({("GET", "/vm.info"): (200, {**INFO, "device_tree": {}})}) or (204, None)
+    )
+    DRIVER.detach_disk(str(tmp_path), "data", 5.0)
+    DRIVER.detach_disk(str(tmp_path), "data", 5.0)  # is gone
+    assert asked(api) == ["PUT /vm.remove-device"]
+    assert [request.body for request in api.requests if request.body] == [{"id": "disk-data"}]
+
+
+def test_a_guest_that_keeps_a_disk(api: Api, tmp_path: Path) -> None:
+    with pytest.raises(GuestTimeoutError, match="did not let go of the disk 'data' within 0.2 s"):
+        DRIVER.detach_disk(str(tmp_path), "data", 0.2)
+    assert asked(api) == ["PUT /vm.remove-device"]  # not asked twice so soon
+
+
+def test_a_disk_grows_and_never_shrinks(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "data.raw"
+    with path.open("wb") as stream:
+        os.truncate(stream.fileno(), 20 * MIB)
+    config = {"payload": {}, "disks": [{"id": "disk-data", "path": str(path)}]}
+    api.answers["GET", "/vm.info"] = (200, {**INFO, "config": config})
+    DRIVER.resize_disk(str(tmp_path), "data", 32 * MIB)
+    assert api.requests[-1].body == {"id": "disk-data", "desired_size": 32 * MIB}
+    with pytest.raises(HypervisorError, match="never shrinks"):
+        DRIVER.resize_disk(str(tmp_path), "data", 16 * MIB)
+    with pytest.raises(HypervisorError, match="has no disk 'none'"):
+        DRIVER.resize_disk(str(tmp_path), "none", 16 * MIB)
+    assert asked(api) == ["PUT /vm.resize-disk"]
+
+
+# What is on the host.
+
+
+def program(tmp_path: Path, text: str, mode: int = 0o755) -> str:
+    path = tmp_path / "cloud-hypervisor"
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "reason"),
+    [
+        ("#!/bin/sh\necho cloud-hypervisor v51.2.0\n", 0o755, "51.2.0 is too old, v52.0 is the oldest"),
+        ("#!/bin/sh\necho hello\n", 0o755, "does not tell its version: 'hello'"),
+        ("#!/bin/sh\necho no such library >&2; exit 127\n", 0o755, "does not run: .*no such library"),
+        ("#!/bin/sh\n", 0o644, "does not run: "),
+        ("\x7fELF of another machine", 0o755, "does not run: "),
+    ],
+)
+def test_a_program_that_is_of_no_use(tmp_path: Path, text: str, mode: int, reason: str) -> None:
+    found = driver.CloudHypervisorDriver(paths(tmp_path), program(tmp_path, text, mode)).probe()
+    assert not found.available and found.remedy == probe.REMEDY
+    assert re.search(reason, found.reason or "")
+
+
+def paths(tmp_path: Path) -> Paths:
+    return Paths(str(tmp_path / "lib"), str(tmp_path / "run"), str(tmp_path / "log"))
+
+
+GOOD = "#!/bin/sh\necho cloud-hypervisor v53.0.0-\necho Migration Protocol Versions: 0\n"
+
+
+def test_it_needs_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "kvm_problem", lambda _paths: "there is no /dev/kvm")
+    made = driver.CloudHypervisorDriver(paths(tmp_path), program(tmp_path, GOOD))
+    found = made.probe()
+    assert (found.available, found.version, found.reason) == (False, "53.0.0", "it needs KVM: there is no /dev/kvm")
+    with pytest.raises(UnsupportedError, match="it needs KVM"):
+        made.pin("kvm")
+
+
+def test_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "kvm_problem", lambda _paths: None)
+    made = driver.CloudHypervisorDriver(paths(tmp_path), program(tmp_path, GOOD))
+    found = made.probe()
+    assert (found.available, found.version, found.accels, found.firmware) == (True, "53.0.0", ("kvm",), ())
+    assert made.pin("kvm") == {}
+    with pytest.raises(UnsupportedError, match="has no tcg"):
+        made.pin("tcg")
+
+
+def test_none_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "find_binary", lambda: None)
+    found = driver.CloudHypervisorDriver(paths(tmp_path)).probe()
+    assert (found.available, found.reason) == (False, "Cloud Hypervisor is not installed")
+
+
+def test_what_it_does_not_do_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="hypervisor cloud-hypervisor cannot save a running VM"):
+        DRIVER.reads_only()
+    with pytest.raises(UnsupportedError, match="boots kernels only"):
+        DRIVER.firmware("/x")
+    assert not (DRIVER.capabilities.snapshots or DRIVER.capabilities.guest_data or DRIVER.capabilities.uefi)
+
+
+def test_a_dry_run_gives_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "kvm_group", lambda: (104,))
+    lines = DRIVER.dry_run(dataclasses.replace(LAUNCH, groups=(7,)))
+    assert lines[-1].startswith("setpriv --reuid 1 --regid 1 --groups 7,104 ")
+    assert "--api-socket path=/run/x/api.sock" in lines[-1] and lines[-1].endswith(">> /log/x/console.log &")

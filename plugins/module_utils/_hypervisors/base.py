@@ -497,6 +497,22 @@ class Driver(t.Protocol):
         """Raise the links of a guest that was held."""
 
 
+class DisksForm:
+    """What snapshots say in ``cocoon.json`` where a machine is its disks, and never saved with its memory."""
+
+    properties: t.ClassVar[t.Mapping[str, t.Any]] = {"hypervisor_version": {"type": "string", "maxLength": 32}}
+    layout: t.ClassVar[t.Mapping[str, t.Any]] = {"type": "object", "maxProperties": 0}
+
+    def words(self, record: Record) -> Record:
+        return {"hypervisor_version": record["hypervisor_version"]}
+
+    def version(self, document: Record) -> str:
+        return str(document["hypervisor_version"])
+
+    def problems(self, layout: Layout, disks: t.Sequence[str]) -> list[str]:
+        return ["its hypervisor cannot go on from a saved machine here"]
+
+
 class Unsaved(Driver, t.Protocol):
     """A driver whose VMs cannot be saved: what the engine asks of a saved machine is refused."""
 
@@ -520,7 +536,7 @@ class Unsaved(Driver, t.Protocol):
         raise self._unsaved()
 
     def archive_form(self) -> ArchiveForm:
-        raise self._unsaved()
+        return DisksForm()
 
     def announce(self, run_dir: str, message: bytes) -> socket.socket:
         raise self._unsaved()

@@ -31,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Capabilities,
     Channel,
     Disk,
+    DisksForm,
     Driver,
     Endpoints,
     Firmware,
@@ -298,7 +299,7 @@ class FirecrackerDriver(Driver):
         raise _no_saved_state()
 
     def archive_form(self) -> ArchiveForm:
-        raise _no_saved_state()
+        return DisksForm()
 
     def announce(self, run_dir: str, message: bytes) -> socket.socket:
         raise _no_saved_state()

@@ -314,6 +314,8 @@ def test_what_it_does_not_do_is_refused() -> None:
         DRIVER.reads_only()
     with pytest.raises(UnsupportedError, match="boots kernels only"):
         DRIVER.firmware("/x")
+    form = DRIVER.archive_form()  # of the disks, which can be saved
+    assert form.version(form.words({"hypervisor_version": "53.0"})) == "53.0" and form.problems({}, [])
     assert not (DRIVER.capabilities.snapshots or DRIVER.capabilities.guest_data or DRIVER.capabilities.uefi)
 
 

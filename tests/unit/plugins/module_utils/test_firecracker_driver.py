@@ -449,7 +449,6 @@ def test_what_it_lacks_says_so(paths: Paths) -> None:
         lambda: made.announce("/run/x", b""),
         lambda: made.admit("/run/x", 1),
         lambda: made.check_macs("/run/x", ()),
-        made.archive_form,
     ]
     for ask in lacking:
         with pytest.raises(UnsupportedError, match="firecracker") as caught:

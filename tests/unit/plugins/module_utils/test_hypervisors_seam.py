@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import base, registry
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_CPU, MAX_NICS
 
 ROOT = Path(base.__file__).parents[1]
 # Protocols, devices, files, options and machines of hypervisors. A name in the list of all values is no such word.
@@ -143,7 +144,8 @@ def table() -> str:
     for name, words in COUNTS.items():
         # Beside the layers there are the system disk and the volume for the first boot.
         spare = 2 if name == "fixed_disks" else 0
-        rows.append([words, *(str(getattr(driver.limits, name) - spare) for driver in drivers)])
+        most = {"cpus": MAX_CPU, "nics": MAX_NICS}.get(name, 1 << 20)
+        rows.append([words, *(str(min(most, getattr(driver.limits, name) - spare)) for driver in drivers)])
     for name, words in (("nic_queues", "`queue_size`"), ("disk_queues", "`disk_queue_size`")):
         sizes = [getattr(driver.limits, name) for driver in drivers]
         rows.append([words, *(" to ".join(map(str, sorted({found[0], found[-1]}))) for found in sizes)])

@@ -12,6 +12,7 @@ from pieces import Packages, Tree, add_busybox, add_modules, add_program, build,
 # Loaded in this order, with what they depend on; a kernel may lack those with a "?".
 MODULES = [
     "virtio_pci",
+    "?virtio_mmio",
     "virtio_blk",
     "erofs",
     "overlay",

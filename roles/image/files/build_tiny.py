@@ -14,6 +14,7 @@ from pieces import Packages, Tree, add_busybox, add_modules, add_program, build,
 # in; those with a "?" it may lack.
 MODULES = [
     "virtio_pci",
+    "?virtio_mmio",
     "virtio_blk",
     "erofs",
     "overlay",
@@ -28,6 +29,7 @@ MODULES = [
     "?virtio_balloon",
     "?i6300esb",
     "?vmgenid",
+    "?vmw_vsock_virtio_transport",
 ]
 # Perl, without its library, is there for an ioctl: see guest/common/identity.
 BINARIES = ["usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/sbin/resize2fs", "usr/bin/perl"]

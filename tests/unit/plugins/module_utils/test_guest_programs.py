@@ -148,3 +148,27 @@ def test_what_counts_as_special() -> None:
         assert special_writes(line) == [line]
     for line in ("true > x", "echo : > x", "# : > x", "set -- $(od x 2> y)", "exec /bin/x", "a=${b:-c} > x"):
         assert special_writes(line) == []
+
+
+@pytest.mark.parametrize(
+    ("serial", "mounted"),
+    [
+        ("data", True),
+        ("my-data_1", True),
+        ("", False),
+        ("cocoon-cow", False),
+        ("cocoon-layer0", False),
+        # Where serials are made of numbers nobody knows which disk is a layer.
+        ("26214418", False),
+        ("0a", False),
+        ("../../etc", False),
+        ("Data", False),
+    ],
+)
+def test_which_disks_are_mounted_by_their_serials(tmp_path: Path, serial: str, mounted: bool) -> None:
+    script = (
+        f". {GUEST}/common/disks; serial_of() {{ serial=$1; }}; measure() {{ used=1; }};"
+        ' mkdir() { :; }; grow() { :; }; mount() { echo "$*"; }; mount_data "$1"'
+    )
+    done = subprocess.run(["sh", "-c", script, "sh", serial], stdout=subprocess.PIPE, text=True, check=True)
+    assert bool(done.stdout) == mounted

@@ -195,6 +195,23 @@ def check_guests(facts: Facts) -> Check:
     return check("guests", WARN, f"stand still: {detail}", remedy)
 
 
+def check_documents(facts: Facts) -> Check:
+    if not facts.damaged:
+        return check("documents", PASS, "can all be read")
+    detail = "; ".join(facts.damaged[:10]) + ("; …" if len(facts.damaged) > 10 else "")
+    remedy = "Put each back from a backup, or remove a VM or snapshot by its name (docs/recovery.md)."
+    return check("documents", FAIL, f"{len(facts.damaged)} damaged: {detail}", remedy)
+
+
+def check_orphans(facts: Facts) -> Check:
+    """What a folder that was removed by hand has left."""
+    if not facts.orphans:
+        return check("leftovers", PASS, "nothing is held for nobody")
+    detail = "; ".join(f"{holder}: {', '.join(words)}" for holder, words in facts.orphans.items())
+    remedy = "A prune gives it back: cocoon_prune in the inventory, or prune: true of cocoon_vms."
+    return check("leftovers", WARN, f"held for nobody: {detail}"[:1000], remedy)
+
+
 def check_default_kernel(facts: Facts) -> Check:
     """Only container images need it."""
     found = facts.default_kernel
@@ -230,6 +247,8 @@ def examine(facts: Facts) -> list[Check]:
         check_systemd(facts),
         check_uids(facts),
         check_store(facts),
+        check_documents(facts),
         check_default_kernel(facts),
         check_guests(facts),
+        check_orphans(facts),
     ]

@@ -18,7 +18,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths, closed_directories
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import INDEX_KINDS, Store, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import HYPERVISORS, RUNNING, Record
 
 # How each tool tells its version.
@@ -53,6 +53,8 @@ class Facts:
     :param nft_error: why nft could not list chains, if so.
     :param default_kernel: the image with the kernel for images that bring none.
     :param halted: of VMs whose guests do nothing though nobody asked for it, the name and why.
+    :param orphans: what is held for VMs and snapshots that are not there, in words, by their ids.
+    :param damaged: documents that cannot be read, each with what is wrong.
     :param uid_overlaps: lines of the subordinate id files that meet the store's uid range.
     """
 
@@ -75,6 +77,8 @@ class Facts:
     uid_overlaps: list[str]
     default_kernel: Record | None = None
     halted: dict[str, str] = dataclasses.field(default_factory=dict)
+    orphans: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    damaged: list[str] = dataclasses.field(default_factory=list)
 
 
 def gather(paths: Paths) -> Facts:
@@ -102,13 +106,16 @@ def gather(paths: Paths) -> Facts:
         uid_overlaps=_uid_overlaps(document),
         default_kernel=_default_kernel(document),
         halted=_halted(document),
+        orphans=_orphans(document),
+        damaged=damaged_documents(document),
     )
 
 
 def as_result(facts: Facts) -> Record:
     """The facts as ``cocoon_host_info`` returns them."""
     result = dataclasses.asdict(facts)
-    for internal in ("tun", "bridge", "closed", "halted", "forward_drops", "nft_error", "uid_overlaps"):
+    looked_at = ("closed", "halted", "orphans", "damaged", "forward_drops", "nft_error", "uid_overlaps")
+    for internal in ("tun", "bridge", *looked_at):
         del result[internal]
     return result
 
@@ -312,6 +319,58 @@ def _halted(store: Store | None) -> dict[str, str]:
             elif why := panicked(store.paths.console_log(vm_id)):
                 found[name] = f"its kernel panicked: {why}"
     return found
+
+
+def _orphans(store: Store | None) -> dict[str, list[str]]:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine import orphans
+
+    try:
+        return orphans.find(store) if store else {}
+    except StateError as exc:
+        return {"damaged": [str(exc)]}
+
+
+def damaged_documents(store: Store | None) -> list[str]:
+    """Every document of the store that cannot be read, in words."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _records
+
+    if store is None:
+        return []
+    found: list[str] = []
+    for kind in INDEX_KINDS:
+        folder = store.paths.index(kind)
+        for name in _listed(folder):
+            found += _damage(os.path.join(folder, name), _named)
+    for noun, file, reader in (
+        ("vms", "vm.json", _records.read_vm),
+        ("snapshots", "snapshot.json", _records.read_snapshot),
+        ("networks", "network.json", _records.read_network),
+    ):
+        for name in _listed(os.path.join(store.paths.root, noun)):
+            found += _damage(os.path.join(store.paths.root, noun, name, file), reader)
+    for name in _listed(os.path.join(store.paths.images, "records")):
+        found += _damage(os.path.join(store.paths.images, "records", name), _records.read_image)
+    return found
+
+
+def _listed(folder: str) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not name.endswith(".tmp")) if os.path.isdir(folder) else []
+
+
+def _named(entry: Record) -> Record:
+    if not isinstance(entry.get("name"), str) or not isinstance(entry.get("id"), str):
+        raise StateError("it names nothing")
+    return entry
+
+
+def _damage(path: str, reader: t.Callable[[Record], Record]) -> list[str]:
+    try:
+        document = read_json(path)
+        if document is not None:
+            reader(document)
+    except StateError as exc:
+        return [exc.message if path in exc.message else f"{path}: {exc.message}"]
+    return []
 
 
 def _uid_overlaps(store: Store | None) -> list[str]:

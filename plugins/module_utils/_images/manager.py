@@ -21,6 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     InputError,
     NotFoundError,
+    StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import kinds, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
@@ -28,7 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning import im
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.image import Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_labels, now, parse_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_labels, now, parse_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -495,9 +496,20 @@ def info(paths: Paths, name: str | None = None) -> list[Record]:
         files = sorted(os.listdir(images.directory(paths, "records")))
     except FileNotFoundError:
         return []
-    found = [images.load_record(store, f"sha256:{file[:-5]}") for file in files if file.endswith(".json")]
-    shown = [_detail(store, record) for record in found if record]
+    shown = []
+    for file in files:
+        image_id = f"sha256:{file[:-5]}"
+        try:
+            record = images.load_record(store, image_id) if file.endswith(".json") else None
+            shown += [_detail(store, record)] if record else []
+        except StateError as exc:  # of this one alone: the others are there
+            names = sorted(name for name, holder in store.index("image").entries() if holder == image_id)
+            shown.append({**_NOTHING, "id": image_id, "name": "".join(names[:1]), "names": names, "reason": str(exc)})
     return sorted(shown, key=lambda record: (record["name"] == "", record["name"], record["id"]))
+
+
+# What is said of an image that cannot be read.
+_NOTHING: Record = {"state": ERROR, "owner": None, "digest": None, "users": [], "shared_size": 0, "blobs": []}
 
 
 def _detail(store: Store, record: Record) -> Record:

@@ -19,10 +19,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     ConflictError,
     NotFoundError,
+    StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import guests, leases, links, manager, plan, ports
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, remove_tree, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, new_id, now
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, new_id, now
 
 CREATING = "creating"
 UPDATING = "updating"
@@ -370,10 +371,17 @@ def describe(params: t.Mapping[str, t.Any]) -> list[Record]:
     names = [name] if name else [entry for entry, _id in store.index("network").entries()]
     found = []
     for item in names:
-        record = manager.load(store, item)
-        if record is not None:
-            found.append(_described(store, record))
+        try:
+            record = manager.load(store, item)
+            if record is not None:
+                found.append(_described(store, record))
+        except StateError as exc:  # of this one alone: the others are there
+            found.append({**_NOTHING, "id": store.index("network").lookup(item), "name": item, "reason": str(exc)})
     return found
+
+
+# What is said of a network that cannot be read.
+_NOTHING: Record = {"state": ERROR, "owner": None, "users": [], "leases": [], "ports": [], "missing": [], "faults": []}
 
 
 def _described(store: Store, record: Record) -> Record:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import struct
 import typing as t
@@ -108,8 +109,33 @@ def _prune(mine: str) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # in use: leave it
             folders = [os.path.join(path, interface) for interface in os.listdir(path)]
             needed = any(_is_needed(folder, entry) for folder in folders for entry in os.listdir(folder))
-            if not needed or not name.startswith(boot_id()[:8]):
+            if not needed or not name.startswith(boot_id()[:8]) or _is_gone(folders):
                 remove_tree(path)
+
+
+def _inode() -> int:
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def _is_gone(folders: t.Iterable[str]) -> bool:
+    """Whether the namespace of these notes is one that no process and no mount has any more, as far as we see.
+
+    Notes of earlier versions do not name it.
+    """
+    notes = (read_json(os.path.join(folder, entry)) for folder in folders for entry in os.listdir(folder))
+    inodes = {note["netns"] for note in notes if note and "netns" in note}
+    return bool(inodes) and not inodes & _living()
+
+
+def _living() -> set[int]:
+    """The network namespaces that there are, by inode: of processes, and those that are mounted, with a name."""
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{name}/ns/net").st_ino)
+    with open("/proc/self/mountinfo", encoding="utf-8") as stream:
+        found |= {int(match) for match in re.findall(r" net:\[([0-9]+)\] ", stream.read())}
+    return found
 
 
 def needs_work(store: Store, wanted: t.Iterable[str]) -> bool:
@@ -151,7 +177,8 @@ def claim(store: Store, wanted: t.Iterable[str]) -> None:
         for name in wanted:
             directory = os.path.join(path, name)
             os.makedirs(directory, 0o700, exist_ok=True)
-            write_json(os.path.join(directory, f"user-{store.store_id}"), {"root_dir": store.paths.root})
+            note = {"root_dir": store.paths.root, "netns": _inode()}
+            write_json(os.path.join(directory, f"user-{store.store_id}"), note)
             if links.get_sysctl("ipv4", name, "forwarding") == "0":
                 write_json(os.path.join(directory, "switched"), {"by": store.store_id})
 

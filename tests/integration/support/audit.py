@@ -66,6 +66,7 @@ def held(engine: Engine) -> set[str]:
     return {
         *_of_snapshots(engine),
         *_half_written(engine),
+        *_forwarding(engine),
         *_indexed(engine),
         *_of_networks(engine),
         *_of_images(engine),
@@ -82,6 +83,15 @@ def _half_written(engine: Engine) -> Iterator[str]:
     root = Path(engine.paths.root)
     for folder in (root / "index", root / "networks", root / "images" / "users"):
         yield from (f"file {path.relative_to(root)}" for path in folder.rglob("*.tmp") if OWN_NAME.search(path.name))
+
+
+def _forwarding(engine: Engine) -> Iterator[str]:
+    """Notes of the store's in network namespaces that it is not in."""
+    here = os.stat(engine.netns.path).st_ino
+    for path in Path("/run/cocoon-microvm-forwarding").glob("*/*/user-*"):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        if note["root_dir"] == engine.paths.root and note.get("netns") != here:
+            yield f"forwarding note {path}"
 
 
 def _indexed(engine: Engine) -> Iterator[str]:

@@ -100,6 +100,8 @@ def tools(**missing: None) -> dict[str, t.Any]:
         ({"uid_overlaps": ["/etc/subuid: joe:1:9"]}, "uids", "WARN", "subordinate"),
         ({"default_kernel": None}, "default kernel", "WARN", "container images"),
         ({"store": {"exists": True, "error": "store.json is damaged"}}, "store", "FAIL", "store.json"),
+        ({"damaged": ["/x/network.json is damaged: it is cut off"]}, "documents", "FAIL", "backup"),
+        ({"orphans": {"a" * 26: ["address 10.0.0.2"]}}, "leftovers", "WARN", "prune"),
     ],
 )
 def test_each_thing_that_is_wrong_has_a_remedy(changes: dict[str, t.Any], name: str, status: str, words: str) -> None:

@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _host
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine import steps
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import orphans, steps
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.engine import describe
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Remove
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged, read_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
@@ -23,7 +27,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Opt
 from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
 IMAGE, NETWORK = document("image-1-first"), document("network-1-first")
-LOST, OTHER = "lost", "other"
+LOST, OTHER = "lost" + "a" * 22, "other" + "a" * 21
 
 
 @pytest.fixture(name="run")
@@ -133,3 +137,38 @@ def test_a_removal_that_is_killed_is_finished(run: Run, place: str) -> None:
     run.mark = lambda _name: None
     remove(run)
     assert not any(held(run, LOST).values())
+
+
+def test_each_damaged_document_is_found_and_stands_in_no_others_way(run: Run) -> None:
+    store = run.store
+    vm = os.path.join(store.paths.vm_dir(LOST), "vm.json")
+    assert [path for path in _host.damaged_documents(store) if vm not in path] == []
+    broken = [leases.directory(store, NETWORK["id"], "network.json"), images.record_path(store.paths, IMAGE["id"])]
+    broken.append(store.index("uid").path(str(store.uid_start + 3)))
+    for path in broken:
+        Path(path).write_text("{}")
+    found = _host.damaged_documents(store)
+    assert all(any(path in words for words in found) for path in [vm, *broken]) and len(found) == 4
+    dirs = {f"{kind}_dir": getattr(store.paths, kind) for kind in ("root", "run", "log")}
+    (network,) = describe(dirs)
+    assert (network["name"], network["state"]) == (NETWORK["name"], "error") and "backup" in network["reason"]
+    (image,) = manager.info(store.paths)
+    assert (image["id"], image["state"]) == (IMAGE["id"], "error") and "is damaged" in image["reason"]
+
+
+def test_what_is_held_for_nobody_is_found_and_given_back(run: Run) -> None:
+    """Folder and name are gone, by hand. What belongs to others stays, and so does what a damaged name may hold."""
+    store = run.store
+    assert orphans.find(store) == {}
+    before = held(run, OTHER)
+    shutil.rmtree(store.paths.vm_dir(LOST))
+    assert orphans.find(store) == {}, "there is a name for it: it can be removed by that"
+    os.unlink(store.index("vm").path(f"vm-{LOST}"))
+    (found,) = orphans.find(store).values()
+    assert found == [
+        *("address 10.0.0.2", f"use of network {NETWORK['id']}", f"use of image {IMAGE['id'][7:19]}"),
+        *("mac 02:00:00:00:00:02", f"uid {store.uid_start + 2}"),
+    ]
+    orphans.remove(run, [LOST])
+    assert orphans.find(store) == {} and not any(held(run, LOST).values())
+    assert held(run, OTHER) == before

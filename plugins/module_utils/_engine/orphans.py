@@ -1,0 +1,71 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a store holds for VMs and snapshots that are not in it any more: somebody has removed a folder by hand.
+
+This looks through the whole store. Nothing but the doctor and a prune comes here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, read_json
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+
+ID_RE = re.compile(r"[a-z2-7]{26}\Z")
+
+
+def find(store: Store) -> dict[str, list[str]]:
+    """What is held for nobody, in words, by the id that it bears.
+
+    Who takes something has a name before, and a folder; so what is held is looked at first, and then who there is.
+    """
+    held: dict[str, list[str]] = {}
+    for holder, words in _holdings(store):
+        held.setdefault(holder, []).append(words)
+    known = {holder for kind in ("vm", "snapshot") for _name, holder in store.index(kind).entries()}
+    for folder in ("vms", "snapshots"):
+        known.update(_names(os.path.join(store.paths.root, folder)))
+    return {holder: words for holder, words in sorted(held.items()) if ID_RE.match(holder) and holder not in known}
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in sorted(os.listdir(path)) if not name.endswith(".tmp")] if os.path.isdir(path) else []
+
+
+def _holdings(store: Store) -> t.Iterator[tuple[str, str]]:
+    """(id, words) of each thing that bears the id of its holder."""
+    networks = os.path.join(store.paths.root, "networks")
+    for network in _names(networks):
+        for kind, word in (("leases", "address"), ("ports", "port"), ("users", "use of network")):
+            folder = os.path.join(networks, network, kind)
+            for name in _names(folder):
+                holder = (read_json(os.path.join(folder, name)) or {}).get("vm_id")
+                yield str(holder), f"{word} {network if kind == 'users' else name}"
+    pins = os.path.join(store.paths.images, "users")
+    for image in _names(pins):
+        for holder in _names(os.path.join(pins, image)):
+            yield holder, f"use of image {image[:12]}"
+    for kind in ("mac", "uid"):
+        for name, holder in store.index(kind).entries():
+            yield holder, f"{kind} {name}"
+    for folder in (store.paths.run, store.paths.ram):
+        for name in _names(folder):
+            yield name, f"{os.path.join(folder, name)}"
+
+
+def remove(run: Run, found: t.Iterable[str]) -> None:
+    """End what runs of these, and give back what is held for them. Idempotent."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import discard
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms import salvage
+
+    for holder in found:
+        with locked(run.store.paths, ["host"], run.options.lock_timeout):
+            discard(run, salvage.rebuilt(run, {"id": holder, "bare": True, "config": {"name": holder}}))
+            run.mark("orphans.one")
+    run.sync_networks()

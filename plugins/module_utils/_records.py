@@ -146,6 +146,8 @@ class VmRecord(t.TypedDict, total=False):
     boot_config: BootConfig
     exit_code: int | None
     ready: Record | None
+    host_keys: list[str]
+    console_from: int
 
     uid: int
     promised_disk: int
@@ -209,6 +211,9 @@ class SnapshotRecord(t.TypedDict, total=False):
     image_digest: str
     firmware: str | None
     first_boot_due: bool
+    login: Record | None
+    relogin: bool | None
+    host_keys: list[str]
     data_disks: list[DataDisk]
     nic_networks: list[str]
     nic_configs: list[Record]
@@ -299,7 +304,7 @@ _VM_SINCE: Record = {
     **_CONTAINER,
     "hostname": "",
     **{"firmware": None, "memory_backing": "ram", "own_kernel": None, "blob_digests": None},
-    "relogin": False,
+    **{"relogin": False, "host_keys": [], "console_from": 0},
 }
 _SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "first_boot_due": False}
 _IMAGE_SINCE: Record = {"boot": None, "disk": None, "folders": [], "features": [], "labels": {}, "config": {}}

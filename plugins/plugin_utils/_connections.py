@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import typing as t
 from collections.abc import Mapping
@@ -17,6 +18,10 @@ Variables = t.Mapping[str, t.Any]
 NOWHERE = "cocoon-knows-no-address.invalid"
 # Connections that start commands on the controller itself: no jump is needed from there.
 LOCAL = ("local", "ansible.builtin.local")
+# What says a line of a known_hosts file to ssh, which runs it without a shell.
+ECHO = "/bin/echo"
+KEY_RE = re.compile(r"(?:ssh-ed25519|ecdsa-sha2-nistp[0-9]{3}|ssh-rsa) [A-Za-z0-9+/]+={0,3}\Z")
+KINDS = ("ssh-ed25519", "ecdsa-sha2-", "ssh-rsa")
 
 
 def address_of(record: Variables) -> str | None:
@@ -65,10 +70,24 @@ def ssh_arguments(record: Variables, name: str, hypervisor: Variables, ssh_args:
     """The value of ``ansible_ssh_common_args`` for a VM.
 
     Its host key is filed under the VM's id, not its address: a VM that is created anew at the same
-    address is a new host, and a key that changes without that is still an alarm.
+    address is a new host, and a key that changes without that is still an alarm. Where the guest has named its key on
+    its console, that one alone is good, also after a rebuild.
     """
-    arguments = ["-o", f"HostKeyAlias=cocoon-{record['id']}", "-o", "StrictHostKeyChecking=accept-new"]
+    alias = f"cocoon-{record['id']}"
+    arguments = ["-o", f"HostKeyAlias={alias}"]
+    key = _host_key(record)
+    if key:
+        arguments += ["-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=/dev/null"]
+        arguments += ["-o", "GlobalKnownHostsFile=/dev/null", "-o", f"KnownHostsCommand={ECHO} {alias} {key}"]
+    else:
+        arguments += ["-o", "StrictHostKeyChecking=accept-new"]
     return shlex.join([*jump_arguments(name, hypervisor, ssh_args), *arguments])
+
+
+def _host_key(record: Variables) -> str | None:
+    """The best of the keys that the guest has named; nothing that ssh could take for anything else."""
+    keys = [str(key) for key in record.get("host_keys") or [] if KEY_RE.match(str(key))]
+    return next((key for kind in KINDS for key in keys if key.startswith(kind)), None)
 
 
 def connection(

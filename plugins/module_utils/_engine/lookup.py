@@ -115,6 +115,7 @@ PRIVATE = frozenset(
     (
         "login",
         "relogin",
+        "console_from",
         "process",
         "phase",
         "phase_boot_id",
@@ -143,12 +144,15 @@ def view(record: Record | None, paths: Paths) -> Record | None:
     """A record as users see it: true about the process, without what is only ours to know."""
     if record is None or record.get("state") == "removed":
         return None
-    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import panicked
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys, panicked
 
     shown = {key: value for key, value in record.items() if key not in PRIVATE}
     if not record.get("pid"):
         return shown
     observed = observe(record, paths)
+    said = host_keys(paths.console_log(record["id"]), record.get("console_from", 0))
+    if said:  # what it said when it was last waited for may be older
+        shown["host_keys"] = said
     if observed.halted:
         shown.update(state=types.ERROR, reason=halt_reason(observed.halted))
     elif observed.paused and record.get("state") == types.RUNNING and not record.get("phase"):

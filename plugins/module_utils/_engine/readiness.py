@@ -89,14 +89,18 @@ def condition_of(definition: Record) -> str:
     return t.cast(str, kind)
 
 
+def answered(record: Record, definition: Record) -> bool:
+    """Whether the guest has answered, since its start, as the definition asks for."""
+    return condition_of(definition) in ("process", (record.get("ready") or {}).get("condition"))
+
+
 def _target(run: Run, item: Waiting) -> Target | None:
     """What to wait for, or nothing: no wait asked for, not running, or known to have been met."""
     record, definition = item.record, item.definition
     if not record or not record.get("pid") or definition.get("state") not in ("started", "restarted"):
         return None
     if item.job is None or item.job.begun is None:
-        met = (record.get("ready") or {}).get("condition")
-        if condition_of(definition) in ("process", met):
+        if answered(record, definition):
             return None
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power
 
@@ -144,7 +148,12 @@ def _settle(run: Run, item: Waiting, target: Target) -> None:
         item.error = _silence(run, item, target)
         return
     item.seconds = target.seconds
-    _write_down(run, item, ready={"condition": condition_of(item.definition), "seconds": target.seconds})
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys
+
+    # A reboot of the host takes the console's log.
+    keys = host_keys(target.console_log, (item.record or {}).get("console_from", 0))
+    known = {"host_keys": keys} if keys else {}
+    _write_down(run, item, ready={"condition": condition_of(item.definition), "seconds": target.seconds}, **known)
 
 
 def _silence(run: Run, item: Waiting, target: Target) -> CocoonError:

@@ -15,6 +15,37 @@ PANIC_RE = re.compile(r"Kernel panic - not syncing: *([^\r\n]*)")
 # What a guest that has come up again, after a panic or anyhow, says on its console.
 UP_RE = re.compile(r"cocoon: ready|\blogin: ")
 
+MOST = 16 << 20
+KEY = rb"(?:ssh-ed25519|ecdsa-sha2-nistp(?:256|384|521)|ssh-rsa) AAAA[A-Za-z0-9+/]{40,1000}={0,3}"
+# As images of ours say it at each boot, and as cloud-init does at the first one.
+OUR_KEY_RE = re.compile(rb"^cocoon: host key (" + KEY + rb")[^\r\n]*(?:[\r\n]|\Z)", re.M)
+BLOCK_RE = re.compile(rb"-----BEGIN SSH HOST KEY KEYS-----(.*?)-----END SSH HOST KEY KEYS-----", re.S)
+THEIR_KEY_RE = re.compile(rb"^(" + KEY + rb")[^\r\n]*(?:[\r\n]|\Z)", re.M)
+
+
+def host_keys(console_log: str, since: int = 0) -> list[str]:
+    """The public host keys that the guest has named last, beyond *since* bytes of the log.
+
+    Only root of the guest can write there, and nobody between the guest and us.
+    """
+    try:
+        with open(console_log, "rb") as stream:
+            stream.seek(since)
+            text = stream.read(MOST)
+    except OSError:
+        return []
+    ours, blocks = OUR_KEY_RE.findall(text), BLOCK_RE.findall(text)
+    found = ours[-1:] or [key for block in blocks[-1:] for key in THEIR_KEY_RE.findall(block)]
+    return [key.decode() for key in found]
+
+
+def size(console_log: str) -> int:
+    """How much the guest has said."""
+    try:
+        return os.stat(console_log).st_size
+    except OSError:
+        return 0
+
 
 def last_words(console_log: str) -> str:
     """The last line that is the kernel's or our own: what services print may be a secret."""

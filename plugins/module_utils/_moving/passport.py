@@ -40,6 +40,7 @@ ID_RE = re.compile(r"[a-z2-7]{26}")
 CARRIED = (
     *("id", "config", "first_booted", "created_at", "hypervisor_version", "snapshot", "snapshot_id", "image_type"),
     *("image_digest", "own_kernel", "data_disks", "detached_disks", "login", "relogin", "secret_env", "cidata_given"),
+    "host_keys",
     *("exit_code", "identity_pending", "ready", "blob_digests"),
     *(row.name for row in OPTIONS.values() if row.at == "record"),
 )
@@ -134,6 +135,7 @@ SCHEMA: Record = {
         "memory_backing": {"enum": ["ram", "disk"]},
         "login": _DIGESTED,
         "relogin": _FLAG,
+        "host_keys": {"type": "array", "maxItems": 8, "items": {"type": "string", "maxLength": 2048}},
         "secret_env": _or_null(_DIGESTED),
         "cidata_given": _or_null(_FLAG),
         "exit_code": _or_null({"type": "integer"}),

@@ -65,6 +65,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         "detached_disks": [],
         "login": login_of(wanted),
         "relogin": "relogin" in image["features"],
+        **{"host_keys": [], "console_from": 0},
         "promised_disk": disk_bytes(wanted, None),
     }
 

@@ -15,6 +15,7 @@ import os
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest import console
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import machine_of, with_values
@@ -35,6 +36,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 NEXT = ".restored"
 # What a restored VM has again besides the options that its machine fixes.
 AGAIN = ("own_kernel", "balloon", "image_id", "image_type", "image_digest")
+# The same, where the snapshot says it: those of others, and of earlier versions, do not.
+AGAIN_IF_KNOWN = ("login", "relogin")
 
 
 def restore(run: Run, record: Record, snapshot: Record) -> None:
@@ -92,6 +95,9 @@ def _merged(run: Run, record: Record, snapshot: Record) -> Record:
     return {
         **with_values(record, fixed),
         **{key: snapshot.get(key) for key in (*AGAIN, *pinned)},
+        **{key: snapshot[key] for key in AGAIN_IF_KNOWN if snapshot.get(key) is not None},
+        "host_keys": snapshot.get("host_keys") or [],
+        "console_from": console.size(run.store.paths.console_log(record["id"])),
         "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
         "detached_disks": others,
     }

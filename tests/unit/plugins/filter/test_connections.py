@@ -43,6 +43,23 @@ def proxy(hypervisor: Vars) -> list[str]:
     return shlex.split(command[0].partition("=")[2]) if command else []
 
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmqYFSlcXefdyXqNU+fZmC7wOFCNTX23nukQzizt6Lk"
+
+
+def options(record: Vars) -> list[str]:
+    found = connect({}, {"ansible_connection": "local"}, {"vms": {"web1": record}})
+    return shlex.split(found[0]["variables"]["ansible_ssh_common_args"])
+
+
+def test_a_key_that_the_guest_has_named_is_the_only_one_that_is_good() -> None:
+    words = options({**RECORD, "host_keys": ["ssh-rsa AAAAB3", "ssh-rsa x -o ProxyCommand=y", KEY]})
+    assert f"KnownHostsCommand=/bin/echo cocoon-{RECORD['id']} {KEY}" in words
+    assert {"StrictHostKeyChecking=yes", "UserKnownHostsFile=/dev/null"} <= set(words)
+    for keys in ([], ["ssh-rsa x -o ProxyCommand=y"], [f"{KEY}\nx"]):
+        words = options({**RECORD, "host_keys": keys})
+        assert "StrictHostKeyChecking=accept-new" in words and not any("KnownHosts" in word for word in words)
+
+
 @pytest.mark.parametrize("connection", ["local", "ansible.builtin.local"])
 def test_a_local_hypervisor_needs_no_jump(connection: str) -> None:
     found = variables({}, {"ansible_connection": connection})

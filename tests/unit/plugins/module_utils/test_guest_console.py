@@ -1,0 +1,48 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which host keys a guest has, by its console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys, size
+
+ED, RSA = f"ssh-ed25519 AAAA{'a' * 64}", f"ssh-rsa AAAA{'b' * 300}=="
+OURS = f"[    1.0] x\r\ncocoon: host key {ED} root@one\r\ncocoon: ready one\r\n"
+BLOCK = f"-----BEGIN SSH HOST KEY KEYS-----\r\n{RSA} root@one\r\n{ED} root@one\r\n-----END SSH HOST KEY KEYS-----\r\n"
+OTHER = OURS.replace("aaaa", "cccc")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (OURS, [ED]),
+        (BLOCK, [RSA, ED]),
+        (BLOCK.replace("aaaa", "cccc") + BLOCK, [RSA, ED]),
+        (OTHER + OURS, [ED]),
+        (f"{ED}\r\nlogin: cocoon: host key {ED}\r\n", []),
+        (BLOCK.partition("-----END")[0], []),
+        (OURS.replace("ssh-ed25519", "ssh-dss"), []),
+        (OURS.replace("AAAA", "AAAA -o ProxyCommand=x "), []),
+        ("", []),
+    ],
+)
+def test_keys(tmp_path: Path, text: str, expected: list[str]) -> None:
+    log = tmp_path / "console.log"
+    log.write_text(text, newline="")
+    assert host_keys(str(log)) == expected
+
+
+def test_those_of_a_disk_that_is_gone_do_not_count(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    assert (size(str(log)), host_keys(str(log))) == (0, [])
+    log.write_text(OTHER, newline="")
+    before = size(str(log))
+    assert host_keys(str(log), before) == []
+    with log.open("a", newline="") as stream:
+        stream.write(OURS)
+    assert host_keys(str(log), before) == [ED]

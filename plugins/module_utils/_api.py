@@ -8,9 +8,10 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item, converge
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item, converge, serves
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import view
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import undo
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import raise_all, validate_all
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
@@ -36,6 +37,7 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
         disk_overcommit=_overcommit(params, "disk_overcommit", 0.1),
         parallel=max(1, params.get("parallel") or Options.parallel),
         max_unavailable=max(1, params.get("max_unavailable") or Options.max_unavailable),
+        hold_restarts=bool(params.get("hold_restarts")),
         progress=Progress.from_params(params),
         never_pull=frozenset(
             [*(params.get("never_pull") or ()), *(image["name"] for image in params.get("images") or ())]
@@ -73,7 +75,29 @@ def converge_vms(
     run = open_run(params, check, mark)
     batch = _items(run, definitions, params, bool(items))
     converge(run, batch, check)
-    return [_result(item, check, run.store.paths) for item in batch]
+    results = [_result(item, check, run.store.paths) for item in batch]
+    return results + (_orphans(run, check) if params.get("prune") else [])
+
+
+def _orphans(run: Run, check: bool) -> list[Record]:
+    """What a prune lets go of besides VMs: things held for VMs and snapshots of which nothing else is left."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine import orphans
+
+    found = orphans.find(run.store)
+    if found and not check:
+        orphans.remove(run, found)
+    return [
+        {
+            "name": f"nobody ({holder})",
+            "changed": True,
+            "actions": ["release"],
+            "how": "remove",
+            "diff": {"before": {"held": words}, "after": {"held": []}},
+            "warnings": [],
+            "vm": None,
+        }
+        for holder, words in found.items()
+    ]
 
 
 def _owned(definitions: list[Record], params: t.Mapping[str, t.Any]) -> list[Record]:
@@ -116,7 +140,8 @@ def converge_site(params: t.Mapping[str, t.Any], check: bool) -> Record:
     Site(run, shares, items, check, params["unprepared"]).converge()
     return {
         **{f"{kind}s": [_share(share) for share in shares if share.part.kind == kind] for kind in ("network", "image")},
-        "vms": [_result(item, check, run.store.paths) for item in items],
+        "vms": [_result(item, check, run.store.paths) for item in items]
+        + (_orphans(run, check) if params["prune"] else []),
     }
 
 
@@ -233,10 +258,14 @@ def _result(item: Item, check: bool, paths: Paths) -> Record:
         "changed": bool(actions),
         "actions": actions,
         "how": plan.how if plan else None,
-        "diff": plan.diff if plan else {"before": {}, "after": {}},
+        "diff": plan.diff if plan and not item.held else {"before": {}, "after": {}},
         "warnings": [*item.warnings, *(plan.warnings if plan else [])],
         "vm": view(item.record, paths),
     }
+    if item.held and item.record:
+        result.update(held=True, undo=undo(item.record))
+    if not check and not serves(item):
+        result["down"] = True
     if item.seconds is not None:
         result["boot_seconds"] = item.seconds
     if item.error is not None:

@@ -89,7 +89,8 @@ options:
     default: 16
   max_unavailable:
     description:
-      - How many running VMs may be down at a time for a restart. The next ones follow when these answer.
+      - How many VMs of O(vms) may be down at a time for a restart. The next ones follow when these answer.
+      - VMs that are to run and do not, or whose guests do not answer, are waited for first, and count.
     type: int
     default: 1
   unprepared:

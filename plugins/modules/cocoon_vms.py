@@ -57,9 +57,16 @@ options:
     default: 16
   max_unavailable:
     description:
-      - How many running VMs may be down at a time for a restart. The next ones follow when these answer.
+      - How many VMs of O(vms) may be down at a time for a restart. The next ones follow when these answer.
+      - VMs that are to run and do not, or whose guests do not answer, are waited for first, and count.
     type: int
     default: 1
+  hold_restarts:
+    description:
+      - Do everything but what takes a running VM down and up again, and say in RV(results[].held) which VMs that is.
+      - For whoever restarts VMs over several hosts, a few at a time, with a task of its own for each few.
+    type: bool
+    default: false
 seealso:
   - module: cocoon.microvm.cocoon_vm
   - module: cocoon.microvm.cocoon_vm_info
@@ -135,6 +142,15 @@ results:
     boot_seconds:
       description: Seconds from the start of the hypervisor until what was waited for.
       type: float
+    held:
+      description: Whether O(hold_restarts) has kept this VM from being restarted.
+      type: bool
+    undo:
+      description: Of a VM that was held, the options that would make it as it is now once it has been changed.
+      type: dict
+    down:
+      description: Whether the VM is to run and does not, or its guest has not answered as O(vms[].wait_for) asks.
+      type: bool
     failed:
       description: Whether this VM failed.
       type: bool
@@ -193,6 +209,7 @@ def converge(module: AnsibleModule) -> dict:
 def main() -> None:
     spec = {
         "vms": {"type": "list", "elements": "dict", "required": True, "options": listed_vm_options()},
+        "hold_restarts": {"type": "bool", "default": False},
         **bulk_options(),
         **store_options(),
         **admission_options(),

@@ -14,15 +14,15 @@ import errno
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import check_directories
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import plan_item
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.readiness import await_guests
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import observe, plan_item
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.readiness import answered, await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
     MissingImageError,
     ResourceError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import exchange
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan, is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
     Create,
     Remove,
@@ -56,6 +56,7 @@ class Item:
     seconds: float | None = None
     pulled: bool = False
     unplanned: bool = False  # in check mode: it cannot be known what would be done
+    held: bool = False
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -132,8 +133,14 @@ def converge(run: Run, items: t.Sequence[Item], check: bool) -> None:
     _let_go(run, others)
     # What could not be planned is looked at again under the lock: others may be at work on that VM.
     _round(run, [item for item in others if item.error or (item.due and not item.restarts)])
-    _restart(run, [item for item in others if item.due and item.restarts])
-    await_guests(run, [item for item in others if item.error is None and not item.done])
+    restarting = [item for item in others if item.due and item.restarts]
+    # Whoever is down already counts, so that is known before the first of the others goes down.
+    await_guests(run, [item for item in others if item.error is None and not item.done and item not in restarting])
+    if run.options.hold_restarts:
+        for item in restarting:
+            item.held = True
+    else:
+        _restart(run, restarting, [item for item in others if item not in restarting])
 
 
 def _let_go(run: Run, items: t.Sequence[Item]) -> None:
@@ -174,9 +181,30 @@ def _obtain_images(run: Run, items: t.Sequence[Item], check: bool) -> bool:
     return bool(due)
 
 
-def _restart(run: Run, items: t.Sequence[Item]) -> None:
-    """At most max_unavailable at a time; when one does not come back, the rest is left as it is."""
-    size = max(1, run.options.max_unavailable)
+def serves(item: Item) -> bool:
+    """Whether a VM that is to run does, and its guest has answered as was asked for; one that need not is no worry."""
+    record = item.record
+    if item.definition.get("state") not in ("started", "restarted") or not is_made(record):
+        return True
+    return record is not None and observe(record).running and answered(record, item.definition)
+
+
+def _restart(run: Run, items: t.Sequence[Item], others: t.Sequence[Item]) -> None:
+    """At most max_unavailable at a time, those first that are down anyway.
+
+    When one does not come back, the rest is left as it is; and so when *others* are down.
+    """
+    down = [item.name for item in others if items and not serves(item)]
+    size = max(1, run.options.max_unavailable) - len(down)
+    if size < 1:
+        for item in items:
+            item.error = CocoonError(
+                f"not restarted, because {_quoted(down)} {'is' if len(down) == 1 else 'are'} down already",
+                "max_unavailable",
+                "Mend that first, then run again.",
+            )
+        return
+    items = sorted(items, key=serves)
     for start in range(0, len(items), size):
         _round(run, items[start : start + size])
         lost = next((item.name for item in items[start : start + size] if item.error), None)
@@ -186,6 +214,10 @@ def _restart(run: Run, items: t.Sequence[Item]) -> None:
                     f"not restarted, because '{lost}' did not come back", remedy="Mend that one first, then run again."
                 )
             return
+
+
+def _quoted(names: t.Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _round(run: Run, items: t.Sequence[Item], keys: t.Container[exchange.Key] = ()) -> None:

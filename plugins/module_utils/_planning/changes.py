@@ -122,6 +122,14 @@ def current_nics(record: Record) -> list[Definition]:
     ]
 
 
+def undo(record: Record) -> Definition:
+    """What a definition has to say for a VM to be as it is now, beside what a snapshot of it puts back."""
+    names = ("network", "ports", "labels", "memory_backing", *(("hostname",) if record["image_type"] == "oci" else ()))
+    have = current(record)
+    nics = [{key: value for key, value in nic.items() if value is not None} for nic in current_nics(record)]
+    return {**{name: have[name] for name in names if name in have}, "nics": nics}
+
+
 def wanted_nics(record: Record | None, definition: Definition) -> list[Definition]:
     """The NICs a VM should have, ``[{network, mac, ip}]``; ``None`` for a MAC or address still to be chosen.
 

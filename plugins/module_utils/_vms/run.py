@@ -38,6 +38,8 @@ class Options:
     disk_overcommit: float = 1.0
     parallel: int = 16
     max_unavailable: int = 1
+    # Leave VMs alone that would have to restart: whoever asks restarts them over a whole fleet.
+    hold_restarts: bool = False
     progress: Progress = dataclasses.field(default_factory=Progress)
     # Images that no registry is asked for, and which one is asked where an image's name says none.
     never_pull: frozenset[str] = frozenset()

@@ -105,6 +105,7 @@ class Rest:
 
     def _ask(self, method: str, target: str, body: t.Any, timeout: float) -> Answer:
         """The answer, had on a thread: a library's time limit is of one read, and not of a reply that drips."""
+        _load()  # on a slow host it takes longer than an answer may
         answers: queue.SimpleQueue[Answer | BaseException] = queue.SimpleQueue()
 
         def work() -> None:
@@ -187,20 +188,28 @@ def _check_listener(path: str, held: str, uid: int) -> None:
         )
 
 
+def _load() -> None:
+    """Import the library.
+
+    :raises ToolError: it is not installed.
+    """
+    try:
+        import requests_unixsocket  # noqa: F401  # pylint: disable=unused-import
+    except ImportError as exc:
+        raise ToolError(
+            f"Python's {exc.name} is missing on this host", remedy="Install python3-requests-unixsocket."
+        ) from exc
+
+
 def _request(method: str, path: str, target: str, body: t.Any, timeout: float) -> Answer:
     """One call, whose answer may be one byte longer than we take.
 
     :raises OSError: the connection was not had, or was lost.
     """
-    try:
-        import requests
-        import requests_unixsocket
-    except ImportError as exc:
-        raise ToolError(
-            f"Python's {exc.name} is missing on this host", remedy="Install python3-requests-unixsocket."
-        ) from exc
     import http.client
 
+    import requests
+    import requests_unixsocket
     import urllib3
 
     url = f"http+unix://{urllib.parse.quote(path, safe='')}{target}"

@@ -51,7 +51,7 @@ TURN = 0.005
 LOOK_AGAIN = 0.05
 # A guest that is still booting overlooks a request to let go of a device.
 UNPLUG_REPEAT = 3.0
-# The ACPI events of a guest are served by a program in it that may be busy; the API answers at once.
+# It does one thing at a time, and some take long on a busy host.
 SLOW = 60.0
 
 
@@ -189,10 +189,10 @@ class CloudHypervisorDriver(Unsaved):
         return runstate.ask(run_dir, SLOW)
 
     def powerdown(self, run_dir: str) -> None:
-        runstate.client(run_dir).put("/vm.power-button")
+        runstate.client(run_dir, SLOW).put("/vm.power-button")
 
     def reset(self, run_dir: str) -> None:
-        runstate.client(run_dir).put("/vm.reboot", timeout=SLOW)
+        runstate.client(run_dir, SLOW).put("/vm.reboot")
 
     def pause(self, run_dir: str) -> None:
         rest = runstate.client(run_dir, SLOW)
@@ -209,7 +209,7 @@ class CloudHypervisorDriver(Unsaved):
 
     def attach_disk(self, run_dir: str, disk: Disk) -> None:
         commandline.check_disk(disk)
-        rest = runstate.client(run_dir)
+        rest = runstate.client(run_dir, SLOW)
         present = _devices(rest)
         if commandline.disk_id(disk.serial) in present:
             return
@@ -224,7 +224,7 @@ class CloudHypervisorDriver(Unsaved):
 
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        rest = runstate.client(run_dir)
+        rest = runstate.client(run_dir, SLOW)
         device = commandline.disk_id(serial)
         ask_again = 0.0
         while device in _devices(rest):
@@ -248,7 +248,7 @@ class CloudHypervisorDriver(Unsaved):
         rest.put("/vm.resize-disk", {"id": commandline.disk_id(serial), "desired_size": size})
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
-        runstate.client(run_dir).put("/vm.resize", {"desired_balloon": taken})
+        runstate.client(run_dir, SLOW).put("/vm.resize", {"desired_balloon": taken})
 
 
 def _devices(rest: Rest) -> set[str]:

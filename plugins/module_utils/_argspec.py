@@ -45,6 +45,7 @@ def bulk_options() -> Spec:
         "elsewhere": {"type": "dict"},
         "parallel": {"type": "int", "default": 16},
         "max_unavailable": {"type": "int", "default": 1},
+        "hold_restarts": {"type": "bool", "default": False},
     }
 
 

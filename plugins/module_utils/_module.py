@@ -132,10 +132,10 @@ def site_answer(found: t.Mapping[str, list[dict[str, t.Any]]], whole: bool = Tru
     }
     if whole:
         answer.update(networks=found["networks"], images=found["images"])
-    return {**answer, **_failure(every)}
+    return {**answer, **failure(every)}
 
 
-def _failure(every: list[tuple[str, dict[str, t.Any]]]) -> dict[str, t.Any]:
+def failure(every: list[tuple[str, dict[str, t.Any]]]) -> dict[str, t.Any]:
     """What is said of those that failed, if any did."""
     failed = [(kind, result) for kind, result in every if result.get("failed")]
     if not failed:

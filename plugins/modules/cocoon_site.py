@@ -93,6 +93,12 @@ options:
       - VMs that are to run and do not, or whose guests do not answer, are waited for first, and count.
     type: int
     default: 1
+  hold_restarts:
+    description:
+      - Do everything but what takes a running VM down and up again, and say which VMs that is; see
+        O(cocoon.microvm.cocoon_vms#module:hold_restarts).
+    type: bool
+    default: false
   unprepared:
     description:
       - In check mode, that the host has yet to get the programs and libraries that this module works with. What cannot

@@ -209,7 +209,6 @@ def converge(module: AnsibleModule) -> dict:
 def main() -> None:
     spec = {
         "vms": {"type": "list", "elements": "dict", "required": True, "options": listed_vm_options()},
-        "hold_restarts": {"type": "bool", "default": False},
         **bulk_options(),
         **store_options(),
         **admission_options(),

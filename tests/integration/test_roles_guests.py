@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,13 @@ import pytest
 
 from ansible_collections.cocoon.microvm.tests.integration.support import images
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import Key, make_key
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import COLLECTION, TOKEN, Netns
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import COLLECTION, Netns
+from ansible_collections.cocoon.microvm.tests.integration.support.remote import plug, served
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Run
 
 EXAMPLE = COLLECTION / "playbooks" / "example" / "inventory.yml"
 TEARDOWN = "cocoon.microvm.teardown"
 SURE = {"cocoon_confirm": True, "cocoon_remove_store": True}
-SSHD = "/usr/sbin/sshd"
 
 
 def test_the_readme_shows_the_demos_inventory() -> None:
@@ -130,68 +127,28 @@ def test_plays_reach_vms_of_a_local_hypervisor(
 
 
 @pytest.fixture(name="gateway")
-def fixture_gateway(make_netns: Callable[[], Netns]) -> tuple[Netns, Netns]:
+def fixture_gateway(make_netns: Callable[[], Netns]) -> tuple[Netns, Netns, str]:
     """A controller's namespace and a hypervisor's, with a cable between them and no way beyond."""
     controller, hypervisor = make_netns(), make_netns()
-    controller.run("ip", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", hypervisor.name)
-    for netns, address in ((controller, "192.0.2.1/24"), (hypervisor, "192.0.2.2/24")):
-        netns.run("ip", "address", "add", address, "dev", "cable")
-        netns.run("ip", "link", "set", "cable", "up")
-    return controller, hypervisor
+    return controller, hypervisor, plug(controller, hypervisor, 0)
 
 
 @pytest.fixture(name="sshd")
-def fixture_sshd(gateway: tuple[Netns, Netns], tmp_path: Path, key: Key) -> Iterator[dict[str, Any]]:
+def fixture_sshd(gateway: tuple[Netns, Netns, str], tmp_path: Path, key: Key) -> Iterator[dict[str, Any]]:
     """An sshd on the hypervisor: the connection variables that lead to it."""
-    if not os.access(SSHD, os.X_OK):
-        pytest.skip(f"needs {SSHD} (package openssh-server), which plays the hypervisor's")
-    separation = Path("/run/sshd")
-    made = not separation.exists()
-    separation.mkdir(exist_ok=True)
-    host = make_key(tmp_path, "host")
-    allowed = tmp_path / "authorized_keys"
-    allowed.write_text(key.public + "\n", encoding="utf-8")
-    options = {
-        "AuthorizedKeysFile": allowed,
-        "HostKey": host.private,
-        "ListenAddress": "192.0.2.2",
-        "PasswordAuthentication": "no",
-        "PidFile": "none",
-        "Port": 2222,
-        "StrictModes": "no",
-        "Subsystem": "sftp internal-sftp",
-        "UsePAM": "no",
-    }
-    config = tmp_path / "sshd_config"
-    config.write_text("".join(f"{name} {value}\n" for name, value in options.items()), encoding="utf-8")
-    server = subprocess.Popen(
-        [*gateway[1].enter(), SSHD, "-D", "-e", "-f", str(config)],
-        stderr=subprocess.PIPE,
-        env={**os.environ, TOKEN[0]: TOKEN[1]},
-    )
-    assert server.stderr is not None
-    assert b"listening" in server.stderr.readline().lower()
-    yield {
-        "ansible_host": "192.0.2.2",
-        "ansible_port": 2222,
-        "ansible_user": "root",
-        "ansible_ssh_private_key_file": str(key.private),
-    }
-    server.terminate()
-    server.communicate(timeout=10)
-    if made:
-        shutil.rmtree(separation, ignore_errors=True)
+    with served(gateway[1], gateway[2], tmp_path / "sshd", key) as variables:
+        yield variables
 
 
 def test_plays_reach_vms_through_their_hypervisor(
-    gateway: tuple[Netns, Netns],
+    gateway: tuple[Netns, Netns, str],
     sshd: dict[str, Any],
     make_store: Callable[[], dict[str, str]],
     scratch: Path,
     tiny_image: Path,
     key: Key,
 ) -> None:
-    controller, _hypervisor = gateway
+    controller = gateway[0]
     playbook = Playbooks(controller, scratch, {})
     hosts = inventory(tiny_image, key, make_store(), **sshd)
     try:

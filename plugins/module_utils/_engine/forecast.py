@@ -27,6 +27,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, reserve
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 
 def check(run: Run, record: Record | None, plan: Plan) -> None:
@@ -59,7 +60,7 @@ def _check_state(run: Run, record: Record | None, plan: Plan) -> None:
         if snapshot is not None:
             resuming.check_snapshot(run, snapshot, snapshot, "snapshot")
     elif record and record.get("resume") and plan.step(Start) and not plan.step(Stop):
-        resuming.check(run, record)
+        resuming.check(Vm(run, record))
         resuming.check_driver(run.driver(record["hypervisor"]), record, record["resume"]["layout"])
 
 

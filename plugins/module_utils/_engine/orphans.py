@@ -63,9 +63,10 @@ def remove(run: Run, found: t.Iterable[str]) -> None:
     """End what runs of these, and give back what is held for them. Idempotent."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import discard
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms import salvage
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
     for holder in found:
         with locked(run.store.paths, ["host"], run.options.lock_timeout):
-            discard(run, salvage.rebuilt(run, {"id": holder, "bare": True, "config": {"name": holder}}))
+            discard(Vm(run, salvage.rebuilt(run, {"id": holder, "bare": True, "config": {"name": holder}})))
             run.mark("orphans.one")
     run.sync_networks()

@@ -16,6 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item as Waiting
@@ -53,7 +54,9 @@ def introduce(run: Run, items: t.Sequence[Waiting]) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.identity import tell_all
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.admittance import newcomer
 
-    pairs = [(item, found) for item in items for found in [newcomer(run, item.record or {}, item.definition)] if found]
+    pairs = [
+        (item, found) for item in items for found in [newcomer(Vm(run, item.record or {}), item.definition)] if found
+    ]
     try:
         tell_all([found for _item, found in pairs])
         for item, found in pairs:
@@ -102,9 +105,8 @@ def _target(run: Run, item: Waiting) -> Target | None:
     if item.job is None or item.job.begun is None:
         if answered(record, definition):
             return None
-    from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power
-
-    process = power.find_process(record)
+    vm = Vm(run, record)
+    process = vm.process()
     if process is None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.launch import log_tail
 

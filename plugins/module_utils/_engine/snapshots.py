@@ -19,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import s
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_labels, check_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
 VM_STATES = ("present", "absent", "restored")
@@ -133,7 +134,7 @@ def _execute(
         if record is not None:  # of a run that was killed
             _remove(run, record, vm)
         owner = wanted.owner or run.store.store_id
-        record = capture(run, vm, wanted.name, wanted.description or "", owner, wanted.labels or {})
+        record = capture(Vm(run, vm), wanted.name, wanted.description or "", owner, wanted.labels or {})
     if "update" in plan.actions and record is not None:
         record.update({key: value for key, value in plan.after.items() if key != "pruned"})
         snapshots.write(run.store, record)
@@ -143,7 +144,7 @@ def _execute(
     if "restore" in plan.actions and record is not None and vm is not None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
 
-        restoring.restore(run, vm, snapshots.disks_of(record) if wanted.disks_only else record)
+        restoring.restore(Vm(run, vm), snapshots.disks_of(record) if wanted.disks_only else record)
     for name in plan.pruned:
         outdated = snapshots.load(run.store, name)
         if outdated is not None:

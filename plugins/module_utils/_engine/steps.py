@@ -29,7 +29,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import locke
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     admission,
-    boot,
     cidata,
     container,
     mounts,
@@ -41,6 +40,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     storage,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 
 class Job:
@@ -60,6 +60,10 @@ class Job:
             raise StateError("the plan has a step for a VM that does not exist")
         return self.record
 
+    @property
+    def vm(self) -> Vm:
+        return Vm(self.run, self.known)
+
 
 def recover(job: Job) -> None:
     """Before the steps of a plan, take back what a killed run began and what none of them may come back to."""
@@ -74,220 +78,215 @@ def recover(job: Job) -> None:
     if record.get("phase") != PHASE_RESTORE:  # that has a step of its own, unless the VM goes anyway
         from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
 
-        restoring.tidy(job.run, record)
+        restoring.tidy(job.vm)
         tidy(job)
 
 
 def tidy(job: Job) -> None:
     """Let go of what a change that is over, or did not come about, held."""
-    record = job.known
+    vm, record = job.vm, job.known
     if record.get("held_images") and record.get("phase") != PHASE_REBUILD:
-        reserve.unpin_images(job.run, record)
+        reserve.unpin_images(vm.run, record)
     if not record.get("resume"):  # a start was killed when it had been taken up
-        resuming.forget(job.run, record)
-    storage.settle(job.run, record)
+        resuming.forget(vm)
+    storage.settle(vm)
 
 
 def go_on(job: Job) -> None:
     """Let a guest run that a killed run stopped to save it."""
-    run, record = job.run, job.known
-    process = power.find_process(record)
-    if process is not None:
-        process.close()
-        if record["state"] == types.RUNNING:
-            run.driver(record["hypervisor"]).resume(run.store.paths.vm_run(record["id"]))
+    vm, record = job.vm, job.known
+    if vm.runs() and record["state"] == types.RUNNING:
+        vm.driver.resume(vm.run_dir)
     if record["state"] != types.HIBERNATED:
-        resuming.forget(run, record)
-    record["phase"] = None
-    run.store.write_vm(record)
+        resuming.forget(vm)
+    vm.write(phase=None)
 
 
 def reserve_job(job: Job, wanted: Record, starts: bool) -> None:
     """Allocate a new VM: admission first, then everything it holds. The host's lock is held."""
     run, kept = job.run, None
     if job.record is not None:  # kept disks, or what a process that died left behind
-        kept = abandon(run, job.record)
+        kept = abandon(job.vm)
         job.record = None
-    record = reserve.reserve(run, wanted, kept)
+    vm = Vm(run, reserve.reserve(run, wanted, kept))
     if starts:
         try:
-            admission.promise_memory(run, record["id"], record["uid"], wanted["memory"])
+            admission.promise_memory(run, vm.id, vm.uid, wanted["memory"])
         except Exception:
-            abandon(run, record)
+            abandon(vm)
             raise
         job.promised = True
-    job.record = record
-    run.mark("create.memory")
+    job.record = vm.record
+    vm.mark("create.memory")
 
 
-def leftover_disks(run: Run, record: Record) -> list[Record]:
+def leftover_disks(vm: Vm) -> list[Record]:
     """The data disks of a VM that is not (or not any more) there, which must outlive its record."""
+    record = vm.record
     if record.get("delete_data_disks"):
         return []
     disks = [*(record.get("data_disks") or []), *(record.get("detached_disks") or [])]
     if record["state"] == types.CREATING:
         disks = record.get("kept_disks") or []
-    return [disk for disk in disks if os.path.lexists(boot.data_disk(record["id"], disk["name"], run.store.paths))]
+    return [disk for disk in disks if os.path.lexists(vm.data_disk(disk["name"]))]
 
 
-def abandon(run: Run, record: Record) -> Record | None:
+def abandon(vm: Vm) -> Record | None:
     """Take a half-made or half-removed VM apart; gives the record that keeps its data disks, if any."""
-    if salvage.is_lost(record):
-        record = salvage.rebuilt(run, record)
-    if record["state"] == REMOVED and not record.get("delete_data_disks"):
-        return record
-    disks = leftover_disks(run, record)
+    if salvage.is_lost(vm.record):
+        vm = Vm(vm.run, salvage.rebuilt(vm.run, vm.record))
+    if vm.record["state"] == REMOVED and not vm.record.get("delete_data_disks"):
+        return vm.record
+    disks = leftover_disks(vm)
     if not disks:
-        discard(run, record)
+        discard(vm)
         return None
-    keep_disks(run, record, disks)
-    return record
+    keep_disks(vm, disks)
+    return vm.record
 
 
 def create(job: Job, step: steps.Create) -> None:
     """Make the files of a VM that reserve_job has allocated."""
-    run, record, wanted = job.run, job.known, step.wanted
+    vm, run, record, wanted = job.vm, job.run, job.known, step.wanted
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
     try:
         if wanted.get("snapshot_id"):
-            _clone(run, record, wanted.get("disks_only", False))
+            _clone(vm, wanted.get("disks_only", False))
         else:
-            storage.create_disks(run, record, login or None)
+            storage.create_disks(vm, login or None)
         if wanted.get("secret_env"):
-            container.keep_secrets(run.store.paths, record, wanted["secret_env"])
+            container.keep_secrets(vm.paths, record, wanted["secret_env"])
         run.sync_networks()
         made = dict(record)  # until it is written down that it is made, it is not
-        power.set_state(run, made, types.CREATED, "created", kept_disks=[])
+        Vm(run, made).set_state(types.CREATED, "created", kept_disks=[])
     except Exception:
-        with locked(run.store.paths, ["host"], run.options.lock_timeout):
-            abandon(run, record)
+        with locked(vm.paths, ["host"], run.options.lock_timeout):
+            abandon(vm)
         job.record = None
         raise
     record.update(made)
-    run.mark("create.done")
+    vm.mark("create.done")
 
 
-def _clone(run: Run, record: Record, disks_only: bool) -> None:
+def _clone(vm: Vm, disks_only: bool) -> None:
     """The disks of a VM that is made from a snapshot, whose lock is held, and the memory that it goes on from."""
+    run, record = vm.run, vm.record
     snapshot = run.snapshot(record["snapshot"], disks_only)
     if snapshot is None or snapshot["id"] != record["snapshot_id"]:
         raise StateError(f"snapshot '{record['snapshot']}' has gone", "snapshot", "Take it again with cocoon_snapshot.")
     run.verify(snapshot)
     resuming.check_snapshot(run, snapshot, record, "snapshot")
-    resuming.clone_disks(run, record, snapshot)
+    resuming.clone_disks(vm, snapshot)
     for disk in record["data_disks"]:  # beside those of a snapshot of disks alone there may be new and larger ones
         before = next((item["size"] for item in snapshot["data_disks"] if item["name"] == disk["name"]), 0)
-        storage.create_data_disk(run, record, disk, before)
+        storage.create_data_disk(vm, disk, before)
     if cidata.takes(record):
-        cidata.expect_boot(run.store.paths, record, resumes=snapshot["kind"] == snapshots.FULL)
+        cidata.expect_boot(vm.paths, record, resumes=snapshot["kind"] == snapshots.FULL)
     if record["config"]["storage"] > snapshot["storage"]:
-        path = boot.system_disk(record, run.store.paths)
-        storage.grow_file(run, record, path, record["config"]["storage"], "ext4")
+        storage.grow_file(vm, vm.system_disk, record["config"]["storage"], "ext4")
 
 
-def _end(run: Run, record: Record) -> None:
+def _end(vm: Vm) -> None:
     """No process, socket, RAM or log of this VM from here on."""
     # A removal that was killed may have given the uid back, and another VM may have it by now.
-    if record.get("uid") and run.store.index("uid").lookup(str(record["uid"])) == record["id"]:
-        process = power.find_process(record)
+    if vm.record.get("uid") and vm.run.store.index("uid").lookup(str(vm.uid)) == vm.id:
+        process = vm.process()
         if process is not None:
             with process:
                 process.end()
-        power.end_unrecorded(run, record)  # what is released from here on must be held by nobody
-    power.clear_runtime(run, record)
-    mounts.unmount(run.store.paths.vm_log(record["id"]))
-    remove_tree(run.store.paths.vm_log(record["id"]))
-    run.mark("remove.runtime")
+        power.end_unrecorded(vm)  # what is released from here on must be held by nobody
+    power.clear_runtime(vm)
+    mounts.unmount(vm.paths.vm_log(vm.id))
+    remove_tree(vm.paths.vm_log(vm.id))
+    vm.mark("remove.runtime")
 
 
-def discard(run: Run, record: Record) -> None:
+def discard(vm: Vm) -> None:
     """Take a VM apart, whatever is there of it. The host's lock is held."""
-    _end(run, record)
-    mounts.unmount_unused(run.store.paths.ram)
-    if record.get("promised_disk"):
+    _end(vm)
+    mounts.unmount_unused(vm.paths.ram)
+    if vm.record.get("promised_disk"):
         with contextlib.suppress(OSError):  # a full file system: the ledger is too high until it is counted anew
-            admission.promise_disk(run, record["id"], 0)
-    reserve.release(run, record)
+            admission.promise_disk(vm.run, vm.id, 0)
+    reserve.release(vm.run, vm.record)
 
 
 def start(job: Job, _step: steps.Start) -> None:
-    run, record = job.run, job.known
+    vm, run = job.vm, job.run
     try:
-        if record.get("planned_nics"):  # a change of NICs was cut short
-            with locked(run.store.paths, ["host"], run.options.lock_timeout):
-                _settle_nics(run, record)
-        for config in record["network_configs"]:
+        if vm.record.get("planned_nics"):  # a change of NICs was cut short
+            with locked(vm.paths, ["host"], run.options.lock_timeout):
+                _settle_nics(vm)
+        for config in vm.record["network_configs"]:
             run.ensure_network(config["network_name"])
-        _follow_way_out(run, record)
+        _follow_way_out(vm)
         run.sync_networks()
     except (CocoonError, OSError):
         if job.promised:
-            power.clear_runtime(run, record)
+            power.clear_runtime(vm)
         raise
-    job.begun = power.start(run, record, promised=job.promised)
+    job.begun = power.start(vm, promised=job.promised)
     job.promised = False
 
 
-def _follow_way_out(run: Run, record: Record) -> None:
+def _follow_way_out(vm: Vm) -> None:
     """Publish the ports on the NIC that is the guest's way out from this start on: its networks may have changed."""
+    run, record = vm.run, vm.record
     before = [config.get("way_out") for config in record["network_configs"]]
     reserve.route_nics(run, record["network_configs"])
     if record.get("ports") and before != [config["way_out"] for config in record["network_configs"]]:
-        with locked(run.store.paths, ["host"], run.options.lock_timeout):
+        with locked(vm.paths, ["host"], run.options.lock_timeout):
             reserve.give_back_ports(run, record, record["ports"])
             reserve.take_ports(run, record)
 
 
 def stop(job: Job, step: steps.Stop) -> None:
-    record = job.known
+    vm = job.vm
     # Known before it is down, so that it comes up again after a crash.
-    if record.get("restarting", False) != step.restart:
-        record["restarting"] = step.restart
-        job.run.store.write_vm(record)
-        job.run.mark("stop.begun")
+    if vm.record.get("restarting", False) != step.restart:
+        vm.write(restarting=step.restart)
+        vm.mark("stop.begun")
     timeout = job.controls.get("stop_timeout")
-    power.stop(job.run, record, 30.0 if timeout is None else float(timeout), step.force, step.keep)
+    power.stop(vm, 30.0 if timeout is None else float(timeout), step.force, step.keep)
 
 
 def remove(job: Job, step: steps.Remove) -> None:
     """Remove a VM. Its data disks are kept, under its name, unless their deletion is allowed."""
-    run, record = job.run, job.known
-    if salvage.is_lost(record):
-        record = job.record = salvage.rebuilt(run, record)
+    if salvage.is_lost(job.known):
+        job.record = salvage.rebuilt(job.run, job.known)
+    vm, run, record = job.vm, job.run, job.known
     if not record.get("bare"):
         delete = step.delete_data_disks or bool(record.get("delete_data_disks"))  # what was begun is finished
-        power.set_state(run, record, record["state"], "removing", phase=PHASE_REMOVE, delete_data_disks=delete)
-    run.mark("remove.record")
+        vm.set_state(record["state"], "removing", phase=PHASE_REMOVE, delete_data_disks=delete)
+    vm.mark("remove.record")
     if reserve.all_ports(record):  # before the record goes, which is what the next run knows of them
         reserve.give_back_ports(run, record, reserve.all_ports(record))
         run.sync_networks()
-        run.mark("remove.unpublished")
-    _end(run, record)  # an unmount takes the kernel a while, so not under the host's lock
-    with locked(run.store.paths, ["host"], run.options.lock_timeout):
-        disks = leftover_disks(run, record)
+        vm.mark("remove.unpublished")
+    _end(vm)  # an unmount takes the kernel a while, so not under the host's lock
+    with locked(vm.paths, ["host"], run.options.lock_timeout):
+        disks = leftover_disks(vm)
         if disks:
-            keep_disks(run, record, disks)
+            keep_disks(vm, disks)
         else:
-            discard(run, record)
+            discard(vm)
     job.record = None
 
 
 def make_room(job: Job) -> None:
     """On a full file system a VM that is to go loses its system disk first, so that the rest can be written down."""
     if job.record is not None and not job.record.get("bare"):
-        remove_file(boot.system_disk(job.record, job.run.store.paths))
+        remove_file(job.vm.system_disk)
 
 
-def keep_disks(run: Run, record: Record, disks: list[Record]) -> None:
+def keep_disks(vm: Vm, disks: list[Record]) -> None:
     """Take a VM apart but for its data disks, which wait for a VM of the same name."""
-    _end(run, record)
-    mounts.unmount_unused(run.store.paths.ram)
-    reserve.release_all_but_disks(run, record, [disk["name"] for disk in disks])
+    _end(vm)
+    mounts.unmount_unused(vm.paths.ram)
+    reserve.release_all_but_disks(vm.run, vm.record, [disk["name"] for disk in disks])
     size = sum(disk["size"] for disk in disks)
-    admission.promise_disk(run, record["id"], size)
-    power.set_state(
-        run,
-        record,
+    admission.promise_disk(vm.run, vm.id, size)
+    vm.set_state(
         REMOVED,
         "removed, data disks kept",
         phase=None,
@@ -304,7 +303,7 @@ def keep_disks(run: Run, record: Record, disks: list[Record]) -> None:
         kept_disks=[],
         promised_disk=size,
     )
-    run.mark("remove.kept")
+    vm.mark("remove.kept")
 
 
 def configure(job: Job, step: steps.Configure) -> None:
@@ -314,72 +313,67 @@ def configure(job: Job, step: steps.Configure) -> None:
 
 def keep(job: Job, values: t.Mapping[str, t.Any]) -> None:
     """Have the record say that these options have these values, and what follows from them."""
-    record = job.known
+    vm, record = job.vm, job.known
     record.update(with_values(record, values))
     if "accel" in values:
-        record.update(job.run.driver(record["hypervisor"]).repin(record["accel"]))
+        record.update(vm.driver.repin(record["accel"]))
     if "cpu" in values:
         for config in record["network_configs"]:
             config["num_queues"] = record["config"]["cpu"] * 2
     if "queue_size" in values:
         for config in record["network_configs"]:
             config["queue_size"] = record["config"]["queue_size"]
-    record["updated_at"] = types.now()
-    job.run.store.write_vm(record)
-    job.run.mark("configure.done")
+    vm.write(updated_at=types.now())
+    vm.mark("configure.done")
 
 
 def set_secret_env(job: Job, step: steps.SetSecretEnv) -> None:
     """Other secrets for the command of a container, from its next start on."""
-    run, record = job.run, job.known
-    container.keep_secrets(run.store.paths, record, step.values)
-    run.mark("secret_env.file")
-    run.store.write_vm(record)
-    run.mark("secret_env.done")
+    vm = job.vm
+    container.keep_secrets(vm.paths, vm.record, step.values)
+    vm.mark("secret_env.file")
+    vm.write()
+    vm.mark("secret_env.done")
 
 
 def set_login(job: Job, step: steps.SetLogin) -> None:
     """Other login data, from the guest's next start on, or as it has them by now."""
-    run, record = job.run, job.known
-    before = record.get("login") or {}
+    vm = job.vm
+    before = vm.record.get("login") or {}
     login = changed_login(before, step.values, os.urandom(16).hex())
     if step.told:
         # A change that was killed here is made again: what it has left stays a difference.
         former = before.get("public", {}).get("user", "root") if before.get("digests") else None
-        changing = {**record, "login": login}
-        storage.change_login(
-            run, changing, dict(step.values), None if former == login["public"].get("user", "root") else former
-        )
-        record["cidata_given"] = changing.get("cidata_given", False)
-        run.mark("login.file")
-    record["login"] = login
-    run.store.write_vm(record)
-    run.mark("login.done")
+        changing = Vm(vm.run, {**vm.record, "login": login})
+        same = former == login["public"].get("user", "root")
+        storage.change_login(changing, dict(step.values), None if same else former)
+        vm.record["cidata_given"] = changing.record.get("cidata_given", False)
+        vm.mark("login.file")
+    vm.write(login=login)
+    vm.mark("login.done")
 
 
 def grow_system_disk(job: Job, step: steps.GrowSystemDisk) -> None:
-    storage.grow_system_disk(job.run, job.known, step.size)
+    storage.grow_system_disk(job.vm, step.size)
 
 
 def grow_data_disk(job: Job, step: steps.GrowDataDisk) -> None:
-    storage.grow_data_disk(job.run, job.known, step.disk, step.size)
+    storage.grow_data_disk(job.vm, step.disk, step.size)
 
 
 def add_disk(job: Job, step: steps.AddDisk) -> None:
-    storage.add_disk(job.run, job.known, step.disk)
+    storage.add_disk(job.vm, step.disk)
 
 
 def drop_disk(job: Job, step: steps.DropDisk) -> None:
-    storage.drop_disk(job.run, job.known, step.disk, step.delete)
+    storage.drop_disk(job.vm, step.disk, step.delete)
 
 
 def set_balloon(job: Job, step: steps.SetBalloon) -> None:
-    run, record = job.run, job.known
-    process = power.find_process(record)
-    if process is not None:
-        process.close()
-        run.driver(record["hypervisor"]).set_balloon(run.store.paths.vm_run(record["id"]), step.balloon)
-    run.mark("set_balloon.asked")
+    vm = job.vm
+    if vm.runs():
+        vm.driver.set_balloon(vm.run_dir, step.balloon)
+    vm.mark("set_balloon.asked")
     keep(job, {"balloon": step.balloon})
 
 
@@ -389,67 +383,62 @@ def set_nics(job: Job, step: steps.SetNics) -> None:
     While it lasts the record lists the new ones under ``planned_nics``, so that whoever comes after
     a crash can give them back, and the old ones still stand where the planner compares them.
     """
-    run, record = job.run, job.known
+    vm, run, record = job.vm, job.run, job.known
     old = list(record["network_configs"])
     ports = list(record.get("ports") or []) if step.ports is None else list(step.ports)
     default = record["config"]["network"] if step.network is None else step.network
-    with locked(run.store.paths, ["host"], run.options.lock_timeout):
+    with locked(vm.paths, ["host"], run.options.lock_timeout):
         reserve.give_back_nics(run, record, record.get("planned_nics") or [], keep=old)
         new = reserve.plan_nics(run, record, [{"network": default, **nic} for nic in step.nics])
-        record["planned_nics"] = new
-        run.store.write_vm(record)
-        run.mark("set_nics.planned")
+        vm.write(planned_nics=new)
+        vm.mark("set_nics.planned")
         try:
             reserve.take_nics(run, record, new)
         except CocoonError:
             reserve.give_back_nics(run, record, new, keep=old)
-            record["planned_nics"] = []
-            run.store.write_vm(record)
+            vm.write(planned_nics=[])
             raise
-        run.mark("set_nics.taken")
+        vm.mark("set_nics.taken")
         reserve.give_back_ports(run, record, reserve.all_ports(record))
         record["config"]["network"] = default
-        record.update(network_configs=new, planned_nics=old, nics=list(step.nics), ports=ports, planned_ports=[])
-        run.store.write_vm(record)
-        run.mark("set_nics.written")
-        _settle_nics(run, record)
-    run.mark("set_nics.done")
+        vm.write(network_configs=new, planned_nics=old, nics=list(step.nics), ports=ports, planned_ports=[])
+        vm.mark("set_nics.written")
+        _settle_nics(vm)
+    vm.mark("set_nics.done")
 
 
-def _settle_nics(run: Run, record: Record) -> None:
+def _settle_nics(vm: Vm) -> None:
     """Give back NICs that the record lists besides its own, and publish its ports. The host's lock is held."""
+    run, record = vm.run, vm.record
     reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
     kept = {config["tap"] for config in record["network_configs"]}
     reserve.drop_guards(run, [config for config in record["planned_nics"] if config["tap"] not in kept])
     reserve.take_ports(run, record)
     run.sync_networks()
-    run.mark("set_nics.settled")
-    record["planned_nics"] = []
-    run.store.write_vm(record)
+    vm.mark("set_nics.settled")
+    vm.write(planned_nics=[])
 
 
 def set_ports(job: Job, step: steps.SetPorts) -> None:
     """Publish other ports. Until the firewall knows them they are ``planned_ports``."""
-    run, record, ports = job.run, job.known, list(step.ports)
+    vm, run, record, ports = job.vm, job.run, job.known, list(step.ports)
     before = list(record.get("ports") or [])
-    with locked(run.store.paths, ["host"], run.options.lock_timeout):
+    with locked(vm.paths, ["host"], run.options.lock_timeout):
         record["planned_ports"] = [*(record.get("planned_ports") or []), *ports]
-        run.store.write_vm(record)
-        run.mark("set_ports.planned")
+        vm.write()
+        vm.mark("set_ports.planned")
         try:
             reserve.take_ports(run, {**record, "ports": ports})
         except CocoonError:
             reserve.give_back_ports(run, record, record["planned_ports"], keep=before)
-            record["planned_ports"] = []
-            run.store.write_vm(record)
+            vm.write(planned_ports=[])
             raise
-        run.mark("set_ports.taken")
+        vm.mark("set_ports.taken")
         reserve.give_back_ports(run, record, reserve.all_ports(record), keep=ports)
     run.sync_networks()
-    run.mark("set_ports.synced")
-    record.update(ports=ports, planned_ports=[])
-    run.store.write_vm(record)
-    run.mark("set_ports.done")
+    vm.mark("set_ports.synced")
+    vm.write(ports=ports, planned_ports=[])
+    vm.mark("set_ports.done")
 
 
 def rebuild(job: Job, step: steps.Rebuild) -> None:
@@ -459,14 +448,14 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    run, record, wanted = job.run, job.known, step.wanted
+    vm, run, record, wanted = job.vm, job.run, job.known, step.wanted
     image = run.known_image(wanted["image"])
-    storage.promise_system_disk(run, record, wanted["storage"])
+    storage.promise_system_disk(vm, wanted["storage"])
     record["held_images"] = sorted({record["image_id"], image["id"], *(record.get("held_images") or [])})
-    run.store.write_vm(record)
-    run.mark("rebuild.begun")
-    images.pin(run.store, image["id"], record["id"])
-    run.mark("rebuild.image")
+    vm.write()
+    vm.mark("rebuild.begun")
+    images.pin(run.store, image["id"], vm.id)
+    vm.mark("rebuild.image")
     record.update(
         with_values(record, {name: wanted[name] for name in (*REBUILT, "image", "storage", "accel", "firmware")})
     )
@@ -483,73 +472,73 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
         phase=PHASE_REBUILD,
         **fresh_pins(run.driver(wanted["hypervisor"]), wanted["accel"]),
     )
-    run.store.write_vm(record)
-    run.mark("rebuild.record")
+    vm.write()
+    vm.mark("rebuild.record")
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
-    storage.rebuild_system_disk(run, record, login or None)
+    storage.rebuild_system_disk(vm, login or None)
     reserve.unpin_images(run, record)
-    run.mark("rebuild.unpinned")
-    power.set_state(run, record, types.STOPPED, "rebuilt", phase=None)
-    run.mark("rebuild.done")
+    vm.mark("rebuild.unpinned")
+    vm.set_state(types.STOPPED, "rebuilt", phase=None)
+    vm.mark("rebuild.done")
 
 
 def mend_nics(job: Job, _step: steps.MendNics) -> None:
     """Plug the NICs of a running VM in again, on bridges that may have been made anew."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import wires
 
-    run, record = job.run, job.known
+    vm, run, record = job.vm, job.run, job.known
     for config in record["network_configs"]:
         run.ensure_network(config["network_name"])
     power.guard_nics(run, [record])
     for config in record["network_configs"]:
         wires.mend(config, run.known_network(config["network_name"]))
-        run.mark("mend_nics.one")
+        vm.mark("mend_nics.one")
 
 
 def resume(job: Job, _step: steps.Resume) -> None:
-    run, record = job.run, job.known
-    run.driver(record["hypervisor"]).resume(run.store.paths.vm_run(record["id"]))
-    power.set_state(run, record, types.RUNNING, "resumed")
+    vm = job.vm
+    vm.driver.resume(vm.run_dir)
+    vm.set_state(types.RUNNING, "resumed")
 
 
 def pause(job: Job, _step: steps.Pause) -> None:
-    run, record = job.run, job.known
-    run.driver(record["hypervisor"]).pause(run.store.paths.vm_run(record["id"]))
-    power.set_state(run, record, types.PAUSED, "paused")
+    vm = job.vm
+    vm.driver.pause(vm.run_dir)
+    vm.set_state(types.PAUSED, "paused")
 
 
 def hibernate(job: Job, _step: steps.Hibernate) -> None:
     """Save a VM's memory and devices, and end it; its disks stay where they are."""
-    run, record = job.run, job.known
+    vm, run, record = job.vm, job.run, job.known
     if record["state"] == types.HIBERNATED:  # a killed run got as far as this
         finish_hibernation(job)
         return
-    saving.check_space(run, record, memory=True, disks=False)
-    path = resuming.make_folder(run, record["id"])
+    saving.check_space(vm, memory=True, disks=False)
+    path = resuming.make_folder(vm)
     try:
-        saved = saving.save_running(run, record, path, disks=False, stay=True)
-        resuming.settle_hibernation(run, record, saved)
+        saved = saving.save_running(vm, path, disks=False, stay=True)
+        resuming.settle_hibernation(vm, saved)
         asleep = dict(record)
-        power.set_state(run, asleep, types.HIBERNATED, "hibernated", phase=PHASE_HIBERNATE)
+        Vm(run, asleep).set_state(types.HIBERNATED, "hibernated", phase=PHASE_HIBERNATE)
     except BaseException:
         go_on(job)
         raise
     record.update(asleep)
-    run.mark("hibernate.record")
+    vm.mark("hibernate.record")
     finish_hibernation(job)
 
 
 def finish_hibernation(job: Job) -> None:
     """End the process of a VM whose memory is safe."""
-    run, record = job.run, job.known
-    process = power.find_process(record)
+    vm = job.vm
+    process = vm.process()
     if process is not None:
         with process:
             process.end(grace=0)
-    run.mark("hibernate.process")
-    power.clear_runtime(run, record)
-    power.set_state(run, record, types.HIBERNATED, "hibernated", **power.not_running())
-    run.mark("hibernate.done")
+    vm.mark("hibernate.process")
+    power.clear_runtime(vm)
+    vm.set_state(types.HIBERNATED, "hibernated", **power.not_running())
+    vm.mark("hibernate.done")
 
 
 def restore(job: Job, _step: steps.Restore) -> None:
@@ -560,8 +549,7 @@ def finish_restore(job: Job) -> None:
     """Carry a restore that a killed run began to its end."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
 
-    run, record = job.run, job.known
-    restoring.go_on(run, record)
+    restoring.go_on(job.vm)
     tidy(job)
 
 

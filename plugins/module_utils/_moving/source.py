@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, container, power, resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import writable_disks
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 BLOCK = 512
 
@@ -77,12 +78,12 @@ def _files(run: Run, record: Record) -> dict[str, str]:
     """All files that go along, by the name that they have on their way."""
     paths, vm_id = run.store.paths, record["id"]
     home = paths.vm_dir(vm_id)
-    found = [*writable_disks(run, record), cidata.seed_path(paths, vm_id)]
+    found = [*writable_disks(Vm(run, record)), cidata.seed_path(paths, vm_id)]
     found += [boot.data_disk(vm_id, disk["name"], paths) for disk in record["detached_disks"]]
     found += [os.path.join(home, name) for name in (power.LOGIN_FILE, container.SECRETS_FILE)]
     if record.get("resume"):
         saved = run.driver(record["hypervisor"]).saved_files
-        found += [os.path.join(resuming.folder(run, vm_id), name) for name in saved]
+        found += [os.path.join(resuming.folder(Vm(run, record)), name) for name in saved]
     return {os.path.basename(path): path for path in found if os.path.lexists(path)}
 
 
@@ -171,7 +172,7 @@ def leave(run: Run, name: str, token: str | None, given: str | None) -> bool:
             return False
         if record.get("bare"):  # a removal that was cut short has left its name
             with locked(run.store.paths, ["host"], run.options.lock_timeout):
-                execution.discard(run, record)
+                execution.discard(Vm(run, record))
             return True
         common.check_token(record, token)
         if given != common.receipt(token or "", record["id"], "settled"):

@@ -25,6 +25,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power, reserve, resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
@@ -71,11 +72,11 @@ def arrive(
         try:
             _place(run, record, found, staging)
             run.sync_networks()
-            power.set_state(run, record, found["state"], f"came from {origin}")
+            Vm(run, record).set_state(found["state"], f"came from {origin}")
             run.mark("arrive.placed")
         except BaseException:
             with contextlib.suppress(OSError), locked(run.store.paths, ["host"], run.options.lock_timeout):
-                execution.discard(run, record)
+                execution.discard(Vm(run, record))
             raise
         common.clear(run, record["id"])
         return True, record
@@ -98,7 +99,7 @@ def _take_apart(run: Run, record: Record, token: str) -> None:
             f"there is a VM '{record['config']['name']}' here already", "name", "Remove it, or give it another name."
         )
     with locked(run.store.paths, ["host"], run.options.lock_timeout):
-        execution.discard(run, record)
+        execution.discard(Vm(run, record))
 
 
 def _read(run: Run, path: str, checksum: str | None, told: Stage) -> tuple[str, Record]:
@@ -198,7 +199,7 @@ def _nics(run: Run, found: Record, networks: t.Mapping[str, str]) -> list[Networ
 def _place(run: Run, record: Record, found: Record, staging: str) -> None:
     """Move the unpacked files to where they belong, with the owners that they have here."""
     home = run.store.paths.vm_dir(record["id"])
-    saved = resuming.make_folder(run, record["id"]) if found.get("resume") else None
+    saved = resuming.make_folder(Vm(run, record)) if found.get("resume") else None
     machine = run.driver(found["hypervisor"]).saved_files
     for name in sorted(os.listdir(staging)):
         if name == passport.FILE:
@@ -213,7 +214,7 @@ def _place(run: Run, record: Record, found: Record, staging: str) -> None:
     fsync_dir(home)
     if saved:
         fsync_dir(saved)
-        record["resume"] = {**found["resume"], "disks": resuming.disk_times(run, record)}
+        record["resume"] = {**found["resume"], "disks": resuming.disk_times(Vm(run, record))}
 
 
 def start(run: Run, name: str, token: str, waits: Record) -> tuple[bool, Record]:
@@ -231,10 +232,7 @@ def start(run: Run, name: str, token: str, waits: Record) -> tuple[bool, Record]
         if not record.get("moved"):
             common.check_token(record, token)
         item.record = record
-        process = power.find_process(record)
-        if process is not None:
-            process.close()
-        else:
+        if not Vm(run, record).runs():
             item.job = execution.Job(run, record, {})
             execution.recover(item.job)
             execution.start(item.job, steps.Start())
@@ -273,7 +271,7 @@ def discard(run: Run, name: str, token: str, vm_id: str) -> tuple[bool, str]:
             if not record.get("bare"):
                 common.check_token(record, token)
             with locked(run.store.paths, ["host"], run.options.lock_timeout):
-                execution.discard(run, record)
+                execution.discard(Vm(run, record))
             run.sync_networks()
             done = True
         common.clear(run, vm_id)

@@ -13,21 +13,19 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import 
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import guest_uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import join_bridge
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 
-def newcomer(run: Run, record: Record, definition: Record) -> identity.Newcomer | None:
-    """The guest of *record* as one to be told who it is; ``None`` if it does not run."""
-    process = power.find_process(record)
+def newcomer(vm: Vm, definition: Record) -> identity.Newcomer | None:
+    """The guest of a VM as one to be told who it is; ``None`` if it does not run."""
+    process = vm.process()
     if process is None:
         return None
-    driver = run.driver(record["hypervisor"])
-    run_dir = run.store.paths.vm_run(record["id"])
+    record, driver, run_dir = vm.record, vm.driver, vm.run_dir
     macs = [config["mac"] for config in record["network_configs"]]
 
     def tell() -> socket.socket:
-        message = identity.message(record, record["identity_pending"], guest_uuid(record["id"]))
+        message = identity.message(record, record["identity_pending"], guest_uuid(vm.id))
         return driver.announce(run_dir, message)
 
     def admit() -> None:
@@ -37,4 +35,4 @@ def newcomer(run: Run, record: Record, definition: Record) -> identity.Newcomer 
         driver.admit(run_dir, len(macs))
 
     timeout = float(definition.get("timeout") or DEFAULT_TIMEOUT)
-    return identity.Newcomer(record["config"]["name"], process, tell, admit, time.monotonic() + timeout)
+    return identity.Newcomer(vm.name, process, tell, admit, time.monotonic() + timeout)

@@ -16,72 +16,72 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, power, saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 
-def capture(run: Run, vm: Record, name: str, description: str, owner: str, labels: Record) -> Record:
+def capture(vm: Vm, name: str, description: str, owner: str, labels: Record) -> Record:
     """Take the snapshot *name* of a VM, whose lock is held as is the snapshot's; its record.
 
     :raises CocoonError: it could not be taken; the VM goes on as it was, and nothing is left.
     """
-    process = power.find_process(vm)
-    if process is not None:
-        process.close()
-    running = process is not None
-    if running and not run.driver(vm["hypervisor"]).capabilities.snapshots:
+    running = vm.runs()
+    if running and not vm.driver.capabilities.snapshots:
         raise UnsupportedError(
-            f"hypervisor {vm['hypervisor']} cannot save a running VM", "vm", "Stop it first: then its disks are saved."
+            f"hypervisor {vm.record['hypervisor']} cannot save a running VM",
+            "vm",
+            "Stop it first: then its disks are saved.",
         )
-    saving.check_space(run, vm, memory=running, disks=True)
-    record = fresh_record(run, vm, name, description, owner, labels)
+    saving.check_space(vm, memory=running, disks=True)
+    record = fresh_record(vm, name, description, owner, labels)
     record["kind"] = snapshots.FULL if running else snapshots.DISKS
     started = time.monotonic()
     try:
-        _reserve(run, record)
-        _fill(run, vm, record, running)
-        _complete(run, vm, record, time.monotonic() - started)
+        _reserve(vm.run, record)
+        _fill(vm, record, running)
+        _complete(vm, record, time.monotonic() - started)
     except (CocoonError, OSError):
         with contextlib.suppress(OSError):  # of a full disk, the next run takes the rest away
-            snapshots.discard(run.store, record)
-            vm.get("snapshot_ids", {}).pop(record["id"], None)
-            run.store.write_vm(vm)
+            snapshots.discard(vm.run.store, record)
+            vm.record.get("snapshot_ids", {}).pop(record["id"], None)
+            vm.write()
         raise
     return record
 
 
-def fresh_record(run: Run, vm: Record, name: str, description: str, owner: str, labels: Record) -> Record:
+def fresh_record(vm: Vm, name: str, description: str, owner: str, labels: Record) -> Record:
     """A snapshot's record in state ``creating``: SnapshotConfig, then our own fields."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    config, driver = vm["config"], run.driver(vm["hypervisor"])
-    image = run.known_image(vm["image_id"])
+    config, driver = vm.record["config"], vm.driver
+    image = vm.image
     return {
         "id": types.new_id(),
         "name": name,
         "description": description,
         "image": config["image"],
         "image_blob_ids": {blob: {} for blob, _suffix in images.blobs(image)},
-        "hypervisor": vm["hypervisor"],
+        "hypervisor": vm.record["hypervisor"],
         **{key: config[key] for key in ("storage", "network")},
-        **machine_of({**vm, **config}),
-        "nics": len(vm["network_configs"]),
+        **machine_of({**vm.record, **config}),
+        "nics": len(vm.record["network_configs"]),
         "created_at": types.now(),
         "state": snapshots.CREATING,
-        "vm_id": vm["id"],
-        "vm": config["name"],
-        "parent": vm.get("snapshot_id"),
+        "vm_id": vm.id,
+        "vm": vm.name,
+        "parent": vm.record.get("snapshot_id"),
         "owner": owner,
         "labels": labels,
-        **{key: vm.get(key) for key in ("accel", *driver.pinned, "hypervisor_version", "own_kernel")},
-        **{key: vm.get(key) for key in ("balloon", "image_id", "image_type", "image_digest")},
+        **{key: vm.record.get(key) for key in ("accel", *driver.pinned, "hypervisor_version", "own_kernel")},
+        **{key: vm.record.get(key) for key in ("balloon", "image_id", "image_type", "image_digest")},
         # What the guest's accounts are made of, by digests.
-        **{key: vm.get(key) for key in ("login", "relogin")},
-        "host_keys": vm.get("host_keys") or [],
-        "first_boot_due": cidata.due(run.store.paths, vm),
-        "data_disks": vm["data_disks"],
-        "nic_networks": [nic["network_name"] for nic in vm["network_configs"]],
-        "nic_configs": [{"mac": nic["mac"], "mtu": nic.get("mtu") or 0} for nic in vm["network_configs"]],
+        **{key: vm.record.get(key) for key in ("login", "relogin")},
+        "host_keys": vm.record.get("host_keys") or [],
+        "first_boot_due": cidata.due(vm.paths, vm.record),
+        "data_disks": vm.record["data_disks"],
+        "nic_networks": [nic["network_name"] for nic in vm.record["network_configs"]],
+        "nic_configs": [{"mac": nic["mac"], "mtu": nic.get("mtu") or 0} for nic in vm.record["network_configs"]],
         "layout": {},
         "blob_digests": {},
         "files": {},
@@ -103,33 +103,33 @@ def _reserve(run: Run, record: Record) -> None:
     run.mark("snapshot.image")
 
 
-def _fill(run: Run, vm: Record, record: Record, running: bool) -> None:
+def _fill(vm: Vm, record: Record, running: bool) -> None:
     """The data of a snapshot, from the VM into its folder."""
-    folder = snapshots.directory(run.store, record["id"])
+    folder = snapshots.directory(vm.run.store, record["id"])
     if not running:
-        saving.copy_disks(run, vm, folder)
+        saving.copy_disks(vm, folder)
         return
     # A VM that an earlier version started does not know them.
-    record["blob_digests"] = vm.get("blob_digests") or run.blob_digests(record["image_id"])
-    saved = saving.save_running(run, vm, folder, disks=True)
-    saving.finish(run, vm)
+    record["blob_digests"] = vm.record.get("blob_digests") or vm.run.blob_digests(record["image_id"])
+    saved = saving.save_running(vm, folder, disks=True)
+    saving.finish(vm)
     record["layout"] = saved.layout
     record["hypervisor_version"] = saved.version
     record["paused_seconds"] = saved.paused_seconds
 
 
-def _complete(run: Run, vm: Record, record: Record, seconds: float) -> None:
+def _complete(vm: Vm, record: Record, seconds: float) -> None:
     """Close the folder: what is in it does not change any more."""
-    folder = snapshots.directory(run.store, record["id"])
-    write_json(os.path.join(folder, snapshots.LAYOUT_FILE), layout_document(run, vm, record), locked=True)
-    seal(run, record)
-    vm.setdefault("snapshot_ids", {})[record["id"]] = {}
-    run.store.write_vm(vm)
-    run.mark("snapshot.listed")
+    folder = snapshots.directory(vm.run.store, record["id"])
+    write_json(os.path.join(folder, snapshots.LAYOUT_FILE), layout_document(vm, record), locked=True)
+    seal(vm.run, record)
+    vm.record.setdefault("snapshot_ids", {})[record["id"]] = {}
+    vm.write()
+    vm.mark("snapshot.listed")
     record["seconds"] = round(seconds, 3)
     record["state"] = snapshots.COMPLETE
-    snapshots.write(run.store, record)
-    run.mark("snapshot.complete")
+    snapshots.write(vm.run.store, record)
+    vm.mark("snapshot.complete")
 
 
 def seal(run: Run, record: Record) -> None:
@@ -157,14 +157,14 @@ def _open_to_clones(run: Run, record: Record, path: str) -> None:
     os.chmod(path, 0o440 if read_only else 0o460)
 
 
-def layout_document(run: Run, vm: Record, record: Record) -> Record:
+def layout_document(vm: Vm, record: Record) -> Record:
     """``cocoon.json``: disks in device order, boot configuration, and what the machine was (see formats)."""
     return {
-        "storage_configs": boot.storage_configs(vm, run.known_image(vm["image_id"]), run.store.paths),
-        "boot_config": vm.get("boot_config") or {},
+        "storage_configs": boot.storage_configs(vm.record, vm.image, vm.paths),
+        "boot_config": vm.record.get("boot_config") or {},
         "cpu": record["cpu"],
         "memory": record["memory"],
-        **run.driver(record["hypervisor"]).archive_form().words(record),
+        **vm.run.driver(record["hypervisor"]).archive_form().words(record),
         "firmware": record["firmware"] or "",
         "cocoon_microvm": {**{key: record[key] for key in OURS if record.get(key)}, **_always(record)},
     }

@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, c
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.admission import promise_memory
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.mounts import mount_log
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Driver, Launch, Nic
@@ -34,11 +35,6 @@ CLOSING = 2.0
 QCOW2_OVERHEAD = 64 << 20
 
 
-def find_process(record: Record) -> Process | None:
-    """The VM's hypervisor process, if it is alive and proven ours."""
-    return Process.find(record.get("process"))
-
-
 def end_strays(record: Record) -> None:
     """End processes of a start whose writer died before it could record them."""
     if record.get("phase") != PHASE_START or record.get("phase_boot_id") != boot_id():
@@ -46,13 +42,13 @@ def end_strays(record: Record) -> None:
     _end_all(Process.scan(record["uid"]))
 
 
-def end_unrecorded(run: Run, record: Record) -> None:
+def end_unrecorded(vm: Vm) -> None:
     """End what else runs as the VM's user, which is nobody else's.
 
     Under seccomp a hypervisor cannot fork, so there is nothing unless something went badly wrong:
     one look at the host at the beginning of a round is enough.
     """
-    _end_all(Process.scan(record["uid"], run.processes().get(record["uid"], ())))
+    _end_all(Process.scan(vm.uid, vm.run.processes().get(vm.uid, ())))
 
 
 def _end_all(processes: t.Iterable[Process]) -> None:
@@ -62,54 +58,47 @@ def _end_all(processes: t.Iterable[Process]) -> None:
             process.end(grace=0)
 
 
-def clear_runtime(run: Run, record: Record) -> None:
+def clear_runtime(vm: Vm) -> None:
     """Sockets and RAM of a VM that does not run."""
-    remove_tree(run.store.paths.vm_run(record["id"]))
+    remove_tree(vm.run_dir)
     # The first is the promise of its memory, whatever file holds it.
-    for path in (run.store.paths.ram_file(record["id"]), boot.ram_path(record, run.store.paths)):
+    for path in (vm.paths.ram_file(vm.id), vm.ram):
         remove_file(path)
 
 
-def set_state(run: Run, record: Record, state: str, reason: str = "", **fields: t.Any) -> None:
-    """Write a transition and its reason."""
-    record.update(fields, state=state, reason=reason, updated_at=types.now())
-    run.store.write_vm(record)
-
-
-def start(run: Run, record: Record, promised: bool = False) -> float:
+def start(vm: Vm, promised: bool = False) -> float:
     """Start the hypervisor of a VM that does not run; gives the monotonic time of its spawn.
 
     :param promised: the RAM file has been made already, in the allocation of this run.
     :raises HypervisorError: it did not start; the record says ``error`` and why.
     """
-    running = find_process(record)
+    run, record = vm.run, vm.record
+    running = vm.process()
     if running is not None:
         running.close()
-        set_state(run, record, types.RUNNING, "", phase=None, restarting=False)
+        vm.set_state(types.RUNNING, "", phase=None, restarting=False)
         return time.monotonic()
     end_strays(record)
     if not promised:
-        with locked(run.store.paths, ["host"], run.options.lock_timeout):
-            clear_runtime(run, record)
-            promise_memory(run, record["id"], record["uid"], record["config"]["memory"])
-    run.mark("start.memory")
-    resumes, driver = bool(record.get("resume")), run.driver(record["hypervisor"])
+        with locked(vm.paths, ["host"], run.options.lock_timeout):
+            clear_runtime(vm)
+            promise_memory(run, vm.id, vm.uid, record["config"]["memory"])
+    vm.mark("start.memory")
+    resumes, driver = bool(record.get("resume")), vm.driver
     try:
-        process, begun = _begin(run, record, driver)
+        process, begun = _begin(vm, driver)
     except (CocoonError, OSError) as exc:
-        clear_runtime(run, record)
+        clear_runtime(vm)
         reason = exc.message if isinstance(exc, CocoonError) else str(exc)
-        set_state(run, record, types.ERROR, reason, phase=None, process=None, pid=0)
+        vm.set_state(types.ERROR, reason, phase=None, process=None, pid=0)
         raise
-    run.mark("start.process")
+    vm.mark("start.process")
     with process:
-        set_state(
-            run,
-            record,
+        vm.set_state(
             types.RUNNING,
             pid=process.pid,
             process=identify(process.pid),
-            socket_path=driver.endpoints(run.store.paths.vm_run(record["id"])).api,
+            socket_path=driver.endpoints(vm.run_dir).api,
             started_at=types.now(),
             first_booted=True,
             phase=None,
@@ -117,34 +106,35 @@ def start(run: Run, record: Record, promised: bool = False) -> float:
             ready=None,
             **_taken_up(record, driver),
         )
-    run.mark("start.running")
+    vm.mark("start.running")
     if resumes:
-        resuming.forget(run, record)
+        resuming.forget(vm)
     return begun
 
 
-def _begin(run: Run, record: Record, driver: Driver) -> tuple[Process, float]:
+def _begin(vm: Vm, driver: Driver) -> tuple[Process, float]:
     """Put together what the VM starts from, write down that it starts, and do it; as :func:`_spawn`."""
+    record = vm.record
     if record.get("resume"):
-        resuming.check(run, record)
+        resuming.check(vm)
         resuming.check_driver(driver, record, record["resume"]["layout"])
-    image = _bootable(run, record)
-    record["blob_digests"] = run.blob_digests(record["image_id"])
-    _refresh_nics(run, record)
+    image = _bootable(vm)
+    record["blob_digests"] = vm.run.blob_digests(record["image_id"])
+    _refresh_nics(vm)
     style, limit = driver.boot_style(record["accel"]), driver.limits.command_line
-    record["boot_config"] = {**boot.boot_config(record, image, style, limit), **_firmware(run, record)}
+    record["boot_config"] = {**boot.boot_config(record, image, style, limit), **_firmware(vm)}
     if style.kernel == "elf" and "kernel_path" in record["boot_config"]:
-        record["boot_config"]["kernel_path"] = _unpacked_kernel(run, record["boot_config"]["kernel_path"])
+        record["boot_config"]["kernel_path"] = _unpacked_kernel(vm.run, record["boot_config"]["kernel_path"])
     if not record.get("resume"):
-        cidata.prepare(run.store.paths, record)
-    record["storage_configs"] = boot.storage_configs(record, image, run.store.paths)
+        cidata.prepare(vm.paths, record)
+    record["storage_configs"] = boot.storage_configs(record, image, vm.paths)
     for item in record["storage_configs"]:
         if not item["ro"]:
-            await_tools(item["path"], record["uid"])
-    set_state(run, record, record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
-    run.mark("start.record")
-    guard_nics(run, [record])
-    return _spawn(run, record, image)
+            await_tools(item["path"], vm.uid)
+    vm.set_state(record["state"], "starting", phase=PHASE_START, phase_boot_id=boot_id())
+    vm.mark("start.record")
+    guard_nics(vm.run, [record])
+    return _spawn(vm, image)
 
 
 def _taken_up(record: Record, driver: Driver) -> Record:
@@ -158,13 +148,13 @@ def _taken_up(record: Record, driver: Driver) -> Record:
     }
 
 
-def _refresh_nics(run: Run, record: Record) -> None:
+def _refresh_nics(vm: Vm) -> None:
     """What the network says of its guests reaches them at their next start."""
-    for config in record["network_configs"]:
-        network = run.known_network(config["network_name"])
+    for config in vm.record["network_configs"]:
+        network = vm.run.known_network(config["network_name"])
         config.update(mtu=network.get("mtu") or 0, dns=network.get("dns") or [])
         config.update(isolated=bool(network.get("isolated")), dns_search=network.get("dns_search") or [])
-    reserve.route_nics(run, record["network_configs"])
+    reserve.route_nics(vm.run, vm.record["network_configs"])
 
 
 def guard_nics(run: Run, records: t.Iterable[Record]) -> None:
@@ -180,21 +170,21 @@ def guard_nics(run: Run, records: t.Iterable[Record]) -> None:
     guard.ensure(run.store, [nic for record in records for nic in guard.nics(record["network_configs"], network_of)])
 
 
-def _bootable(run: Run, record: Record) -> Record:
+def _bootable(vm: Vm) -> Record:
     """The VM's image with the kernel that it boots with; where that is not its own, the guest is told what to run.
 
     :raises UnsupportedError: there is no kernel.
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
 
-    image = run.known_image(record["image_id"])
+    record, image = vm.record, vm.image
     if not kernel.needed(image):
         record.pop("exit_code", None)
         return image
-    default = kernel.find(run.store)
+    default = kernel.find(vm.run.store)
     if default is None:
         raise no_kernel(record["config"]["image"])
-    container.prepare(run.store.paths, record, image)
+    container.prepare(vm.paths, record, image)
     return {**image, "boot": default["boot"]}
 
 
@@ -206,37 +196,36 @@ def _unpacked_kernel(run: Run, path: str) -> str:
     return found
 
 
-def _firmware(run: Run, record: Record) -> Record:
+def _firmware(vm: Vm) -> Record:
     """The UEFI of a VM that boots by it, and the files of its own that it wants, made at the VM's first start.
 
     :raises UnsupportedError: it is not installed any more.
     """
-    if record.get("firmware") != "uefi":
+    if vm.record.get("firmware") != "uefi":
         return {}
-    folder = run.store.paths.vm_dir(record["id"])
-    found = run.driver(record["hypervisor"]).firmware(folder)
+    found = vm.driver.firmware(vm.dir)
     for name, source in found.own.items():
-        path = os.path.join(folder, name)
+        path = vm.file(name)
         if not os.path.lexists(path):
-            create_copy(source, path, record["uid"])
-            run.mark("start.firmware")
+            create_copy(source, path, vm.uid)
+            vm.mark("start.firmware")
     return {"firmware_path": found.code}
 
 
-def _spawn(run: Run, record: Record, image: Record) -> tuple[Process, float]:
+def _spawn(vm: Vm, image: Record) -> tuple[Process, float]:
     """Open the TAPs, start the process, and let go of the TAPs: they live as long as the process."""
+    record = vm.record
     fds: list[int] = []
     try:
-        driver = run.driver(record["hypervisor"])
+        driver = vm.driver
         hold = bool((record.get("resume") or {}).get("hold"))
         nics = [_nic(driver, config, fds, hold) for config in record["network_configs"]]
-        run.mark("start.tap")
-        paths = run.store.paths
-        os.makedirs(paths.vm_run(record["id"]), 0o700, exist_ok=True)
-        mount_log(paths.vm_log(record["id"]))
-        container.make_status(paths, record)
+        vm.mark("start.tap")
+        os.makedirs(vm.run_dir, 0o700, exist_ok=True)
+        mount_log(vm.paths.vm_log(vm.id))
+        container.make_status(vm.paths, record)
         begun = time.monotonic()
-        launch = launch_of(run, record, image, nics)
+        launch = launch_of(vm, image, nics)
         process = _start(driver, launch, record["network_configs"], hold)
         return process, begun
     finally:
@@ -280,42 +269,42 @@ def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -
     )
 
 
-def launch_of(run: Run, record: Record, image: Record, nics: t.Sequence[Nic]) -> Launch:
+def launch_of(vm: Vm, image: Record, nics: t.Sequence[Nic]) -> Launch:
     """Everything the driver needs to know about one start."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Launch, pins_of
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    paths = run.store.paths
+    record = vm.record
     config = record["config"]
-    login = os.path.join(paths.vm_dir(record["id"]), LOGIN_FILE)
+    login = vm.file(LOGIN_FILE)
     return Launch(
-        vm_id=record["id"],
+        vm_id=vm.id,
         name=config["name"],
-        uid=record["uid"],
-        gid=record["uid"],
-        groups=(*images.gids(run.store, image), *resuming.groups(run, record)),
+        uid=vm.uid,
+        gid=vm.uid,
+        groups=(*images.gids(vm.run.store, image), *resuming.groups(vm)),
         cpu=config["cpu"],
         memory=config["memory"],
         accel=record["accel"],
-        pins=pins_of(run.driver(record["hypervisor"]), record),
+        pins=pins_of(vm.driver, record),
         boot=record["boot_config"],
-        disks=tuple(disk_of(run, record, item) for item in record["storage_configs"]),
+        disks=tuple(disk_of(vm, item) for item in record["storage_configs"]),
         nics=tuple(nics),
-        ram_path=boot.ram_path(record, paths),
-        folder=paths.vm_dir(record["id"]),
-        run_dir=paths.vm_run(record["id"]),
-        console_log=paths.console_log(record["id"]),
-        hypervisor_log=paths.hypervisor_log(record["id"]),
+        ram_path=vm.ram,
+        folder=vm.dir,
+        run_dir=vm.run_dir,
+        console_log=vm.paths.console_log(vm.id),
+        hypervisor_log=vm.paths.hypervisor_log(vm.id),
         guest_data={
             **({"login": login} if os.path.exists(login) else {}),
-            **container.guest_data(paths, record),
+            **container.guest_data(vm.paths, record),
         },
-        status_log=container.status_path(paths, record) if container.is_container(record) else None,
+        status_log=container.status_path(vm.paths, record) if container.is_container(record) else None,
         balloon=record.get("balloon"),
         watchdog=bool(record.get("watchdog")),
         file_limit=file_limit(record),
-        resume=resuming.resume_of(run, record),
-        serial=cidata.serial_number(paths, record),
+        resume=resuming.resume_of(vm),
+        serial=cidata.serial_number(vm.paths, record),
     )
 
 
@@ -333,12 +322,12 @@ def raise_file_limit(process: Process, record: Record) -> None:
     limit_files(process.pid, file_limit(record))
 
 
-def disk_of(run: Run, record: Record, item: Record) -> Disk:
+def disk_of(vm: Vm, item: Record) -> Disk:
     """The driver's view of one entry of storage_configs."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk
 
     qcow2 = item["path"].endswith(".qcow2")
-    backing = _backing(run, record) if qcow2 else None
+    backing = _backing(vm) if qcow2 else None
     return Disk(
         removable=not item["serial"].startswith("cocoon-"),
         backing_format=backing.rpartition(".")[2] if backing else "qcow2",
@@ -346,8 +335,8 @@ def disk_of(run: Run, record: Record, item: Record) -> Disk:
         path=item["path"],
         read_only=item["ro"],
         format="qcow2" if qcow2 else "raw",
-        direct=not item["ro"] and not record["config"]["no_direct_io"] and _takes_direct_io(item["path"]),
-        queue_size=record["config"]["disk_queue_size"],
+        direct=not item["ro"] and not vm.record["config"]["no_direct_io"] and _takes_direct_io(item["path"]),
+        queue_size=vm.record["config"]["disk_queue_size"],
         backing=backing,
     )
 
@@ -361,41 +350,42 @@ def _takes_direct_io(path: str) -> bool:
     return True
 
 
-def _backing(run: Run, record: Record) -> str:
+def _backing(vm: Vm) -> str:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    disk = run.known_image(record["image_id"])["disk"]
-    return images.blob_path(run.store, disk["hex"], "." + disk["format"])
+    disk = vm.image["disk"]
+    return images.blob_path(vm.run.store, disk["hex"], "." + disk["format"])
 
 
-def stop(run: Run, record: Record, timeout: float, force: bool, keep: bool = False) -> None:
+def stop(vm: Vm, timeout: float, force: bool, keep: bool = False) -> None:
     """Shut a VM down: ask the guest, then end the process after *timeout* seconds, or at once with *force*.
 
     :param keep: undo a start that was cut short; the saved state that the VM was to go on from stays.
     """
+    record = vm.record
     end_strays(record)
     asked = False
-    process = find_process(record)
+    process = vm.process()
     if process is not None:
         with process:
-            asked = not force and _shut_down(run, record, process, timeout)
-            run.mark("stop.asked")
+            asked = not force and _shut_down(vm, process, timeout)
+            vm.mark("stop.asked")
             if not asked:
                 process.end()
-    run.mark("stop.process")
-    clear_runtime(run, record)
-    run.mark("stop.runtime")
+    vm.mark("stop.process")
+    clear_runtime(vm)
+    vm.mark("stop.runtime")
     if asked:
-        remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), LOGIN_FILE))
+        remove_file(vm.file(LOGIN_FILE))
     # A machine that goes on from its saved state another time still has the volume.
-    if not keep and (asked or cidata.taken(run.store.paths, record)):
-        cidata.settle(run.store.paths, record)
+    if not keep and (asked or cidata.taken(vm.paths, record)):
+        cidata.settle(vm.paths, record)
     reason = "shut down" if asked else ("powered off" if process is not None else "the hypervisor was gone")
     if not keep:
-        resuming.forget(run, record)
-    ended = {"reason": reason, **container.outcome(run.store.paths, record)}
-    set_state(run, record, record["state"] if keep else types.STOPPED, **not_running(), **ended)
-    run.mark("stop.record")
+        resuming.forget(vm)
+    ended = {"reason": reason, **container.outcome(vm.paths, record)}
+    vm.set_state(record["state"] if keep else types.STOPPED, **not_running(), **ended)
+    vm.mark("stop.record")
 
 
 def not_running() -> Record:
@@ -404,12 +394,12 @@ def not_running() -> Record:
     return {**gone, "pid": 0, "socket_path": "", "stopped_at": types.now()}
 
 
-def _shut_down(run: Run, record: Record, process: Process, timeout: float) -> bool:
+def _shut_down(vm: Vm, process: Process, timeout: float) -> bool:
     """Press the power button until the guest is off; a guest that is still booting misses the first times."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            run.driver(record["hypervisor"]).powerdown(run.store.paths.vm_run(record["id"]))
+            vm.driver.powerdown(vm.run_dir)
         except BusyError:
             pass  # somebody else talks to it; press again
         except CocoonError:

@@ -30,7 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     resuming,
     storage,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 # Beside a disk of the VM, the one that is to take its place.
 NEXT = ".restored"
@@ -40,55 +40,58 @@ AGAIN = ("own_kernel", "balloon", "image_id", "image_type", "image_digest")
 AGAIN_IF_KNOWN = ("login", "relogin")
 
 
-def restore(run: Run, record: Record, snapshot: Record) -> None:
+def restore(vm: Vm, snapshot: Record) -> None:
     """Put the VM back and let it run again if it ran, or if the snapshot has its memory.
 
     :raises CocoonError: the snapshot cannot be used, or there is no room: the VM goes on as it was.
     """
+    run, record = vm.run, vm.record
     snapshots.verify(run.store, snapshot)
     full = snapshot["kind"] == snapshots.FULL
     resuming.check_snapshot(run, snapshot, snapshot, "name")
-    process = power.find_process(record)
+    process = vm.process()
     if process is not None:
         process.close()
     runs = full or process is not None or bool(record.get("restarting"))  # the last: a killed run has ended it
     if runs:
         free, _idle = admission.free_memory(run)
-        admission.check_memory(run, snapshot["memory"], free + admission.held_memory(run, record["id"]))
-    _promise(run, record, snapshot)
+        admission.check_memory(run, snapshot["memory"], free + admission.held_memory(run, vm.id))
+    _promise(vm, snapshot)
     try:
-        _copy_beside(run, record, snapshot)
+        _copy_beside(vm, snapshot)
         if record["image_id"] != snapshot["image_id"]:  # rebuilt from another one since
             held = {record["image_id"], snapshot["image_id"], *(record.get("held_images") or [])}
             record["held_images"] = sorted(held)
-            run.store.write_vm(record)
-            images.pin(run.store, snapshot["image_id"], record["id"])
-            run.mark("restore.image")
+            vm.write()
+            images.pin(run.store, snapshot["image_id"], vm.id)
+            vm.mark("restore.image")
         record["restore"] = {"snapshot_id": snapshot["id"], "runs": runs, "full": full}
-        power.set_state(run, record, record["state"], record.get("reason", ""), phase=PHASE_RESTORE)
+        vm.set_state(record["state"], record.get("reason", ""), phase=PHASE_RESTORE)
     except BaseException:
-        _drop_copies(run, record, snapshot)
+        _drop_copies(vm, snapshot)
         raise
-    run.mark("restore.begun")
-    finish(run, record, snapshot)
+    vm.mark("restore.begun")
+    finish(vm, snapshot)
 
 
-def _promise(run: Run, record: Record, snapshot: Record) -> None:
+def _promise(vm: Vm, snapshot: Record) -> None:
     """Have the restored VM's disks promised: those of the snapshot, and data disks that came later."""
-    with locked(run.store.paths, ["host"], run.options.lock_timeout):
-        size = storage.wanted_bytes(_merged(run, record, snapshot))
-        admission.promise_disk(run, record["id"], max(size, record["promised_disk"]))
+    record = vm.record
+    with locked(vm.paths, ["host"], vm.run.options.lock_timeout):
+        size = storage.wanted_bytes(_merged(vm, snapshot))
+        admission.promise_disk(vm.run, vm.id, max(size, record["promised_disk"]))
         record["promised_disk"] = max(size, record["promised_disk"])
-        run.store.write_vm(record)
+        vm.write()
 
 
-def _merged(run: Run, record: Record, snapshot: Record) -> Record:
+def _merged(vm: Vm, snapshot: Record) -> Record:
     """The record with the snapshot's machine and disks; data disks that came later are kept, detached.
 
     The hypervisor is the VM's own, and so is what another one's snapshot says of the machine that it made.
     """
+    record = vm.record
     same = record["hypervisor"] == snapshot["hypervisor"]
-    pinned = ("accel", *run.driver(record["hypervisor"]).pinned) if same else ()
+    pinned = ("accel", *vm.driver.pinned) if same else ()
     names = {disk["name"] for disk in snapshot["data_disks"]}
     others = [disk for disk in [*record["detached_disks"], *record["data_disks"]] if disk["name"] not in names]
     fixed = {**machine_of(snapshot), "storage": snapshot["storage"], "image": snapshot["image"]}
@@ -97,83 +100,84 @@ def _merged(run: Run, record: Record, snapshot: Record) -> Record:
         **{key: snapshot.get(key) for key in (*AGAIN, *pinned)},
         **{key: snapshot[key] for key in AGAIN_IF_KNOWN if snapshot.get(key) is not None},
         "host_keys": snapshot.get("host_keys") or [],
-        "console_from": console.size(run.store.paths.console_log(record["id"])),
+        "console_from": console.size(vm.paths.console_log(vm.id)),
         "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
         "detached_disks": others,
     }
 
 
-def _copy_beside(run: Run, record: Record, snapshot: Record) -> None:
-    source, target = snapshots.directory(run.store, snapshot["id"]), run.store.paths.vm_dir(record["id"])
+def _copy_beside(vm: Vm, snapshot: Record) -> None:
+    source, target = snapshots.directory(vm.run.store, snapshot["id"]), vm.dir
     for name in resuming.disk_files(snapshot):
         path = os.path.join(target, name + NEXT)
         remove_file(path)
-        _disks.copy_sparse(os.path.join(source, name), path, record["uid"])
-        run.mark("restore.copied")
+        _disks.copy_sparse(os.path.join(source, name), path, vm.uid)
+        vm.mark("restore.copied")
 
 
-def _drop_copies(run: Run, record: Record, snapshot: Record) -> None:
+def _drop_copies(vm: Vm, snapshot: Record) -> None:
     for name in resuming.disk_files(snapshot):
         with contextlib.suppress(OSError):
-            remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), name + NEXT))
+            remove_file(os.path.join(vm.dir, name + NEXT))
 
 
-def tidy(run: Run, record: Record) -> None:
+def tidy(vm: Vm) -> None:
     """Drop the copies of a restore that was killed before it touched the VM."""
-    directory = run.store.paths.vm_dir(record["id"])
+    directory = vm.dir
     for name in os.listdir(directory):
         if NEXT in name:
             remove_file(os.path.join(directory, name))
 
 
-def go_on(run: Run, record: Record) -> None:
+def go_on(vm: Vm) -> None:
     """Finish the restore of a run that was killed."""
-    begun = record["restore"]
-    snapshot = snapshots.load_by_id(run.store, begun["snapshot_id"])
+    begun = vm.record["restore"]
+    snapshot = snapshots.load_by_id(vm.run.store, begun["snapshot_id"])
     if snapshot is None:
         raise StateError(
-            f"the snapshot that VM '{record['config']['name']}' is being restored from has gone",
+            f"the snapshot that VM '{vm.name}' is being restored from has gone",
             "name",
             "Restore another one, or remove the VM.",
         )
-    finish(run, record, snapshot if begun.get("full", True) else snapshots.disks_of(snapshot))
+    finish(vm, snapshot if begun.get("full", True) else snapshots.disks_of(snapshot))
 
 
-def finish(run: Run, record: Record, snapshot: Record) -> None:
+def finish(vm: Vm, snapshot: Record) -> None:
     """From the moment that nothing can fail any more but for want of a process that ends: swap, and start again."""
-    process = power.find_process(record)
+    record = vm.record
+    process = vm.process()
     if process is not None:
         with process:
             process.end(grace=0)
-    power.clear_runtime(run, record)
-    run.mark("restore.ended")
-    target = run.store.paths.vm_dir(record["id"])
+    power.clear_runtime(vm)
+    vm.mark("restore.ended")
+    target = vm.dir
     for name in resuming.disk_files(snapshot):
         path = os.path.join(target, name)
         if os.path.lexists(path + NEXT):
             os.rename(path + NEXT, path)
-            run.mark("restore.swapped")
+            vm.mark("restore.swapped")
     fsync_dir(target)
     if cidata.takes(record):
-        cidata.retain(run.store.paths, record, snapshot)
+        cidata.retain(vm.paths, record, snapshot)
     runs = record["restore"]["runs"]
-    record.update(_merged(run, record, snapshot))
+    record.update(_merged(vm, snapshot))
     _refresh_nics(record, snapshot)
     if record.get("held_images"):
-        reserve.unpin_images(run, record)
+        reserve.unpin_images(vm.run, record)
     if snapshot["kind"] == snapshots.FULL:
-        resuming.link_memory(run, record, snapshot, resuming.COPY)
+        resuming.link_memory(vm, snapshot, resuming.COPY)
     else:
-        resuming.forget(run, record)
+        resuming.forget(vm)
     fields = {**power.not_running(), "restore": None, "restarting": runs, "first_booted": True}
-    power.set_state(run, record, types.STOPPED, f"restored from snapshot '{snapshot['name']}'", **fields)
-    run.mark("restore.record")
-    storage.settle(run, record)
+    vm.set_state(types.STOPPED, f"restored from snapshot '{snapshot['name']}'", **fields)
+    vm.mark("restore.record")
+    storage.settle(vm)
     if runs:
         for config in record["network_configs"]:
-            run.ensure_network(config["network_name"])
-        power.start(run, record)
-    run.mark("restore.done")
+            vm.run.ensure_network(config["network_name"])
+        power.start(vm)
+    vm.mark("restore.done")
 
 
 def _refresh_nics(record: Record, snapshot: Record) -> None:

@@ -25,6 +25,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import writable_disks
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver, Layout, Resume, Saved
@@ -34,32 +35,33 @@ COPY = "copy"
 STREAM = "stream"
 
 
-def folder(run: Run, vm_id: str) -> str:
-    return os.path.join(run.store.paths.vm_dir(vm_id), "resume")
+def folder(vm: Vm) -> str:
+    return vm.file("resume")
 
 
-def make_folder(run: Run, vm_id: str) -> str:
+def make_folder(vm: Vm) -> str:
     """An empty folder for the saved state; whatever a killed run left there is gone."""
-    path = folder(run, vm_id)
+    path = folder(vm)
     remove_tree(path)
     os.mkdir(path, 0o711)
     os.chmod(path, 0o711)  # whatever the umask of this task is
     return path
 
 
-def clone_disks(run: Run, record: Record, snapshot: Record) -> None:
+def clone_disks(vm: Vm, snapshot: Record) -> None:
     """The disks of a new VM, copied from a snapshot, and links to its memory."""
-    snapshots.note_clone(run.store, snapshot["id"], record["id"])
-    run.mark("clone.noted")
-    source = snapshots.directory(run.store, snapshot["id"])
-    target = run.store.paths.vm_dir(record["id"])
+    record = vm.record
+    snapshots.note_clone(vm.run.store, snapshot["id"], vm.id)
+    vm.mark("clone.noted")
+    source = snapshots.directory(vm.run.store, snapshot["id"])
+    target = vm.dir
     for name in disk_files(snapshot):
-        _disks.copy_sparse(os.path.join(source, name), os.path.join(target, name), record["uid"])
-        run.mark("clone.disk")
+        _disks.copy_sparse(os.path.join(source, name), os.path.join(target, name), vm.uid)
+        vm.mark("clone.disk")
     if snapshot["kind"] == snapshots.FULL:
         # A balloon punches holes into the file that it finds the RAM in.
         memory = COPY if snapshot.get("balloon") is not None else MAP
-        link_memory(run, record, snapshot, memory)
+        link_memory(vm, snapshot, memory)
         record["resume"]["hold"] = bool(record["network_configs"])
         record["resume"]["macs"] = [nic["mac"] for nic in snapshot["nic_configs"]]
 
@@ -85,56 +87,57 @@ def check_driver(driver: Driver, pins: Record, layout: Layout) -> None:
     driver.check_resume(saved_state(driver, pins, layout))
 
 
-def link_memory(run: Run, record: Record, snapshot: Record, memory: str) -> None:
+def link_memory(vm: Vm, snapshot: Record, memory: str) -> None:
     """Have the VM go on from the snapshot's memory at its next start; its disks are in place."""
-    path, driver = make_folder(run, record["id"]), run.driver(snapshot["hypervisor"])
-    source = snapshots.directory(run.store, snapshot["id"])
+    path, driver = make_folder(vm), vm.run.driver(snapshot["hypervisor"])
+    source = snapshots.directory(vm.run.store, snapshot["id"])
     for name in snapshot["files"]:
         if name in driver.saved_files:
             os.link(os.path.join(source, name), os.path.join(path, name))
     if memory_name(driver, snapshot["files"]) is None:
         memory = STREAM
     fsync_dir(path)
-    run.mark("clone.memory")
-    record["resume"] = {
+    vm.mark("clone.memory")
+    vm.record["resume"] = {
         "memory": memory,
         "layout": snapshot["layout"],
-        "disks": disk_times(run, record),
+        "disks": disk_times(vm),
         "snapshot_id": snapshot["id"],
         "blob_digests": snapshot["blob_digests"],
         "hold": False,
     }
 
 
-def settle_hibernation(run: Run, record: Record, saved: Saved) -> None:
+def settle_hibernation(vm: Vm, saved: Saved) -> None:
     """Have the record say that the VM goes on from its saved memory, which is on disk."""
-    names = os.listdir(folder(run, record["id"]))
-    memory = COPY if memory_name(run.driver(record["hypervisor"]), names) else STREAM
+    record = vm.record
+    names = os.listdir(folder(vm))
+    memory = COPY if memory_name(vm.driver, names) else STREAM
     pending = record.get("identity_pending")
     record["resume"] = {
         "memory": memory,
         "layout": saved.layout,
-        "disks": disk_times(run, record),
+        "disks": disk_times(vm),
         "blob_digests": record.get("blob_digests"),
         "hold": bool(pending),
         "macs": pending,
     }
 
 
-def disk_times(run: Run, record: Record) -> dict[str, int]:
+def disk_times(vm: Vm) -> dict[str, int]:
     """When each of the VM's disks was last written to."""
-    return {os.path.basename(path): os.lstat(path).st_mtime_ns for path in writable_disks(run, record)}
+    return {os.path.basename(path): os.lstat(path).st_mtime_ns for path in writable_disks(vm)}
 
 
-def resume_of(run: Run, record: Record) -> Resume | None:
+def resume_of(vm: Vm) -> Resume | None:
     """What the driver needs to let the VM go on, or ``None`` if it boots."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Resume
 
-    saved = record.get("resume")
+    saved = vm.record.get("resume")
     if not saved:
         return None
-    path = folder(run, record["id"])
-    memory = None if saved["memory"] == STREAM else memory_name(run.driver(record["hypervisor"]), os.listdir(path))
+    path = folder(vm)
+    memory = None if saved["memory"] == STREAM else memory_name(vm.driver, os.listdir(path))
     return Resume(
         folder=path,
         memory=memory and os.path.join(path, memory),
@@ -144,23 +147,22 @@ def resume_of(run: Run, record: Record) -> Resume | None:
     )
 
 
-def groups(run: Run, record: Record) -> list[int]:
+def groups(vm: Vm) -> list[int]:
     """The group that may map the snapshot's RAM, for a VM that does."""
-    saved = record.get("resume") or {}
-    return [snapshots.gid(run.store, saved["snapshot_id"])] if saved.get("memory") == MAP else []
+    saved = vm.record.get("resume") or {}
+    return [snapshots.gid(vm.run.store, saved["snapshot_id"])] if saved.get("memory") == MAP else []
 
 
-def check(run: Run, record: Record) -> None:
+def check(vm: Vm) -> None:
     """Whether the disks are as they were when the memory was saved, and the image's files, too.
 
     :raises StateError: they have moved on, and the memory would ruin what is on them.
     """
-    name = record["config"]["name"]
-    check_blobs(run, record["image_id"], record["resume"].get("blob_digests"), f"the memory of VM '{name}'", "state")
+    record = vm.record
+    name = vm.name
+    check_blobs(vm.run, record["image_id"], record["resume"].get("blob_digests"), f"the memory of VM '{name}'", "state")
     changed = [
-        name
-        for name, before in record["resume"]["disks"].items()
-        if os.lstat(os.path.join(run.store.paths.vm_dir(record["id"]), name)).st_mtime_ns != before
+        name for name, before in record["resume"]["disks"].items() if os.lstat(vm.file(name)).st_mtime_ns != before
     ]
     if changed:
         raise StateError(
@@ -213,7 +215,7 @@ def check_snapshot(run: Run, snapshot: Record, pins: Record, option: str) -> Non
         check_driver(run.driver(snapshot["hypervisor"]), pins, snapshot["layout"])
 
 
-def forget(run: Run, record: Record) -> None:
+def forget(vm: Vm) -> None:
     """Drop a saved state: it was taken up, or is not wanted any more."""
-    record["resume"] = None
-    remove_tree(folder(run, record["id"]))
+    vm.record["resume"] = None
+    remove_tree(folder(vm))

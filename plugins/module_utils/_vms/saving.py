@@ -14,9 +14,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import settle
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_tree
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, RUNNING, Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, RUNNING
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import cidata
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Saved, SavedFile
@@ -32,73 +32,73 @@ RESERVE = 64 * MIB
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def writable_disks(run: Run, record: Record) -> list[str]:
+def writable_disks(vm: Vm) -> list[str]:
     """Paths of the VM's own disks: the system disk, the data disks, and what else of its own the machine is made of."""
-    paths = run.store.paths
-    own = (os.path.join(paths.vm_dir(record["id"]), name) for name in run.driver(record["hypervisor"]).own_files)
-    more = [*own, cidata.volume_path(paths, record["id"])]
-    disks = [boot.data_disk(record["id"], disk["name"], paths) for disk in record["data_disks"]]
-    return [boot.system_disk(record, paths), *disks, *(path for path in more if os.path.lexists(path))]
+    own = (vm.file(name) for name in vm.driver.own_files)
+    more = [*own, cidata.volume_path(vm.paths, vm.id)]
+    disks = [vm.data_disk(disk["name"]) for disk in vm.record["data_disks"]]
+    return [vm.system_disk, *disks, *(path for path in more if os.path.lexists(path))]
 
 
-def check_space(run: Run, record: Record, memory: bool, disks: bool) -> None:
+def check_space(vm: Vm, memory: bool, disks: bool) -> None:
     """Whether there is room to save a VM, before its guest is stopped for it.
 
     :raises ResourceError: there is not.
     """
-    paths = run.store.paths
-    clones = can_clone(paths.vm_dir(record["id"]))
+    record = vm.record
+    clones = can_clone(vm.dir)
     on_disk = record.get("memory_backing") == "disk"
-    files = [boot.ram_path(record, paths)] if memory and not (clones and on_disk) else []
+    files = [vm.ram] if memory and not (clones and on_disk) else []
     needed = DEVICES if memory else 0
     if memory and record.get("memory_mode") == PRIVATE:
         needed += record["config"]["memory"]
     if disks and not clones:
-        files += writable_disks(run, record)
+        files += writable_disks(vm)
     needed += sum(os.lstat(path).st_blocks * BLOCK for path in files)
-    info = os.statvfs(paths.root)
+    info = os.statvfs(vm.paths.root)
     free = info.f_bavail * info.f_frsize - RESERVE
     if needed > free:
         raise ResourceError(
             f"saving VM '{record['config']['name']}' may take {needed >> 20}M, and {max(0, free) >> 20}M are free"
-            f" in {paths.root}",
+            f" in {vm.paths.root}",
             "root_dir",
             "Remove old snapshots, free some, or put root_dir on a larger file system.",
         )
 
 
-def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bool = False) -> Saved:
+def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Saved:
     """Write state, RAM and perhaps disks of a running VM into *directory*; its guest stands still meanwhile.
 
     :param stay: the guest is not let go on afterwards.
     :returns: what the driver says of it.
     :raises CocoonError: it could not be done; the guest goes on.
     """
+    record = vm.record
     shared = record.get("memory_mode") != PRIVATE
     memory = record["config"]["memory"]
-    memory_file, driver = boot.ram_path(record, run.store.paths), run.driver(record["hypervisor"])
+    memory_file, driver = vm.ram, vm.driver
 
     def copy(files: t.Sequence[SavedFile]) -> None:
-        run.mark("save.state")
+        vm.mark("save.state")
         for file in files:
             target = os.path.join(directory, file.name)
             if file.path != target:  # whoever wrote it may hold it open: never a rename
-                _copy(file.path, target, record["uid"])
-                run.mark(f"save.{file.role}")
+                _copy(file.path, target, vm.uid)
+                vm.mark(f"save.{file.role}")
         if disks:
-            copy_disks(run, record, directory, {serial for serial, _fd in large})
+            copy_disks(vm, directory, {serial for serial, _fd in large})
         if stay:  # while somebody lets the guest go on if this process dies
             settle(directory)
-        run.mark("save.copied")
+        vm.mark("save.copied")
 
     if shared and record.get("memory_backing") == "disk":
-        _flush(memory_file, record["uid"])
-    begin(run, record)
-    inbox = _inbox(run, record, directory)
-    large = _large_disks(run, record, directory) if disks else []
+        _flush(memory_file, vm.uid)
+    begin(vm)
+    inbox = _inbox(vm, directory)
+    large = _large_disks(vm, directory) if disks else []
     try:
         saved = driver.save(
-            run.store.paths.vm_run(record["id"]),
+            vm.run_dir,
             inbox,
             copy,
             ram=memory_file if shared else None,
@@ -107,28 +107,28 @@ def save_running(run: Run, record: Record, directory: str, disks: bool, stay: bo
             stay=stay,
         )
     except BaseException:
-        finish(run, record)
+        finish(vm)
         raise
     finally:
         for _serial, fd in large:
             os.close(fd)
         if inbox != directory:
             remove_tree(inbox)
-    run.mark("save.saved")
+    vm.mark("save.saved")
     return saved
 
 
-def _inbox(run: Run, record: Record, directory: str) -> str:
+def _inbox(vm: Vm, directory: str) -> str:
     """Where the driver leaves the saved state: *directory*, unless the VM's user writes it, who has no business there.
 
     What a killed run left in that user's folder is gone.
     """
-    if not run.driver(record["hypervisor"]).writes_inbox:
+    if not vm.driver.writes_inbox:
         return directory
-    path = os.path.join(run.store.paths.vm_dir(record["id"]), INBOX)
+    path = vm.file(INBOX)
     remove_tree(path)
     os.mkdir(path, 0o700)
-    os.chown(path, record["uid"], record["uid"])
+    os.chown(path, vm.uid, vm.uid)
     return path
 
 
@@ -141,28 +141,26 @@ def _flush(path: str, uid: int) -> None:
         os.close(fd)
 
 
-def begin(run: Run, record: Record) -> None:
+def begin(vm: Vm) -> None:
     """Write down that the guest is about to be stopped, for whoever finds it so."""
-    record["phase"] = PHASE_SAVE
-    run.store.write_vm(record)
-    run.mark("save.begun")
+    vm.write(phase=PHASE_SAVE)
+    vm.mark("save.begun")
 
 
-def finish(run: Run, record: Record) -> None:
+def finish(vm: Vm) -> None:
     """Write down that the guest goes on."""
-    record["phase"] = None
-    run.store.write_vm(record)
-    run.mark("save.finished")
+    vm.write(phase=None)
+    vm.mark("save.finished")
 
 
-def _large_disks(run: Run, record: Record, directory: str) -> list[tuple[str, int]]:
+def _large_disks(vm: Vm, directory: str) -> list[tuple[str, int]]:
     """Serials of the disks that are too large to copy while a guest stands still, each with a new file for its copy."""
-    runs = record["state"] == RUNNING
-    live = run.driver(record["hypervisor"]).capabilities.live_disk_copy
-    if not runs or not live or can_clone(run.store.paths.vm_dir(record["id"])):
+    runs = vm.record["state"] == RUNNING
+    live = vm.driver.capabilities.live_disk_copy
+    if not runs or not live or can_clone(vm.dir):
         return []
     large = []
-    for item in record["storage_configs"]:
+    for item in vm.record["storage_configs"]:
         info = os.lstat(item["path"])
         if item["ro"] or not item["path"].endswith(".raw") or info.st_blocks * BLOCK < LARGE:
             continue
@@ -172,17 +170,17 @@ def _large_disks(run: Run, record: Record, directory: str) -> list[tuple[str, in
     return large
 
 
-def copy_disks(run: Run, record: Record, directory: str, besides: t.Container[str] = ()) -> None:
+def copy_disks(vm: Vm, directory: str, besides: t.Container[str] = ()) -> None:
     """Copy the VM's disks, which nothing writes to at this moment, into *directory*.
 
     :param besides: serials of those that are copied in another way.
     """
-    serials = {item["path"]: item["serial"] for item in record["storage_configs"]}
-    for path in writable_disks(run, record):
+    serials = {item["path"]: item["serial"] for item in vm.record["storage_configs"]}
+    for path in writable_disks(vm):
         if serials.get(path) in besides:
             continue
-        _copy(path, os.path.join(directory, os.path.basename(path)), record["uid"])
-        run.mark("save.disk")
+        _copy(path, os.path.join(directory, os.path.basename(path)), vm.uid)
+        vm.mark("save.disk")
 
 
 def _copy(source: str, target: str, uid: int) -> None:

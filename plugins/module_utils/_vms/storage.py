@@ -15,7 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import run
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, boot, cidata, power
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 DETACH_TIMEOUT = 20.0
 
@@ -26,67 +26,63 @@ def wanted_bytes(record: Record) -> int:
     return int(record["config"]["storage"]) + sum(disk["size"] for disk in disks)
 
 
-def create_disks(run: Run, record: Record, login: Record | None) -> None:
+def create_disks(vm: Vm, login: Record | None) -> None:
     """The system disk, data disks and login file of a new VM."""
-    create_system_disk(run, record)
-    run.mark("create.system_disk")
-    kept = {disk["name"]: disk["size"] for disk in record.get("kept_disks") or []}
-    for disk in record["data_disks"]:
-        create_data_disk(run, record, disk, kept.get(disk["name"], disk["size"]))
-        run.mark("create.data_disk")
-    give_login(run, record, login)
+    create_system_disk(vm)
+    vm.mark("create.system_disk")
+    kept = {disk["name"]: disk["size"] for disk in vm.record.get("kept_disks") or []}
+    for disk in vm.record["data_disks"]:
+        create_data_disk(vm, disk, kept.get(disk["name"], disk["size"]))
+        vm.mark("create.data_disk")
+    give_login(vm, login)
 
 
-def create_system_disk(run: Run, record: Record) -> None:
-    path = boot.system_disk(record, run.store.paths)
-    image = run.known_image(record["image_id"])
-    if record["image_type"] == "oci":
-        _disks.create_cow(run.store, path, image, record["config"]["storage"], record["uid"])
-    else:
-        _disks.create_overlay(run.store, path, image, record["config"]["storage"], record["uid"])
+def create_system_disk(vm: Vm) -> None:
+    create = _disks.create_cow if vm.record["image_type"] == "oci" else _disks.create_overlay
+    create(vm.run.store, vm.system_disk, vm.image, vm.record["config"]["storage"], vm.uid)
 
 
-def create_data_disk(run: Run, record: Record, disk: Record, before: int) -> None:
+def create_data_disk(vm: Vm, disk: Record, before: int) -> None:
     """Make the file of a data disk unless one of that name is kept.
 
     :param before: the recorded size of the kept one. The file's own says nothing: a killed run may have
         made it larger and not the file system on it.
     """
-    path = boot.data_disk(record["id"], disk["name"], run.store.paths)
+    path = vm.data_disk(disk["name"])
     if not os.path.lexists(path):
-        _disks.create_data(path, disk["size"], disk["fstype"], record["uid"])
+        _disks.create_data(path, disk["size"], disk["fstype"], vm.uid)
     elif before < disk["size"]:
-        _disks.grow(path, disk["size"], disk["fstype"], record["uid"])
+        _disks.grow(path, disk["size"], disk["fstype"], vm.uid)
 
 
-def give_login(run: Run, record: Record, login: Record | None) -> None:
+def give_login(vm: Vm, login: Record | None) -> None:
     """Have the first boot find login data: on a volume if the image is a disk, else as an item of guest data."""
-    if cidata.takes(record):
+    if cidata.takes(vm.record):
         password = (login or {}).get("password")
         hashed = {"password": _crypt(password)} if password else {}
-        cidata.write_seed(run.store.paths, record, {**(login or {}), **hashed})
+        cidata.write_seed(vm.paths, vm.record, {**(login or {}), **hashed})
     elif login:
-        write_login(run, record, login)
+        write_login(vm, login)
 
 
-def change_login(run: Run, record: Record, values: Record, former: str | None) -> None:
+def change_login(vm: Vm, values: Record, former: str | None) -> None:
     """Have the next start of a guest that has booted before find other login data.
 
-    :param record: its ``login`` says already what is to be; of a password that is not among *values* it has no more
-        than a digest, so that one stays as the guest has it.
+    :param vm: its record's ``login`` says already what is to be; of a password that is not among *values* it has no
+        more than a digest, so that one stays as the guest has it.
     :param former: who logged in until now, if that is another user.
     """
-    public = record["login"]["public"]
+    public = vm.record["login"]["public"]
     login = {key: value for key, value in {**public, **values}.items() if value is not None}
     if login.get("password"):
         login["password"] = _crypt(login["password"])
-    if cidata.takes(record):
-        cidata.change_login(run.store.paths, record, {**login, **({"former": former} if former else {})})
+    if cidata.takes(vm.record):
+        cidata.change_login(vm.paths, vm.record, {**login, **({"former": former} if former else {})})
     else:
-        write_login(run, record, login, "ssh_keys" in login)
+        write_login(vm, login, "ssh_keys" in login)
 
 
-def write_login(run: Run, record: Record, login: Record, keys: bool = True) -> None:
+def write_login(vm: Vm, login: Record, keys: bool = True) -> None:
     """Leave login data: public keys and a password's crypt hash, readable by the VM's uid only.
 
     A guest takes them at its first boot; one that can do so later, whenever their ``version`` is another one.
@@ -100,11 +96,11 @@ def write_login(run: Run, record: Record, login: Record, keys: bool = True) -> N
         "ssh_keys": (login.get("ssh_keys") or []) if keys else None,
         "version": os.urandom(8).hex(),
     }
-    path = os.path.join(run.store.paths.vm_dir(record["id"]), power.LOGIN_FILE)
+    path = vm.file(power.LOGIN_FILE)
     remove_file(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
     with os.fdopen(fd, "wb") as stream:
-        os.fchown(fd, record["uid"], record["uid"])
+        os.fchown(fd, vm.uid, vm.uid)
         stream.write(json.dumps(document, sort_keys=True).encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
@@ -119,159 +115,152 @@ def _crypt(password: str) -> str:
     return output.decode().strip()
 
 
-def _promise(run: Run, record: Record, size: int, option: str = "data_disks") -> None:
+def _promise(vm: Vm, size: int, option: str = "data_disks") -> None:
     """Have the VM promised *size* bytes of disk in all, by the ledger and by its record."""
-    with locked(run.store.paths, ["host"], run.options.lock_timeout):
-        admission.promise_disk(run, record["id"], size, option)
-        record["promised_disk"] = size
-        run.store.write_vm(record)
+    with locked(vm.paths, ["host"], vm.run.options.lock_timeout):
+        admission.promise_disk(vm.run, vm.id, size, option)
+        vm.write(promised_disk=size)
 
 
-def settle(run: Run, record: Record) -> None:
+def settle(vm: Vm) -> None:
     """Forget the disks and promises of changes that did not come about."""
+    record = vm.record
     record["detached_disks"] = [
-        disk
-        for disk in record["detached_disks"]
-        if os.path.lexists(boot.data_disk(record["id"], disk["name"], run.store.paths))
+        disk for disk in record["detached_disks"] if os.path.lexists(vm.data_disk(disk["name"]))
     ]
     if wanted_bytes(record) < record["promised_disk"]:
-        _promise(run, record, wanted_bytes(record))
+        _promise(vm, wanted_bytes(record))
 
 
-def promise_system_disk(run: Run, record: Record, size: int) -> None:
+def promise_system_disk(vm: Vm, size: int) -> None:
     """Have a rebuild's new system disk promised before the old one goes."""
-    _promise(run, record, wanted_bytes(record) + size - record["config"]["storage"], "storage")
+    _promise(vm, wanted_bytes(vm.record) + size - vm.record["config"]["storage"], "storage")
 
 
-def grow_system_disk(run: Run, record: Record, size: int) -> None:
+def grow_system_disk(vm: Vm, size: int) -> None:
     """Grow the system disk, live if the VM runs.
 
     The record learns the new size last: growing a disk again that a killed run has grown is harmless.
 
     :raises StateError: it is larger than *size*.
     """
-    config = record["config"]
-    _promise_growth(run, record, "the system disk", config["storage"], size, "storage")
-    _grow(run, record, boot.system_disk(record, run.store.paths), boot.COW_SERIAL, size, "ext4")
+    config = vm.record["config"]
+    _promise_growth(vm, "the system disk", config["storage"], size, "storage")
+    _grow(vm, vm.system_disk, boot.COW_SERIAL, size, "ext4")
     config["storage"] = size
-    run.store.write_vm(record)
-    run.mark("grow_disk.record")
+    vm.write()
+    vm.mark("grow_disk.record")
 
 
-def grow_data_disk(run: Run, record: Record, name: str, size: int) -> None:
+def grow_data_disk(vm: Vm, name: str, size: int) -> None:
     """Grow an attached data disk as :func:`grow_system_disk` does the system disk.
 
     :raises StateError: it is not there, or larger than *size*.
     """
-    entry = next((item for item in record["data_disks"] if item["name"] == name), None)
+    entry = next((item for item in vm.record["data_disks"] if item["name"] == name), None)
     if entry is None:
         raise StateError(f"the VM has no data disk '{name}'")
-    _promise_growth(run, record, f"data disk '{name}'", entry["size"], size, "data_disks")
-    path = boot.data_disk(record["id"], name, run.store.paths)
-    _grow(run, record, path, name, size, entry["fstype"])
+    _promise_growth(vm, f"data disk '{name}'", entry["size"], size, "data_disks")
+    _grow(vm, vm.data_disk(name), name, size, entry["fstype"])
     entry["size"] = size
-    run.store.write_vm(record)
-    run.mark("grow_disk.record")
+    vm.write()
+    vm.mark("grow_disk.record")
 
 
-def _promise_growth(run: Run, record: Record, what: str, before: int, size: int, option: str) -> None:
+def _promise_growth(vm: Vm, what: str, before: int, size: int, option: str) -> None:
     """:raises StateError: it would shrink."""
     if size < before:
         raise StateError(f"{what} has {before} bytes and never shrinks to {size}", option, "Give at least its size.")
-    _promise(run, record, wanted_bytes(record) + size - before, option)
-    run.mark("grow_disk.promised")
+    _promise(vm, wanted_bytes(vm.record) + size - before, option)
+    vm.mark("grow_disk.promised")
 
 
-def _grow(run: Run, record: Record, path: str, serial: str, size: int, fstype: str) -> None:
-    process = power.find_process(record)
+def _grow(vm: Vm, path: str, serial: str, size: int, fstype: str) -> None:
+    process = vm.process()
     if process is not None:
         with process:
-            power.raise_file_limit(process, {**record, "data_disks": [*record["data_disks"], {"size": size}]})
-        run.driver(record["hypervisor"]).resize_disk(run.store.paths.vm_run(record["id"]), serial, size)
+            power.raise_file_limit(process, {**vm.record, "data_disks": [*vm.record["data_disks"], {"size": size}]})
+        vm.driver.resize_disk(vm.run_dir, serial, size)
     else:
-        grow_file(run, record, path, size, fstype)
-    run.mark("grow_disk.file")
+        grow_file(vm, path, size, fstype)
+    vm.mark("grow_disk.file")
 
 
-def grow_file(run: Run, record: Record, path: str, size: int, fstype: str) -> None:
+def grow_file(vm: Vm, path: str, size: int, fstype: str) -> None:
     """Grow the file of a disk that no hypervisor has open."""
     if path.endswith(".raw"):
-        _disks.grow(path, size, fstype, record["uid"])
+        _disks.grow(path, size, fstype, vm.uid)
         return
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    gid = images.blob_gid(run.store, run.known_image(record["image_id"])["disk"]["hex"])
-    _disks.grow(path, size, "none", record["uid"], "qcow2", gid)
+    gid = images.blob_gid(vm.run.store, vm.image["disk"]["hex"])
+    _disks.grow(path, size, "none", vm.uid, "qcow2", gid)
 
 
-def add_disk(run: Run, record: Record, disk: Record) -> None:
+def add_disk(vm: Vm, disk: Record) -> None:
     """Create or take back a data disk, and plug it in if the VM runs.
 
     Until it is in its place the record lists it as detached: the next run of the same definition
     goes on from there, and nothing that it holds is lost.
     """
+    record = vm.record
     entry = {key: disk[key] for key in ("name", "size", "fstype")}
     others = [item for item in record["detached_disks"] if item["name"] != disk["name"]]
     kept = next((item for item in record["detached_disks"] if item["name"] == disk["name"]), entry)
     size = wanted_bytes({**record, "detached_disks": [*others, entry]})
     record["detached_disks"] = [*others, kept]
-    _promise(run, record, size)
-    run.mark("add_disk.record")
-    create_data_disk(run, record, disk, kept["size"])
-    run.mark("add_disk.file")
+    _promise(vm, size)
+    vm.mark("add_disk.record")
+    create_data_disk(vm, disk, kept["size"])
+    vm.mark("add_disk.file")
     record["detached_disks"] = [*others, entry]
-    run.store.write_vm(record)
-    run.mark("add_disk.made")
-    process = power.find_process(record)
+    vm.write()
+    vm.mark("add_disk.made")
+    process = vm.process()
     if process is not None:
         with process:
             power.raise_file_limit(process, {**record, "data_disks": [*record["data_disks"], entry]})
-        path = boot.data_disk(record["id"], disk["name"], run.store.paths)
+        path = vm.data_disk(disk["name"])
         item = {"path": path, "ro": False, "serial": disk["name"]}
-        driver = run.driver(record["hypervisor"])
-        driver.attach_disk(run.store.paths.vm_run(record["id"]), power.disk_of(run, record, item))
-    run.mark("add_disk.attached")
+        vm.driver.attach_disk(vm.run_dir, power.disk_of(vm, item))
+    vm.mark("add_disk.attached")
     record["detached_disks"] = others
     record["data_disks"] = [item for item in record["data_disks"] if item["name"] != disk["name"]] + [entry]
-    _refresh(run, record)
-    run.mark("add_disk.done")
+    _refresh(vm)
+    vm.mark("add_disk.done")
 
 
-def drop_disk(run: Run, record: Record, name: str, delete: bool) -> None:
+def drop_disk(vm: Vm, name: str, delete: bool) -> None:
     """Unplug a data disk; its file is kept unless *delete*."""
-    process = power.find_process(record)
-    if process is not None:
-        process.close()
-        driver = run.driver(record["hypervisor"])
-        driver.detach_disk(run.store.paths.vm_run(record["id"]), name, DETACH_TIMEOUT)
-    run.mark("drop_disk.detached")
+    record = vm.record
+    if vm.runs():
+        vm.driver.detach_disk(vm.run_dir, name, DETACH_TIMEOUT)
+    vm.mark("drop_disk.detached")
     disks = [item for item in [*record["data_disks"], *record["detached_disks"]] if item["name"] == name]
     others = [item for item in record["detached_disks"] if item["name"] != name]
     record["data_disks"] = [item for item in record["data_disks"] if item["name"] != name]
     record["detached_disks"] = others + disks
-    _refresh(run, record)
-    run.mark("drop_disk.record")
+    _refresh(vm)
+    vm.mark("drop_disk.record")
     if delete:
-        remove_file(boot.data_disk(record["id"], name, run.store.paths))
-        run.mark("drop_disk.file")
+        remove_file(vm.data_disk(name))
+        vm.mark("drop_disk.file")
         record["detached_disks"] = others
-        _promise(run, record, wanted_bytes(record))
-        run.mark("drop_disk.done")
+        _promise(vm, wanted_bytes(record))
+        vm.mark("drop_disk.done")
 
 
-def _refresh(run: Run, record: Record) -> None:
+def _refresh(vm: Vm) -> None:
     """Write the record with storage_configs that match its disks."""
-    image = run.known_image(record["image_id"])
-    record["storage_configs"] = boot.storage_configs(record, image, run.store.paths)
-    run.store.write_vm(record)
+    vm.write(storage_configs=boot.storage_configs(vm.record, vm.image, vm.paths))
 
 
-def rebuild_system_disk(run: Run, record: Record, login: Record | None) -> None:
+def rebuild_system_disk(vm: Vm, login: Record | None) -> None:
     """A new system disk in place of the old one; the guest boots for the first time again."""
-    cidata.forget(run.store.paths, record)
-    for name in ("cow.raw", "overlay.qcow2", power.LOGIN_FILE, *run.driver(record["hypervisor"]).own_files):
-        remove_file(os.path.join(run.store.paths.vm_dir(record["id"]), name))
-    run.mark("rebuild.removed")
-    create_system_disk(run, record)
-    run.mark("rebuild.system_disk")
-    give_login(run, record, login)
+    cidata.forget(vm.paths, vm.record)
+    for name in ("cow.raw", "overlay.qcow2", power.LOGIN_FILE, *vm.driver.own_files):
+        remove_file(vm.file(name))
+    vm.mark("rebuild.removed")
+    create_system_disk(vm)
+    vm.mark("rebuild.system_disk")
+    give_login(vm, login)

@@ -25,6 +25,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 from ansible_collections.cocoon.microvm.tests.unit.documents import document, names
 
 READERS: dict[str, t.Callable[[Record], Record]] = {
@@ -88,7 +89,7 @@ def test_a_vm_of_every_layout_is_shown_and_left_as_it_is(name: str) -> None:
 @pytest.mark.parametrize("vm", VMS)
 @pytest.mark.parametrize("snapshot", SNAPSHOTS)
 def test_a_vm_of_any_layout_goes_back_to_a_snapshot_of_any(store: Store, vm: str, snapshot: str) -> None:
-    merged = restoring._merged(Run(store, Options()), read(vm), read(snapshot))
+    merged = restoring._merged(Vm(Run(store, Options()), read(vm)), read(snapshot))
     assert merged["command"] == read(snapshot)["command"] and merged["data_disks"] == read(snapshot)["data_disks"]
     assert READERS["vm"](merged) == merged
 

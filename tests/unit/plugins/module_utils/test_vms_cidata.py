@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning import lo
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import netplan, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import cidata, storage
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 RECORD: dict[str, t.Any] = {
     "id": "a" * 26,
@@ -102,7 +103,7 @@ def test_a_hash_is_given_as_it_is(tmp_path: t.Any) -> None:
             run = types.SimpleNamespace(store=types.SimpleNamespace(paths=Paths(str(tmp_path))))
             record = {**RECORD, "image_type": kind, "uid": os.getuid()}
             (tmp_path / "vms" / record["id"]).mkdir(parents=True, exist_ok=True)
-            storage.give_login(t.cast(t.Any, run), record, {"user": "me", "password": password})
+            storage.give_login(Vm(t.cast(t.Any, run), record), {"user": "me", "password": password})
             document = json.loads((tmp_path / "vms" / record["id"] / name).read_text())
             assert (document["password"] == given) is (password == given)
             assert login.is_hash(document["password"])

@@ -24,6 +24,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 VM_ID = "vm1"
 RAM = b"r" * 5000
@@ -87,7 +88,7 @@ def record(**changes: t.Any) -> Record:
 def save(run: Run, driver: Writer, target: Path, vm: Record) -> Saved:
     run._drivers["firecracker"] = driver  # type: ignore[assignment]
     target.mkdir()
-    return saving.save_running(run, vm, str(target), disks=False)
+    return saving.save_running(Vm(run, vm), str(target), disks=False)
 
 
 def test_what_the_vms_user_wrote_is_copied(run: Run, tmp_path: Path) -> None:

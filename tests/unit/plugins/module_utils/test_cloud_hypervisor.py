@@ -30,6 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_
     probe,
     runstate,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import RestError
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 from ansible_collections.cocoon.microvm.tests.unit.openapi import CLOUD_HYPERVISOR, Api, Contract
 
@@ -228,6 +229,18 @@ def test_a_disk_goes(api: Api, tmp_path: Path) -> None:
     DRIVER.detach_disk(str(tmp_path), "data", 5.0)  # is gone
     assert asked(api) == ["PUT /vm.remove-device"]
     assert [request.body for request in api.requests if request.body] == [{"id": "disk-data"}]
+
+
+def test_a_disk_that_goes_while_it_is_asked_for(api: Api, tmp_path: Path) -> None:
+    api.answers["PUT", "/vm.remove-device"] = lambda _body: (
+        api.answers.update({("GET", "/vm.info"): (200, {**INFO, "device_tree": {}})})
+        or (404, "Failed to find device corresponding to the given identifier: disk-data")
+    )
+    DRIVER.detach_disk(str(tmp_path), "data", 5.0)
+    api.answers["GET", "/vm.info"] = (200, INFO)
+    api.answers["PUT", "/vm.remove-device"] = (500, "no")
+    with pytest.raises(RestError, match="refused PUT /vm.remove-device: no"):
+        DRIVER.detach_disk(str(tmp_path), "data", 5.0)
 
 
 def test_a_guest_that_keeps_a_disk(api: Api, tmp_path: Path) -> None:

@@ -146,9 +146,9 @@ def failure(every: list[tuple[str, dict[str, t.Any]]]) -> dict[str, t.Any]:
     ]
     more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
     counts = [
-        f"{sum(kind == one for kind, _ in failed)} of {sum(kind == one for kind, _ in every)} {words}"
+        f"{[kind for kind, _result in failed].count(one)} of {[kind for kind, _result in every].count(one)} {words}"
         for one, words in (("network", "networks"), ("image", "images"), ("vm", "VMs"))
-        if any(kind == one for kind, _ in failed)
+        if any(kind == one for kind, _result in failed)
     ]
     return {
         "failed": True,

@@ -280,7 +280,7 @@ class Double:
         self.api: Api | None = None
         self.process: Process | None = None
 
-    def spawn(self, _driver: FirecrackerDriver, launch: Launch, _jail: Jail) -> Process:
+    def spawn(self, launch: Launch, _jail: Jail) -> Process:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         child.returncode = 0  # waited for by its pidfd
         self.process = Process(child.pid, os.pidfd_open(child.pid))
@@ -306,7 +306,7 @@ def fixture_launch(tmp_path: Path) -> Launch:
 @pytest.fixture(name="double")
 def fixture_double(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Double]:
     made = Double(launch)
-    monkeypatch.setattr(FirecrackerDriver, "_spawn", lambda *arguments: made.spawn(*arguments))
+    monkeypatch.setattr(FirecrackerDriver, "_spawn", staticmethod(made.spawn))
     monkeypatch.setattr(scope, "present", lambda: False)
     yield made
     if made.api:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.cocoon.microvm.tests.integration.support.engine import IDLE, idle_image
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
 
@@ -25,16 +26,19 @@ def fixture_host(
     make_store: Callable[[], dict[str, str]],
     modules: Callable[..., Modules],
     tiny_image: Path,
+    scratch: Path,
 ) -> Iterator[Modules]:
-    """A host with one image and two networks, empty again at the end."""
+    """A host with two images and two networks, empty again at the end."""
     run = modules(make_netns(), make_store())
     run("cocoon_network", name="lab", subnet="10.201.0.0/24", nat=True)
     run("cocoon_network", name="lab2", subnet="10.202.0.0/24", nat=False)
     run("cocoon_image", name="tiny", source=str(tiny_image))
+    run("cocoon_image", name=IDLE, **idle_image(scratch))
     yield run
     for vm in run("cocoon_vm_info")["vms"]:
         run("cocoon_vm", name=vm["config"]["name"], state="absent", force=True)
-    run("cocoon_image", name="tiny", state="absent")
+    for name in ("tiny", IDLE):
+        run("cocoon_image", name=name, state="absent")
     for name in ("lab", "lab2"):
         run("cocoon_network", name=name, state="absent")
 
@@ -163,7 +167,7 @@ def test_a_stopped_vm_takes_such_changes_at_once(vm: Callable[..., Result]) -> N
         ({"data_disks": [{"name": "db", "size": "16M", "fstype": "ext4"}]}, "never shrinks"),
         ({"data_disks": [{"name": "db", "size": "32M", "fstype": "none"}]}, "fstype"),
         ({"owner": "somebody-else"}, "belongs to"),
-        ({"ssh_keys": [KEY]}, "recreate: true"),
+        ({"image": IDLE}, "recreate: true"),
         ({"hypervisor": "firecracker"}, "firecracker"),
     ],
 )
@@ -174,12 +178,19 @@ def test_refusals_say_why_and_change_nothing(vm: Callable[..., Result], options:
 
 def test_a_rebuild_keeps_what_is_not_the_system_disk(vm: Callable[..., Result], host: Modules) -> None:
     before = vm(state="started", **SMALL, data_disks=[{"name": "db", "size": "16M"}])["vm"]
-    done = vm(state="started", recreate=True, force=True, ssh_keys=[KEY])
+    done = vm(state="started", recreate=True, force=True, image=IDLE)
     assert "rebuild" in " ".join(done["actions"])
     assert done["vm"]["id"] == before["id"]
     assert done["vm"]["network_configs"] == before["network_configs"]
     assert [disk["name"] for disk in done["vm"]["data_disks"]] == ["db"]
-    assert not vm(state="started", recreate=True, ssh_keys=[KEY]).changed
+    assert not vm(state="started", recreate=True, image=IDLE).changed
+
+
+def test_another_key_holds_nothing_up_and_reaches_the_guest_with_its_next_start(vm: Callable[..., Result]) -> None:
+    vm(**SMALL)
+    told = vm(ssh_keys=[KEY], labels={"tier": "web"})
+    assert told.changed and told["vm"]["labels"] == {"tier": "web"}
+    assert not vm(ssh_keys=[KEY], labels={"tier": "web"}).changed
 
 
 def test_a_dropped_disk_is_kept_and_comes_back(vm: Callable[..., Result], host: Modules) -> None:

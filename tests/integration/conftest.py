@@ -40,6 +40,10 @@ NEEDS_TAR = "needs erofs-utils 1.8 or newer, as older ones take no tar: run `mak
 NEEDS_ROOT = "needs root: it makes network namespaces, TAPs and processes of other users"
 
 
+# Few tests that take long: begun first, so that no worker is left alone with them at the end.
+LONG = ("rollouts", "cloud_images", "cloud_init", "systemd", "roles_guests", "ways_out", "installed", "guest_images")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Mark this session's processes, so that what they leave can be told apart.
 
@@ -71,7 +75,9 @@ def strict() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say plainly why nothing runs for an ordinary user."""
+    """Begin with the long files, and say plainly why nothing runs for an ordinary user."""
+    order = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
     if os.geteuid() == 0:
         return
     for item in items:

@@ -246,8 +246,8 @@ def integration() -> list[Report]:
     extra = wanted()
     cells = matrix()["cores"]
     # One worker a processor: most of a test's time its guest boots, on one processor. A file's tests share guests.
-    workers = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile"]
-    reports = [run_integration(cells[0], "", ["-v", *workers, *extra], 4200)]
+    workers = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile", "--no-loadscope-reorder"]
+    reports = [run_integration(cells[0], "", ["-v", *workers, *extra], 4500)]
     for cell in cells[1:]:
         system = target_python()
         reports.append(run_integration(cell, system, ["-v", "-m", "smoke", *workers, *extra], 1800))

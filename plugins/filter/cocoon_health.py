@@ -75,7 +75,6 @@ def cocoon_health(
         raise AnsibleFilterError(str(exc)) from exc
 
 
-
 class FilterModule:
     """The filter."""
 

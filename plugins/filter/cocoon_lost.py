@@ -50,7 +50,6 @@ def cocoon_lost(names: t.Any, done: t.Any = None, taken: t.Any = None) -> dict[s
     return lost(names, done, taken)
 
 
-
 class FilterModule:
     """The filter."""
 

@@ -49,7 +49,6 @@ def cocoon_rolled(answer: t.Any, done: t.Any = None, errors: t.Any = None) -> di
     return rolled(answer, done, errors or {})
 
 
-
 class FilterModule:
     """The filter."""
 

@@ -62,7 +62,6 @@ def cocoon_rollout(
     return plan_rollout(answers, defined, unhealthy, max(1, int(size)), int(canary or 0))
 
 
-
 class FilterModule:
     """The filter."""
 

@@ -50,7 +50,6 @@ def cocoon_single(definitions: t.Any, names: t.Any) -> list[dict[str, t.Any]]:
     return single(definitions, names)
 
 
-
 class FilterModule:
     """The filter."""
 

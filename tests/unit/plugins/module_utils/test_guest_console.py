@@ -30,19 +30,20 @@ OTHER = OURS.replace("aaaa", "cccc")
         (OURS.replace("AAAA", "AAAA -o ProxyCommand=x "), []),
         ("", []),
     ],
-)
+    ids=("ours", "cloud-init's", "the last block", "the last of ours", "printed by others", "cut off", "other kind",
+         "with options", "nothing"),
+)  # fmt: skip
 def test_keys(tmp_path: Path, text: str, expected: list[str]) -> None:
     log = tmp_path / "console.log"
-    log.write_text(text, newline="")
+    log.write_bytes(text.encode())
     assert host_keys(str(log)) == expected
 
 
 def test_those_of_a_disk_that_is_gone_do_not_count(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
     assert (size(str(log)), host_keys(str(log))) == (0, [])
-    log.write_text(OTHER, newline="")
+    log.write_bytes(OTHER.encode())
     before = size(str(log))
     assert host_keys(str(log), before) == []
-    with log.open("a", newline="") as stream:
-        stream.write(OURS)
+    log.write_bytes((OTHER + OURS).encode())
     assert host_keys(str(log), before) == [ED]

@@ -12,7 +12,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import stat
 import time
 import typing as t
@@ -26,13 +25,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, listening, private, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
-    ArchiveForm,
     BootStyle,
     Capabilities,
     Channel,
     Disk,
-    DisksForm,
-    Driver,
     Endpoints,
     Firmware,
     GuestActions,
@@ -42,9 +38,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Probe,
     Role,
     RunState,
-    Saved,
-    SavedFile,
-    SavedState,
+    Unsaved,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import (
@@ -63,7 +57,7 @@ TURN = 10.0
 DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/urandom")
 
 
-class FirecrackerDriver(Driver):
+class FirecrackerDriver(Unsaved):
     """Firecracker, under KVM.
 
     :param binary: instead of the one that is found.
@@ -278,43 +272,6 @@ class FirecrackerDriver(Driver):
 
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
         raise UnsupportedError("firecracker detaches no disks from a running VM", "data_disks", "Restart it.")
-
-    def save(
-        self,
-        run_dir: str,
-        inbox: str,
-        copy: t.Callable[[t.Sequence[SavedFile]], None],
-        *,
-        ram: str | None,
-        limit: int,
-        disks: t.Sequence[tuple[str, int]] = (),
-        stay: bool = False,
-    ) -> Saved:
-        raise _no_saved_state()
-
-    def reads_only(self) -> bool:
-        return False
-
-    def check_resume(self, saved: SavedState) -> None:
-        raise _no_saved_state()
-
-    def archive_form(self) -> ArchiveForm:
-        return DisksForm()
-
-    def announce(self, run_dir: str, message: bytes) -> socket.socket:
-        raise _no_saved_state()
-
-    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
-        raise _no_saved_state()
-
-    def admit(self, run_dir: str, nics: int) -> None:
-        raise _no_saved_state()
-
-
-def _no_saved_state() -> UnsupportedError:
-    return UnsupportedError(
-        "firecracker saves no running machine here", "hypervisor", "Use disks_only, or another hypervisor."
-    )
 
 
 def _make_own(launch: Launch) -> str:

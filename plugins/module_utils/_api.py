@@ -10,48 +10,22 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item, converge, serves
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import view
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run, options_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import undo
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import raise_all, validate_all
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site import Part, clashes
-from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, parse_size
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import DOCKER_HUB, Options, Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine.site import Share
 
 # The action of a VM that check mode cannot plan, as its host has yet to be prepared.
 UNPLANNED = "unknown"
-
-
-def options_of(params: t.Mapping[str, t.Any]) -> Options:
-    """Run options from module parameters."""
-    return Options(
-        lock_timeout=float(params["lock_timeout"]),
-        memory_reserve=parse_size(params["memory_reserve"], "memory_reserve"),
-        memory_overcommit=_overcommit(params, "memory_overcommit", 1.0),
-        disk_overcommit=_overcommit(params, "disk_overcommit", 0.1),
-        parallel=max(1, params.get("parallel") or Options.parallel),
-        max_unavailable=max(1, params.get("max_unavailable") or Options.max_unavailable),
-        hold_restarts=bool(params.get("hold_restarts")),
-        progress=Progress.from_params(params),
-        never_pull=frozenset(
-            [*(params.get("never_pull") or ()), *(image["name"] for image in params.get("images") or ())]
-        ),
-        # Only a site has the option: the modules of one noun do with a bare name what Docker does.
-        default_registry=params.get("default_registry", DOCKER_HUB),
-    )
-
-
-def _overcommit(params: t.Mapping[str, t.Any], option: str, least: float) -> float:
-    value = float(params[option])
-    if not least <= value <= 1000:
-        raise InputError(f"{value} is out of range", option, f"It goes from {least:g} to 1000.")
-    return value
 
 
 def converge_vms(
@@ -191,20 +165,6 @@ def _share(share: Share) -> Record:
     if share.error is not None:
         result.update(failed=True, msg=str(share.error))
     return result
-
-
-def open_run(params: t.Mapping[str, t.Any], check: bool, mark: t.Callable[[str], None] | None = None) -> Run:
-    """A run over the store that *params* name, made if it is not there, unless it is only looked at."""
-    options = options_of(params)
-    paths = Paths.from_params(params)
-    paths.check()
-    store = (Store.load(paths) or _unmade(paths)) if check else Store.open(paths)
-    return Run(store, options, mark)
-
-
-def _unmade(paths: Paths) -> Store:
-    """A store that a real run would make: check mode on a fresh host plans against nothing."""
-    return Store(paths, "(new store)", 0, 0, {})
 
 
 def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str, t.Any], listed: bool) -> list[Record]:

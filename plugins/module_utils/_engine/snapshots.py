@@ -11,6 +11,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import observe, view
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE, is_made
@@ -34,8 +35,6 @@ def converge(
     :param check: only plan.
     :raises CocoonError: it could not be done; nothing is left of it.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._api import open_run
-
     wanted = wanted_of(params)
     if wanted.state not in VM_STATES:
         from ansible_collections.cocoon.microvm.plugins.module_utils._engine import transfer

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import view
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import admit, image, passport, source, target
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
@@ -43,8 +44,6 @@ def converge(
     :param check: do nothing but look.
     :raises CocoonError: it could not be done; what that means for the VM, the step says.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._api import open_run
-
     state = params["state"]
     missing = [option for option in NEEDS[state] if params.get(option) is None]
     if missing:

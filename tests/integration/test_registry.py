@@ -540,9 +540,9 @@ SLOW = "library/slow:v1"
 @pytest.mark.parametrize(("module", "lines"), [("cocoon_image", 2), ("cocoon_vm", 1), ("cocoon_vms", 1)])
 def test_a_long_pull_says_how_far_it_is(world: World, scratch: Path, module: str, lines: int) -> None:
     """Of an image alone, and of one that VMs need."""
-    layers = (BOOT, noise("slow", 40 << 20))
+    layers = (BOOT, layer(("slow", bytes(40 << 20))))  # large, and quickly compressed
     world.shelf.push(SLOW, *layers)
-    world.meddler.pace = {hexes(layers)[1]: 6.0 * lines + 3}
+    world.meddler.pace = {hexes(layers)[1]: 3.0 * lines + 2}
     vm = {"name": "slow", "image": f"docker.io/{SLOW}", "pull": "always", "memory": "64M"}
     image = {"name": f"{world.meddler.host}/{SLOW}", "validate_certs": False, "pull": "always"}
     options = {"cocoon_image": image, "cocoon_vm": vm, "cocoon_vms": {"vms": [vm]}}[module]
@@ -550,7 +550,7 @@ def test_a_long_pull_says_how_far_it_is(world: World, scratch: Path, module: str
     gone = {"name": "Leave", "cocoon.microvm.cocoon_vm": {"name": "slow", "state": "absent", **world.params()}}
     run = Playbooks(mirrored(world.plain, world.meddler.host), scratch, {})
     predict, get = ({"name": word, name: {**options, **world.params()}} for word in ("Predict", "Get"))
-    first = run([play(predict, check_mode=True), play(get)])
+    first = run([play(predict, check_mode=True), play(get)], variables={"cocoon_progress_interval": 1})
     said = first.output.partition("TASK [Get]")
     assert "pulling" not in said[0] and len(PROGRESS.findall(said[2])) >= lines, first.output
     for task in ("Predict", "Get"):

@@ -258,7 +258,14 @@ def integration() -> list[Report]:
 def run_integration(cell: dict[str, Any], target: str, options: Sequence[str], limit: float) -> Report:
     """One run with one core. `target` is the interpreter of the modules, by default the core's own."""
     python = Path(cell["venv"]) / "bin" / "python"
-    env = environment({"PYTHONPATH": str(WORK), "COCOON_TARGET_PYTHON": target or str(python)}, path=[python.parent])
+    variables = {
+        "PYTHONPATH": str(WORK),
+        "COCOON_TARGET_PYTHON": target or str(python),
+        # Thousands of processes run the same modules: a third of what those cost is compiling them.
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPYCACHEPREFIX": str(WORK / "bytecode"),
+    }
+    env = environment(variables, path=[python.parent])
     # Nothing else changes the machine during `make test`, so whatever is new at the end was left by a test.
     env.setdefault("COCOON_LEAKS", "strict")
     side = f"modules on {target}" if target else f"Python {cell['python']}"

@@ -199,7 +199,7 @@ def check_documents(facts: Facts) -> Check:
     if not facts.damaged:
         return check("documents", PASS, "can all be read")
     detail = "; ".join(facts.damaged[:10]) + ("; …" if len(facts.damaged) > 10 else "")
-    remedy = "Put each back from a backup, or remove a VM or snapshot by its name (docs/recovery.md)."
+    remedy = "Put each back from a backup, or remove what it is of by its name, with state: absent (docs/recovery.md)."
     return check("documents", FAIL, f"{len(facts.damaged)} damaged: {detail}", remedy)
 
 

@@ -298,7 +298,10 @@ def _count(directory: str) -> int:
 def _default_kernel(store: Store | None) -> Record | None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
 
-    record = kernel.find(store) if store else None
+    try:
+        record = kernel.find(store) if store else None
+    except StateError:  # among the documents that are damaged
+        record = None
     return {key: record[key] for key in ("id", "owner", "labels", "updated_at")} if record else None
 
 
@@ -348,9 +351,30 @@ def damaged_documents(store: Store | None) -> list[str]:
     ):
         for name in _listed(os.path.join(store.paths.root, noun)):
             found += _damage(os.path.join(store.paths.root, noun, name, file), reader)
+    found += _damaged_holdings(store)
     for name in _listed(os.path.join(store.paths.images, "records")):
         found += _damage(os.path.join(store.paths.images, "records", name), _records.read_image)
     return found
+
+
+def _damaged_holdings(store: Store) -> list[str]:
+    """What says which VM has an address, a port, or a network."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import ports
+
+    found: list[str] = []
+    networks = os.path.join(store.paths.root, "networks")
+    for network in _listed(networks):
+        for kind, reader in (("leases", _held), ("ports", ports.read_port), ("users", _held)):
+            folder = os.path.join(networks, network, kind)
+            for name in _listed(folder):
+                found += _damage(os.path.join(folder, name), reader)
+    return found
+
+
+def _held(entry: Record) -> Record:
+    if not isinstance(entry.get("vm_id"), str):
+        raise StateError("it names no VM")
+    return entry
 
 
 def _listed(folder: str) -> list[str]:

@@ -389,6 +389,27 @@ def damaged_vm(vm_id: str, name: str, why: str) -> Record:
     }
 
 
+def damaged_network(network_id: str, name: str, why: str, seen: Record) -> Record:
+    """What stands for a network whose document cannot be read: its id, its name, and what the kernel shows of it.
+
+    Without a bridge of ours there is nothing for rules to guard, as with one that was adopted.
+    """
+    return {
+        **{"id": network_id, "name": name, "backend": "bridge", "state": ERROR, "reason": why, "damaged": why},
+        **{"bridge": "", "adopted": True, "nat": False, "subnet": None, "gateway": None, "range_start": None},
+        **{"range_end": None, "isolated": True, "anti_spoofing": True, "mtu": None, "dns": [], "dns_search": []},
+        **seen,
+    }
+
+
+def damaged_image(image_id: str, names: list[str], why: str) -> Record:
+    """What stands for an image whose document cannot be read: its id, and the names that lead to it."""
+    return {
+        **{"id": image_id, "digest": image_id, "state": ERROR, "reason": why, "damaged": why, "names": names},
+        **{"name": "".join(names[:1]), "layers": [], "boot": None, "disk": None},
+    }
+
+
 def is_damaged(record: Record | None) -> bool:
     """Whether *record* only stands for one that cannot be read."""
     return bool(record and record.get("damaged"))

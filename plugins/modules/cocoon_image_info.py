@@ -56,6 +56,16 @@ images:
       type: str
       returned: success
       sample: debian
+    state:
+      description: V(error) of an image whose record is damaged; of it little else is known. Others have none.
+      type: str
+      returned: if it is damaged
+      sample: error
+    reason:
+      description: What is wrong with it and what to do.
+      type: str
+      returned: if it is damaged
+      sample: The record is missing. Put it back from a backup, or import the image again.
     names:
       description: All of its names.
       type: list

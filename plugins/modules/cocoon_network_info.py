@@ -48,6 +48,16 @@ networks:
   type: list
   elements: dict
   contains:
+    state:
+      description: V(error) of a network whose record is damaged; of it little else is known. Others have none.
+      type: str
+      returned: if it is damaged
+      sample: error
+    reason:
+      description: What is wrong with it and what to do.
+      type: str
+      returned: if it is damaged
+      sample: The record is missing. Put it back from a backup.
     users:
       description: The VMs that use the network.
       type: list

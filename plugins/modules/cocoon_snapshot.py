@@ -27,7 +27,7 @@ options:
     required: true
   state:
     description:
-      - V(present) takes the snapshot if there is none of that name.
+      - V(present) takes the snapshot if there is none of that name, or with O(replace) in any case.
       - V(absent) removes it. Its clones stay, as they have links of their own to what they use of it.
       - V(restored) puts O(vm) back to where it stood, with its MACs, addresses and networks of now. The VM runs
         afterwards if the snapshot has its memory, or if it ran before. Always a change. The snapshot is verified and
@@ -63,6 +63,13 @@ options:
     description:
       - With O(state=present), remove older snapshots of the VM, but none that has clones. Such as V(12h), V(7d), V(4w).
     type: str
+  replace:
+    description:
+      - With O(state=present), take the snapshot anew if there is one of that name; always a change. The old one goes
+        when the new one is whole, so there must be room for both.
+      - O(description), O(labels) and O(owner) stay as they were where they are omitted. One that VMs were cloned from
+        is not replaced.
+    type: bool
   path:
     description:
       - The archive of O(state=exported) and O(state=imported), a file on the target.
@@ -130,6 +137,12 @@ EXAMPLES = r"""
     name: "db1-{{ '%Y%m%d' | ansible.builtin.strftime }}"
     vm: db1
     keep: 7
+
+- name: Something to go back to, taken anew before each upgrade
+  cocoon.microvm.cocoon_snapshot:
+    name: before-upgrade
+    vm: web1
+    replace: true
 
 - name: Back to where it stood
   cocoon.microvm.cocoon_snapshot:
@@ -226,8 +239,8 @@ archive:
     size: 52428800
 actions:
   description:
-    - What was done, or would be in check mode; of V(take), V(update), V(remove), V(restore), V(export), V(import), and
-      V(prune NAME) for those that were beyond O(keep) or O(max_age).
+    - What was done, or would be in check mode; of V(take), V(replace), V(update), V(remove), V(restore), V(export),
+      V(import), and V(prune NAME) for those that were beyond O(keep) or O(max_age).
   returned: success
   type: list
   elements: str
@@ -253,6 +266,7 @@ OPTIONS = {
     "owner": {"type": "str"},
     "keep": {"type": "int"},
     "max_age": {"type": "str"},
+    "replace": {"type": "bool"},
     "path": {"type": "path"},
     "local_path": {"type": "path"},
     "progress_file": {"type": "path"},

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.ruleset import table_name
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import GUEST, IDLE, Engine, idle_image
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
@@ -114,6 +115,37 @@ def test_a_network_becomes_isolated_under_its_guests(engine: Engine, tap: str) -
     assert not engine.network(isolated=True)["changed"]
     assert engine.network(isolated=False)["changed"]
     assert plugged(engine, tap)
+
+
+def test_a_damaged_network_fails_alone(engine: Engine, tap: str) -> None:
+    """Guests on it go on, and so do the other networks and their VMs; put back, or removed by name, all is well."""
+    engine.network(name="third", subnet="10.99.0.0/24")
+    before, rules = running(engine), engine.netns.run("nft", "list", "table", table(engine))
+    documents = [path_of(engine, name) for name in ("other", "third")]
+    whole = [path.read_bytes() for path in documents]
+    for path in documents:
+        path.write_bytes(path.read_bytes()[:60])
+    assert not engine.network(subnet="10.97.0.0/24")["changed"], "the rules of the damaged ones are as they were"
+    assert engine.netns.run("nft", "list", "table", table(engine)) == rules
+    assert not engine.vm(state="started", **{**VM, "name": "two"})["changed"]
+    assert "is damaged" in engine.refused(state="started", **{**VM, "name": "new", "network": "other"})
+    assert "VMs: one" in str(engine.start_network(name="other", state="absent").wait().error)
+    assert engine.network(name="third", state="absent")["changed"]
+    assert "cm-third" not in inside(engine.netns, wires.look)
+    assert "10.99.0" not in engine.netns.run("nft", "list", "table", table(engine))
+    documents[0].write_bytes(whole[0])
+    assert not engine.network(name="other")["changed"]
+    assert not engine.vm(state="started", **VM, nics=[{}, {"network": "other"}])["changed"]
+    assert running(engine) == before and plugged(engine, tap)
+
+
+def path_of(engine: Engine, network: str) -> Path:
+    network_id = engine.store.index("network").lookup(network)
+    return Path(engine.paths.object_dir("network", str(network_id))) / "network.json"
+
+
+def table(engine: Engine) -> str:
+    return f"inet {table_name(engine.store.store_id)}"
 
 
 def test_a_tap_that_is_gone_is_told_of(engine: Engine) -> None:

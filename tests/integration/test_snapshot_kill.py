@@ -125,6 +125,7 @@ class Case:
 DATA = {"data_disks": [{"name": "data", "size": "16M", "fstype": "none"}]}
 BARE = {**GUEST, "nics": []}
 SOURCE = vm("src", **BARE, **DATA)
+MADE_SOURCE = vm("src", "present", **BARE, **DATA)
 WIRED = vm("src", **GUEST, **DATA)
 TAKE = snapshot(vm="src")
 DROP = snapshot(state="absent")
@@ -138,6 +139,8 @@ RESTORE = snapshot(state="restored")
 PAUSE, HIBERNATE = vm("src", "paused"), vm("src", "hibernated")
 PRUNE, DROP_SECOND = snapshot("second", vm="src", keep=1), snapshot("second", "absent")
 OF_CLONE, DROP_OF_CLONE = snapshot("of-clone", vm="clone"), snapshot("of-clone", "absent")
+
+REPLACE = snapshot(vm="src", replace=True)
 
 UNTOUCHED = vm("src", "present")
 
@@ -161,6 +164,10 @@ CASES = (
     Case("take-paused", (SOURCE, PAUSE), TAKE, (DROP,), ((UNTOUCHED, DROP),), places=("save",), leftovers=("save",)),
     Case("take-clone", (SOURCE, TAKE, CLONE), OF_CLONE, (DROP_OF_CLONE,), alive="clone", places=("save",)),
     Case("take-and-prune", (SOURCE, TAKE), PRUNE, (DROP_SECOND,), ((DROP_SECOND, DROP),), places=PRUNING),
+    Case(
+        "replace", (MADE_SOURCE, TAKE), REPLACE, (DROP,), ((TAKE,), (DROP,)),
+        settled=TAKE, places=("replace", *PRUNING), turns=("replace", *PRUNING),
+    ),
     Case("remove", (SOURCE, TAKE), DROP, (), ((TAKE, DROP),)),
     Case("clone", (SOURCE, TAKE), MADE, (GONE,), CLONED, alive="src"),
     Case("clone-with-nic", (WIRED, TAKE), MADE, (GONE,), CLONED[:1], places=RESERVED),

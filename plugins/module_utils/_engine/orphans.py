@@ -12,7 +12,8 @@ import os
 import re
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
@@ -45,8 +46,8 @@ def _holdings(store: Store) -> t.Iterator[tuple[str, str]]:
         for kind, word in (("leases", "address"), ("ports", "port"), ("users", "use of network")):
             folder = os.path.join(networks, network, kind)
             for name in _names(folder):
-                holder = (read_json(os.path.join(folder, name)) or {}).get("vm_id")
-                yield str(holder), f"{word} {network if kind == 'users' else name}"
+                holder = leases.holder(os.path.join(folder, name)) or (name if kind == "users" else "")
+                yield holder, f"{word} {network if kind == 'users' else name}"
     pins = os.path.join(store.paths.images, "users")
     for image in _names(pins):
         for holder in _names(os.path.join(pins, image)):

@@ -9,6 +9,7 @@ then in place of what is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
@@ -18,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     CocoonError,
     ConflictError,
+    StateError,
     ToolError,
     UnsupportedError,
 )
@@ -174,14 +176,16 @@ class Site:
             from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
 
             self.run.expect_image(name, manager.unseen("unknown"))
-        elif part.kind == "network" and self.run.network(name) is None:
-            made = network_plan.target(part.definition, None, None)
-            self.run.expect_network(name, {"id": TO_COME, **made})
+        elif part.kind == "network":
+            with contextlib.suppress(StateError):  # a damaged one is there
+                if self.run.network(name) is None:
+                    made = network_plan.target(part.definition, None, None)
+                    self.run.expect_network(name, {"id": TO_COME, **made})
 
     def _image_there(self, name: str) -> Record | None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-        return images.resolve(self.run.store, name)
+        return images.find(self.run.store, name)
 
     def _gone_by_then(self, share: Share, others: t.Sequence[Item]) -> set[str]:
         """In check mode, the VMs that would not use it any more."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import time
 import typing as t
@@ -17,12 +18,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning import sn
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE, is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_labels, check_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
+# What is left of a swap that was killed, as an action.
+UNFINISHED = "prune what a run that was killed has left"
 VM_STATES = ("present", "absent", "restored")
 
 
@@ -79,17 +82,36 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
     for option in ("keep", "max_age"):
         if params.get(option) is not None and params["state"] != "present":
             raise InputError(f"{option} is for state: present", option, "Leave it out.")
+    replace = bool(params.get("replace"))
+    if replace and params["state"] != "present":
+        raise InputError("is for state: present", "replace", "Leave it out.")
     disks_only = bool(params.get("disks_only"))
     if disks_only and params["state"] not in ("restored", "imported"):
         raise InputError("is for state: restored and imported", "disks_only", "Leave it out.")
     labels = params.get("labels")
     fields: dict[str, t.Any] = {field: params.get(field) for field in FIELDS if field != "labels"}
     texts = None if labels is None else check_labels(labels)
-    return Wanted(**fields, labels=texts, disks_only=disks_only, force=bool(params.get("force")))
+    force = bool(params.get("force"))
+    return Wanted(**fields, labels=texts, disks_only=disks_only, replace=replace, force=force)
 
 
 def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record | None]:
     """The plan, with the records that it was made from."""
+    plan, record, vm = _compare(run, wanted)
+    if "replace" not in plan.actions and any(_left(run.store, wanted.name)):
+        plan = dataclasses.replace(plan, actions=(*plan.actions, UNFINISHED))
+    return plan, record, vm
+
+
+def _left(store: Store, name: str) -> t.Iterator[tuple[str, str]]:
+    """(entry, id) of what a swap that was killed has left behind *name*."""
+    for entry in (snapshots.coming(name), snapshots.going(name)):
+        left = store.index("snapshot").lookup(entry)
+        if left is not None:
+            yield entry, left
+
+
+def _compare(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record | None]:
     store = run.store
     record = snapshots.load(store, wanted.name)
     vm_name = wanted.vm or (record or {}).get("vm")
@@ -101,8 +123,9 @@ def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record
         )
     if wanted.state == "present":
         others = _siblings(store, vm, record) if wanted.keep is not None or wanted.max_age is not None else []
-        saves = record is not None or vm is None or _saves(run, vm)
-        return planning.plan_present(record, vm, wanted, others, time.time(), saves), record, vm
+        saves = (record is not None and not wanted.replace) or vm is None or _saves(run, vm)
+        clones = snapshots.clone_names(store, record) if record and wanted.replace else []
+        return planning.plan_present(record, vm, wanted, others, time.time(), saves, clones), record, vm
     if wanted.state == "absent":
         return planning.plan_absent(record, wanted), record, vm
     return planning.plan_restored(record, vm, wanted, observe(vm).running), record, vm
@@ -127,13 +150,9 @@ def _execute(
     needed = record is not None and ((vm or {}).get("restore") or {}).get("snapshot_id") == record["id"]
     if vm is not None and (needed or "remove" not in plan.actions):
         _recover(run, vm)
-    if "take" in plan.actions and vm is not None:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
-
-        if record is not None:  # of a run that was killed
-            _remove(run, record, vm)
-        owner = wanted.owner or run.store.store_id
-        record = capture(Vm(run, vm), wanted.name, wanted.description or "", owner, wanted.labels or {})
+    _clear(run, wanted.name, vm)
+    if vm is not None and ("take" in plan.actions or "replace" in plan.actions):
+        record = (_replace if "replace" in plan.actions else _take)(run, wanted, record, vm)
     if "update" in plan.actions and record is not None:
         record.update({key: value for key, value in plan.after.items() if key != "pruned"})
         snapshots.write(run.store, record)
@@ -149,6 +168,50 @@ def _execute(
         if outdated is not None:
             _remove(run, outdated, vm)
     return record, vm
+
+
+def _take(run: Run, wanted: Wanted, record: Record | None, vm: Record) -> Record:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
+
+    if record is not None:  # of a run that was killed
+        _remove(run, record, vm)
+    owner = wanted.owner or run.store.store_id
+    return capture(Vm(run, vm), wanted.name, wanted.description or "", owner, wanted.labels or {})
+
+
+def _replace(run: Run, wanted: Wanted, old: Record | None, vm: Record) -> Record:
+    """Take the snapshot beside the old one of its name, which goes when the new one is whole.
+
+    Three entries lead to the two, so that each instant leaves a name for what is to be removed, see :func:`_clear`.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
+
+    before = t.cast(Record, old)
+    texts = wanted.description, wanted.owner, wanted.labels
+    description, owner, labels = (
+        before.get(key) if given is None else given for key, given in zip(("description", "owner", "labels"), texts)
+    )
+    owner, coming = owner or run.store.store_id, snapshots.coming(wanted.name)
+    record = capture(Vm(run, vm), wanted.name, description or "", owner, labels or {}, coming)
+    index = run.store.index("snapshot")
+    index.reserve(snapshots.going(wanted.name), before["id"])
+    run.mark("replace.noted")
+    write_json(index.path(wanted.name), {"name": wanted.name, "id": record["id"]})
+    run.mark("replace.done")
+    _clear(run, wanted.name, vm)
+    return record
+
+
+def _clear(run: Run, name: str, vm: Record | None) -> None:
+    """Let go of what a swap leaves behind *name*: the entries, and the snapshot that does not have the name."""
+    index = run.store.index("snapshot")
+    for entry, left in list(_left(run.store, name)):
+        record = snapshots.load(run.store, entry)
+        if index.lookup(name) != left and record is not None:
+            _remove(run, {**record, "name": entry}, vm)
+        else:
+            index.release(entry, left)
+        run.mark("replace.cleared")
 
 
 def _recover(run: Run, vm: Record) -> None:

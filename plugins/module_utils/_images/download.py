@@ -51,6 +51,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images.source impo
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import locked_patiently
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.transfer import Access, Version, shown
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     hashed,
@@ -224,8 +225,8 @@ def _remembered(known: Record, origin: str) -> Source:
 
 
 def _is_whole(store: Store, sources: Sources) -> bool:
-    record = images.load_record(store, sources.image_id)
-    return record is not None and not images.missing_files(store, record)
+    record = images.seen(store, sources.image_id)
+    return record is not None and not is_damaged(record) and not images.missing_files(store, record)
 
 
 def _glimpse(request: Request) -> Source:

@@ -28,6 +28,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import image as planning
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.image import Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_labels, now, parse_size
 
@@ -201,7 +202,7 @@ def _examined(
     )
     if found is not None and isinstance(found.main, kinds.PackedDisk):
         return download.unpacked(paths, store, found.main, request, check_mode, complete, wanted.progress)
-    current = images.resolve(store, wanted.name) if store else None
+    current = images.find(store, wanted.name) if store else None
     if wanted.pull == "never" and current is not None:
         return contextlib.nullcontext(None)
     return download.obtained(paths, store, request, current, check_mode, complete, wanted.progress)
@@ -239,12 +240,12 @@ def _examine_remote(
     paths: Paths, store: Store | None, wanted: Wanted, reference: str, remember: bool
 ) -> source.Sources | None:
     """Ask the registry, if ``pull`` or the state of the store demands it."""
-    current = images.resolve(store, wanted.name) if store else None
+    current = images.find(store, wanted.name) if store else None
     if wanted.pull == "never":
         if current is None:
             raise NotFoundError(f"image '{wanted.name}' is not in the store", "pull", "Set it to missing or always.")
         return None
-    whole = store is not None and current is not None and not images.missing_files(store, current)
+    whole = store is not None and current is not None and _is_whole(store, current)
     if current and whole and wanted.pull == "missing" and _is_named_simply(wanted, current):
         return None
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import auth, registry, registry_name
@@ -265,6 +266,10 @@ def _examine_remote(
         main = registry.examine(paths, remote, remember)
     source.check_checksum(main, wanted.checksum)
     return source.with_boot_files(paths, main, wanted.kernel, wanted.initrd, remember)
+
+
+def _is_whole(store: Store, image: Record) -> bool:
+    return not is_damaged(image) and not images.missing_files(store, image)
 
 
 def _is_named_simply(wanted: Wanted, current: Record) -> bool:
@@ -290,7 +295,7 @@ def make_plan(
 
 def _look(store: Store, wanted: Wanted, found: planning.Found | None, foreseen: Foreseen) -> planning.There:
     """What the planner has to know of the store."""
-    current = images.resolve(store, wanted.name)
+    current = images.find(store, wanted.name)
     if wanted.state == "absent":
         if current is None:
             return planning.There()
@@ -306,8 +311,8 @@ def _look(store: Store, wanted: Wanted, found: planning.Found | None, foreseen: 
                 if user not in foreseen.gone
             ),
         )
-    target = images.load_record(store, found.id) if found else current
-    return planning.There(current, target, target is not None and not images.missing_files(store, target))
+    target = images.seen(store, found.id) if found else current
+    return planning.There(current, target, target is not None and _is_whole(store, target))
 
 
 def _outcome(store: Store | None, plan: Plan, image: Record | None) -> Outcome:
@@ -435,8 +440,8 @@ def _supersede(store: Store, wanted: Wanted, old: str) -> None:
 
 
 def _forget_name(store: Store, image_id: str, name: str) -> None:
-    record = images.load_record(store, image_id)
-    if record and name in record["names"]:
+    record = images.seen(store, image_id)
+    if record and not is_damaged(record) and name in record["names"]:
         record["names"] = [other for other in record["names"] if other != name]
         if record["name"] == name:
             record["name"] = record["names"][0] if record["names"] else ""
@@ -462,7 +467,7 @@ def _remove(store: Store, wanted: Wanted) -> Plan:
                 return plan
             if "remove" in plan.steps and set(images.current_names(store, plan.current)) - names:
                 raise ConflictError(f"image {plan.image_id} got another name meanwhile", "name", "Run the task again.")
-            references.note(store, plan.image_id, images.blobs(plan.current))
+            references.note(store, plan.image_id, references.blobs_of(store, plan.current))
             for name in names:
                 store.index("image").release(name, plan.image_id)
             if "remove" in plan.steps:
@@ -478,7 +483,7 @@ def remove(store: Store, wanted: Wanted, names: frozenset[str]) -> bool:
 
     :raises ConflictError: somebody uses it.
     """
-    record = images.resolve(store, wanted.name)
+    record = images.find(store, wanted.name)
     if record is None or not names.issuperset(images.current_names(store, record)):
         return False
     return "remove" in _remove(store, wanted).steps
@@ -490,37 +495,41 @@ def info(paths: Paths, name: str | None = None) -> list[Record]:
     if store is None:
         return []
     if name is not None:
-        record = images.resolve(store, name)
-        return [_detail(store, record)] if record else []
+        return _named(store, name)
+    folder = images.directory(paths, "records")
+    files = os.listdir(folder) if os.path.isdir(folder) else []
+    ids = {f"sha256:{file[:-5]}" for file in files if file.endswith(".json")}
+    ids |= {image_id for _name, image_id in store.index("image").entries()}
+    found = [_detail(store, record) for image_id in ids for record in [images.seen(store, image_id)] if record]
+    return sorted(found, key=lambda record: (record["name"] == "", record["name"], record["id"]))
+
+
+def _named(store: Store, name: str) -> list[Record]:
     try:
-        files = sorted(os.listdir(images.directory(paths, "records")))
-    except FileNotFoundError:
-        return []
-    shown = []
-    for file in files:
-        image_id = f"sha256:{file[:-5]}"
-        try:
-            record = images.load_record(store, image_id) if file.endswith(".json") else None
-            shown += [_detail(store, record)] if record else []
-        except StateError as exc:  # of this one alone: the others are there
-            names = sorted(name for name, holder in store.index("image").entries() if holder == image_id)
-            shown.append({**_NOTHING, "id": image_id, "name": "".join(names[:1]), "names": names, "reason": str(exc)})
-    return sorted(shown, key=lambda record: (record["name"] == "", record["name"], record["id"]))
+        record = images.find(store, name)
+    except StateError as exc:  # the name itself is damaged
+        return [{**_NOTHING, "id": None, "name": name, "names": [], "users": [], "state": ERROR, "reason": str(exc)}]
+    return [_detail(store, record)] if record else []
 
 
 # What is said of an image that cannot be read.
-_NOTHING: Record = {"state": ERROR, "owner": None, "digest": None, "users": [], "shared_size": 0, "blobs": []}
+_NOTHING: Record = {"owner": None, "size": 0, "shared_size": 0, "blobs": []}
 
 
 def _detail(store: Store, record: Record) -> Record:
+    users = [
+        {"id": user, "description": images.describe_user(store, user)} for user in images.users(store, record["id"])
+    ]
+    if is_damaged(record):
+        known = {key: record[key] for key in ("id", "digest", "name", "names", "state", "reason")}
+        return {**known, **_NOTHING, "users": users}
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import references
 
     parts = dict.fromkeys(images.blobs(record))
     shared = [part for part in parts if len(references.holders(store, part[0])) > 1]
-    users = images.users(store, record["id"])
     return {
         **public(store, record),
-        "users": [{"id": user, "description": images.describe_user(store, user)} for user in users],
+        "users": users,
         "shared_size": sum(images.size_of(store, *part) for part in shared),
         "blobs": [
             {"digest": f"sha256:{blob}", "kind": kind, "size": images.size_of(store, blob, kind)}

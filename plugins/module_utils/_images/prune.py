@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import give_up
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,8 @@ def _may_go(record: Record, wanted: Wanted) -> bool:
     kept = any(_matches(record, pattern) for pattern in wanted.keep)
     kept = kept or kernel.NAME in record["names"]  # used by what boots with it, which is not noted
     return (
-        not record["users"]
+        record.get("state") != ERROR  # what it uses is to be found first: by its name it can be removed
+        and not record["users"]
         and not kept
         and wanted.owner in (None, record.get("owner"))
         and _age(record) >= wanted.older_than

@@ -13,9 +13,10 @@ import contextlib
 import os
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.staging import held_by, locked_patiently
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     fsync_dir,
@@ -25,6 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     remove_tree,
     write_json,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 Blobs = list[tuple[str, str]]
 
@@ -96,11 +98,27 @@ def _remove_templates(store: Store, prefix: str) -> None:
                 remove_file(os.path.join(directory, name))
 
 
+def blobs_of(store: Store, record: Record) -> Blobs:
+    """What an image uses; of a damaged one, what is noted as used by it: a look through all of it."""
+    if not is_damaged(record):
+        return images.blobs(record)
+    folder, mine = images.directory(store.paths, "blobrefs"), images.hex_of(record["id"])
+    found = [blob for blob in os.listdir(folder) if mine in holders(store, blob)] if os.path.isdir(folder) else []
+    return [(blob, _suffix(store, blob)) for blob in found]
+
+
+def _suffix(store: Store, blob: str) -> str:
+    if os.path.isdir(images.boot_path(store, blob)):
+        return "boot"
+    kinds = ("erofs", "qcow2", "raw")
+    return next((kind for kind in kinds if os.path.lexists(images.blob_path(store, blob, kind))), kinds[0])
+
+
 def drop(store: Store, image_id: str, timeout: float) -> None:
     """Remove an image's record and all that only it uses. Under the image's lock. Idempotent."""
-    record = images.load_record(store, image_id)
+    record = images.seen(store, image_id)
     if record:
-        note(store, image_id, images.blobs(record))
+        note(store, image_id, blobs_of(store, record))
         remove_file(images.record_path(store.paths, image_id))
     for blob, suffix in (read_json(pending_path(store, image_id)) or {}).get("blobs", []):
         release(store, blob, suffix, image_id, timeout)
@@ -111,9 +129,11 @@ def drop(store: Store, image_id: str, timeout: float) -> None:
 
 def settle(store: Store, image_id: str, timeout: float) -> None:
     """Finish what a note speaks of: an image without record, or without name and users, goes. Idempotent."""
-    record = images.load_record(store, image_id)
+    record = images.seen(store, image_id)
     if record is None:
         drop(store, image_id, timeout)
+    elif is_damaged(record) and record["names"]:
+        return  # it is to be removed, or put back
     elif images.current_names(store, record):
         _release_strangers(store, record, timeout)
         forget(store, image_id)
@@ -145,7 +165,7 @@ def give_up(store: Store, image_id: str, check_mode: bool = False) -> int | None
     """
     with contextlib.suppress(BusyError), locked(store.paths, [images.lock_name(image_id)], 0):
         kept = read_json(pending_path(store, image_id))
-        if kept is None or images.load_record(store, image_id) is not None:
+        if kept is None or images.seen(store, image_id) is not None:
             return None
         mine = [images.hex_of(image_id)]
         size = sum(_size(store, blob, suffix) for blob, suffix in kept["blobs"] if holders(store, blob) == mine)
@@ -165,11 +185,14 @@ def _size(store: Store, blob: str, suffix: str) -> int:
 
 
 def sweep(store: Store, but: str | None = None) -> None:
-    """Settle all that earlier runs left behind, except for image *but*; what another run is at is left to it."""
+    """Settle all that earlier runs left behind, except for image *but*; what another run is at is left to it.
+
+    So is a note that is damaged: the doctor finds it.
+    """
     tidy(store)
     for image_id in noted(store):
         if image_id != but:
-            with contextlib.suppress(BusyError), locked(store.paths, [images.lock_name(image_id)], 0):
+            with contextlib.suppress(BusyError, StateError), locked(store.paths, [images.lock_name(image_id)], 0):
                 settle(store, image_id, 60.0)
 
 

@@ -28,7 +28,7 @@ import re
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, NotFoundError, StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import read_image
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import damaged_image, read_image
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     fsync_dir,
@@ -44,6 +44,8 @@ DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 # Registry references fit as well; ':' and '/' are why an image name is not a VM name.
 IMAGE_NAME_RE = re.compile(r"^(?!sha256:)[a-zA-Z0-9][a-zA-Z0-9._/:@-]{0,254}\Z")
 USER_ID_RE = re.compile(r"^[a-z0-9]{1,64}\Z")
+
+DAMAGED = "Put it back from a backup, import the image again, or remove it by its name (state: absent)."
 
 # The ELF file in a boot directory's kernel.
 UNPACKED = "vmlinux"
@@ -97,10 +99,40 @@ def resolve(store: Store, name_or_digest: str) -> Record | None:
     return None if image_id is None else load_record(store, image_id)
 
 
+def seen(store: Store, image_id: str) -> Record | None:
+    """The record of an image, or ``None`` if there is none; if it is damaged, what stands for it."""
+    try:
+        record = load_record(store, image_id)
+        names = [] if record else _names_of(store, image_id)
+        if names:  # a record comes before its first name, and goes after the last
+            raise StateError(f"{record_path(store.paths, image_id)} is missing")
+    except StateError as exc:
+        return damaged_image(image_id, _names_of(store, image_id), f"{exc.message}. {DAMAGED}")
+    return record
+
+
+def _names_of(store: Store, image_id: str) -> list[str]:
+    """The names that lead to an image, by a look at all names."""
+    return [name for name, holder in store.index("image").entries() if holder == image_id]
+
+
+def find(store: Store, name_or_digest: str) -> Record | None:
+    """:func:`resolve`, but with what stands for an image that is damaged."""
+    by_digest = DIGEST_RE.match(name_or_digest)
+    image_id = name_or_digest if by_digest else store.index("image").lookup(name_or_digest)
+    return None if image_id is None else seen(store, image_id)
+
+
 def current_names(store: Store, record: Record) -> list[str]:
-    """The names that lead to *record*; the index decides, the record only remembers."""
-    index = store.index("image")
-    return sorted(name for name in set(record.get("names") or []) if index.lookup(name) == record["id"])
+    """The names that lead to *record*; the index decides, the record only remembers (and knows of damaged ones)."""
+    return sorted(name for name in set(record.get("names") or []) if _leads_to(store, name, record["id"]))
+
+
+def _leads_to(store: Store, name: str, image_id: str) -> bool:
+    try:
+        return store.index("image").lookup(name) == image_id
+    except StateError:
+        return True
 
 
 def blob_path(store: Store, blob: str, suffix: str = "erofs") -> str:

@@ -22,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import guests, leases, links, manager, plan, ports
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, remove_tree, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, new_id, now
 
@@ -84,8 +85,10 @@ def checked(params: t.Mapping[str, t.Any], paths: Paths) -> plan.Definition:
     """
     definition = plan.define(params)
     store = Store.load(paths)
-    if params["state"] != "absent" and (store is None or store.index("network").lookup(definition["name"]) is None):
-        plan.target(definition, None, None)
+    with contextlib.suppress(StateError):  # a damaged name fails when its turn comes, and alone
+        new = store is None or store.index("network").lookup(definition["name"]) is None
+        if params["state"] != "absent" and new:
+            plan.target(definition, None, None)
     return definition
 
 
@@ -104,7 +107,7 @@ def facts_of(store: Store | None, name: str, absent: bool, without: t.Collection
     network_id = store.index("network").lookup(name) if store else None
     if store is None or network_id is None:
         return plan.Facts()
-    record = leases.read_record(store, network_id)
+    record = leases.seen(store, network_id, name)
     if record is None:
         return plan.Facts(bare=True)
     foreign: list[str] = []
@@ -112,7 +115,7 @@ def facts_of(store: Store | None, name: str, absent: bool, without: t.Collection
     nics: dict[str, str] = {}
     if not absent:
         # A record whose making did not end may have the name of a bridge that it never got.
-        if record.get("phase") != CREATING:
+        if record.get("phase") != CREATING and not is_damaged(record):
             missing = manager.missing(store, record)
             nics = guests.troubles(store, record)
     else:
@@ -198,7 +201,7 @@ def _others(store: Store | None, name: str) -> list[Record]:
     if store is None:
         return []
     entries = store.index("network").entries()
-    found = [leases.read_record(store, network_id) for other, network_id in entries if other != name]
+    found = [leases.seen(store, network_id, other) for other, network_id in entries if other != name]
     return [record for record in found if record]
 
 
@@ -331,7 +334,7 @@ def _remove(store: Store, name: str) -> None:
     network_id = store.index("network").lookup(name)
     if network_id is None:
         return
-    record = leases.read_record(store, network_id)
+    record = leases.seen(store, network_id, name)
     if record is not None:
         _mark_removed(store, record)
         checkpoint("marked")
@@ -350,11 +353,14 @@ def _remove(store: Store, name: str) -> None:
 
 
 def _mark_removed(store: Store, record: Record) -> None:
-    """From here on nobody can attach to it; who did before is seen now."""
-    write_json(_path(store, record["id"]), {**record, "phase": leases.REMOVING})
+    """From here on nobody can attach to it, as nobody can to a damaged one; who did before is seen now."""
+    damaged = is_damaged(record)
+    if not damaged:
+        write_json(_path(store, record["id"]), {**record, "phase": leases.REMOVING})
     users = leases.users(store, record["id"])
     if users:
-        write_json(_path(store, record["id"]), record)
+        if not damaged:
+            write_json(_path(store, record["id"]), record)
         names = ", ".join(sorted(leases.vm_name(store, vm_id) for vm_id in users[:10]))
         raise ChangeRefusedError(f"network '{record['name']}' has VMs: {names}", "state", "Remove those VMs first.")
 
@@ -369,22 +375,35 @@ def describe(params: t.Mapping[str, t.Any]) -> list[Record]:
         return []
     name = params.get("name")
     names = [name] if name else [entry for entry, _id in store.index("network").entries()]
-    found = []
-    for item in names:
-        try:
-            record = manager.load(store, item)
-            if record is not None:
-                found.append(_described(store, record))
-        except StateError as exc:  # of this one alone: the others are there
-            found.append({**_NOTHING, "id": store.index("network").lookup(item), "name": item, "reason": str(exc)})
-    return found
+    return [found for item in names for found in [_described(store, item)] if found is not None]
 
 
 # What is said of a network that cannot be read.
-_NOTHING: Record = {"state": ERROR, "owner": None, "users": [], "leases": [], "ports": [], "missing": [], "faults": []}
+_NOTHING: Record = {"state": ERROR, "owner": None, "missing": [], "faults": []}
+_NOBODY: Record = {"users": [], "leases": [], "ports": []}
 
 
-def _described(store: Store, record: Record) -> Record:
+def _described(store: Store, name: str) -> Record | None:
+    """A network as users see it, ``None`` if there is none; one that is damaged says so, alone."""
+    try:
+        network_id = store.index("network").lookup(name)
+    except StateError as exc:
+        return {**_NOTHING, **_NOBODY, "id": None, "name": name, "reason": str(exc)}
+    record = leases.seen(store, network_id, name) if network_id else None
+    if record is None or record.get("phase") == leases.REMOVING:
+        return None
+    if is_damaged(record):
+        return {**_NOTHING, "id": network_id, "name": name, "reason": record["reason"], **_held(store, record)}
+    return {
+        **t.cast(Record, shown(record)),
+        "missing": _missing(store, record),
+        "faults": [f"{label}: {trouble}" for label, trouble in guests.troubles(store, record).items()],
+        **_held(store, record),
+    }
+
+
+def _held(store: Store, record: Record) -> Record:
+    """Who uses a network, and what they have of it."""
     known: dict[str, str] = {}
 
     def vm_name(vm_id: str) -> str:
@@ -395,9 +414,6 @@ def _described(store: Store, record: Record) -> Record:
     addresses = leases.names(store, record["id"], "leases")
     holders = [(ip, leases.lease_holder(store, record["id"], ip)) for ip in addresses]
     return {
-        **t.cast(Record, shown(record)),
-        "missing": _missing(store, record),
-        "faults": [f"{label}: {trouble}" for label, trouble in guests.troubles(store, record).items()],
         "users": [{"id": vm_id, "name": vm_name(vm_id)} for vm_id in leases.users(store, record["id"])],
         "leases": [{"ip": ip, "vm_id": vm_id, "vm": vm_name(vm_id)} for ip, vm_id in _by_address(holders)],
         "ports": [
@@ -408,7 +424,7 @@ def _described(store: Store, record: Record) -> Record:
 
 
 def _by_address(holders: t.Iterable[tuple[str, str | None]]) -> list[tuple[str, str]]:
-    found = [(ip, vm_id) for ip, vm_id in holders if vm_id is not None]
+    found = [(ip, vm_id) for ip, vm_id in holders if vm_id]
     return sorted(found, key=lambda pair: tuple(int(part) for part in pair[0].split(".")))
 
 

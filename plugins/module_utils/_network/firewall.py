@@ -15,10 +15,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 
 
 def networks(store: Store) -> list[Record]:
-    """Networks with a bridge of ours that are not being removed, by name."""
+    """Networks with a bridge of ours that are not being removed, by name; damaged ones as the kernel has them."""
     found = []
-    for _name, network_id in store.index("network").entries():
-        record = leases.read_record(store, network_id)
+    for name, network_id in store.index("network").entries():
+        record = leases.seen(store, network_id, name)
         if record and not record["adopted"] and record.get("phase") != leases.REMOVING:
             found.append(record)
     return found

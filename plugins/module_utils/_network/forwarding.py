@@ -21,6 +21,7 @@ import socket
 import struct
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import links
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import boot_id
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
@@ -122,8 +123,11 @@ def _is_gone(folders: t.Iterable[str]) -> bool:
 
     Notes of earlier versions do not name it.
     """
-    notes = (read_json(os.path.join(folder, entry)) for folder in folders for entry in os.listdir(folder))
-    inodes = {note["netns"] for note in notes if note and "netns" in note}
+    inodes = set()
+    for path in (os.path.join(folder, entry) for folder in folders for entry in os.listdir(folder)):
+        with contextlib.suppress(StateError):
+            inodes.add((read_json(path) or {}).get("netns"))
+    inodes.discard(None)
     return bool(inodes) and not inodes & _living()
 
 
@@ -210,6 +214,12 @@ def _is_needed(directory: str, entry: str) -> bool:
     """Whether *entry* is the note of a store that is still there."""
     if not entry.startswith("user-") or entry.endswith(".tmp"):
         return False
-    note = read_json(os.path.join(directory, entry)) or {}
-    document = read_json(os.path.join(str(note.get("root_dir")), "store.json")) or {}
+    try:
+        note = read_json(os.path.join(directory, entry)) or {}
+    except StateError:  # nobody can tell whose it was
+        return False
+    try:
+        document = read_json(os.path.join(str(note.get("root_dir")), "store.json")) or {}
+    except StateError:  # it waits for a backup
+        return True
     return entry == f"user-{document.get('store_id')}"

@@ -20,7 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ToolError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import links
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, derive_mac
 
 DEFAULT_MTU = 1500
@@ -49,6 +49,23 @@ def _netlink() -> t.Iterator[t.Any]:
 
 def bridge_mac(network_id: str) -> str:
     return derive_mac(f"bridge/{network_id}")
+
+
+def found(network_id: str) -> Record:
+    """What there is of a network of ours: its bridge, its subnet, and what guests may there; empty if it is gone."""
+    interfaces = wires.look()
+    for name, wire in interfaces.items():
+        link = links.look(name)
+        if link is None or link.mac != bridge_mac(network_id) or kind(name) != "bridge":
+            continue
+        isolated = any(port.isolated for port in interfaces.values() if port.master == wire.index)
+        seen: Record = {"bridge": name, "adopted": False, "isolated": isolated}
+        if link.address:
+            interface = ipaddress.IPv4Interface(link.address)
+            seen.update(subnet=str(interface.network), gateway=str(interface.ip))
+            seen["nat"] = links.get_sysctl("ipv4", name, "forwarding") == "1"
+        return seen
+    return {}
 
 
 def _cidr(record: Record) -> str | None:

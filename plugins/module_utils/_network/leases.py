@@ -19,7 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import read_network
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import damaged_network, read_network
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     create_json,
@@ -30,6 +30,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip
 
 REMOVING = "removing"
+DAMAGED = (
+    "Put it back from a backup, or remove its VMs and then the network by its name (state: absent); until then its"
+    " running VMs keep what the kernel has of it."
+)
 
 
 def directory(store: Store, network_id: str, kind: str = "") -> str:
@@ -54,9 +58,29 @@ def read_record(store: Store, network_id: str) -> Record | None:
         if record is None and names(store, network_id, "users"):
             raise StateError(f"{path} is missing")
     except StateError as exc:
-        exc.remedy = "Put it back from a backup; what the network has is in its folder."
+        exc.remedy = DAMAGED
         raise
     return record
+
+
+def seen(store: Store, network_id: str, name: str) -> Record | None:
+    """The record of a network, or ``None`` if there is none; if it is damaged, what stands for it."""
+    try:
+        return read_record(store, network_id)
+    except StateError as exc:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
+
+        return damaged_network(network_id, name, str(exc), kernel.found(network_id))
+
+
+def holder(path: str) -> str | None:
+    """The id of the VM that a lease or a port belongs to: ``None`` if there is no file, ``""`` if it does not tell."""
+    try:
+        document = read_json(path)
+    except StateError:
+        return ""
+    vm_id = None if document is None else document.get("vm_id")
+    return None if document is None else vm_id if isinstance(vm_id, str) else ""
 
 
 # -- users ----------------------------------------------------------------------------------------------------------
@@ -76,7 +100,12 @@ def attach(store: Store, network_id: str, vm_id: str) -> None:
         raise _gone(network_id) from None
     # Removal marks the record and then looks at the users; we note the user and then look at the record.
     # Whichever comes second sees the other.
-    record = read_record(store, network_id)
+    try:
+        record = read_record(store, network_id)
+    except StateError:
+        if made:
+            remove_file(path)
+        raise
     if record is None or record.get("phase") == REMOVING:
         if made:
             remove_file(path)
@@ -164,9 +193,9 @@ def choose_ip(
         ip = check_wanted(network, wanted)
         if ip in taken:
             raise ConflictError(f"{ip} is given twice", "ip", "Use another address.")
-        holder = lease_holder(store, network["id"], ip)
-        if holder not in (None, vm_id):
-            raise _leased(store, network, ip, holder)
+        there = lease_holder(store, network["id"], ip)
+        if there not in (None, vm_id):
+            raise _leased(store, network, ip, there or "")
         return ip
     if not network.get("subnet"):
         raise InputError(f"network '{network['name']}' has no subnet", "network", "Give it one with cocoon_network.")
@@ -185,15 +214,13 @@ def choose_ip(
 
 
 def lease_holder(store: Store, network_id: str, ip: str) -> str | None:
-    """The id of the VM that has *ip*, or ``None``."""
-    document = read_json(os.path.join(directory(store, network_id, "leases"), ip))
-    return None if document is None else t.cast(str, document["vm_id"])
+    """The id of the VM that has *ip*, or ``None``; see :func:`holder`."""
+    return holder(os.path.join(directory(store, network_id, "leases"), ip))
 
 
-def _leased(store: Store, network: Record, ip: str, holder: str) -> ConflictError:
-    return ConflictError(
-        f"{ip} on network '{network['name']}' belongs to VM '{vm_name(store, holder)}'", "ip", "Use another address."
-    )
+def _leased(store: Store, network: Record, ip: str, vm_id: str) -> ConflictError:
+    whose = f"belongs to VM '{vm_name(store, vm_id)}'" if vm_id else "is taken; the file that says by whom is damaged"
+    return ConflictError(f"{ip} on network '{network['name']}' {whose}", "ip", "Use another address.")
 
 
 def lease(store: Store, network: Record, ip: str, vm_id: str) -> None:
@@ -213,9 +240,9 @@ def lease(store: Store, network: Record, ip: str, vm_id: str) -> None:
             return
     except FileNotFoundError:
         raise _gone(network["name"]) from None
-    holder = lease_holder(store, network["id"], ip)
-    if holder != vm_id:
-        raise _leased(store, network, ip, holder or "?")
+    there = lease_holder(store, network["id"], ip)
+    if there != vm_id:
+        raise _leased(store, network, ip, there or "")
 
 
 def allocate(store: Store, network: Record, vm_id: str, seed: str, wanted: str | None = None) -> str:
@@ -247,7 +274,7 @@ def purge(store: Store, vm_id: str) -> bool:
         for kind in ("ports", "leases"):
             for name in names(store, network_id, kind):
                 path = os.path.join(directory(store, network_id, kind), name)
-                if (read_json(path) or {}).get("vm_id") == vm_id:
+                if holder(path) == vm_id:
                     remove_file(path)
                     ported = ported or kind == "ports"
         with contextlib.suppress(FileNotFoundError):

@@ -14,10 +14,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     ConflictError,
     InputError,
+    StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED, is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_labels, check_name
 
 # What a user can set, in the order of the documentation; names as in the record.
@@ -294,10 +295,13 @@ def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> 
     """What makes the network be as defined.
 
     :raises InputError: the definition cannot work.
+    :raises StateError: its record is damaged.
     :raises ChangeRefusedError: a change that its users would not survive.
     :raises ConflictError: it belongs to another owner.
     """
     record = facts.record
+    if record is not None and is_damaged(record):
+        raise StateError(record["reason"])
     if record is None:
         made = target(definition, None, store_id)
         return Plan("create", made, {}, public(made))
@@ -366,7 +370,8 @@ def plan_absent(definition: Definition, facts: Facts) -> Plan:
     if record is None:
         leftover: Record = {"name": definition["name"], "host": "unfinished"}
         return Plan("remove", None, leftover, {}) if facts.bare else Plan("none", None, {}, {})
-    check_owner(definition, record)
+    if not is_damaged(record):  # whose it is, such a one does not tell
+        check_owner(definition, record)
     if facts.users:
         raise ChangeRefusedError(
             f"network '{record['name']}' has {_users(facts)}",
@@ -380,7 +385,8 @@ def plan_absent(definition: Definition, facts: Facts) -> Plan:
             "state",
             "Take them off the bridge, or use force: true.",
         )
-    return Plan("remove", None, public(record), {})
+    broken = {"state": record["state"]} if is_damaged(record) else {}
+    return Plan("remove", None, {**public(record), **broken}, {})
 
 
 def check_overlap(name: str, subnet: str, used: t.Iterable[tuple[str, str]]) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import ipaddress
@@ -18,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     InputError,
     NotFoundError,
+    StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
@@ -103,13 +105,25 @@ def check_ports(ports: t.Iterable[str]) -> list[Port]:
 
 
 def published(store: Store, network_id: str) -> list[Record]:
-    """The published ports of a network: ``protocol, host_ip, host_port, ip, guest_port, vm_id``, in order."""
+    """The published ports of a network: ``protocol, host_ip, host_port, ip, guest_port, vm_id``, in order.
+
+    A file that is damaged publishes nothing; the doctor finds it.
+    """
     found = []
     for name in leases.names(store, network_id, "ports"):
-        document = read_json(os.path.join(leases.directory(store, network_id, "ports"), name))
-        if document is not None:
-            found.append(document)
+        with contextlib.suppress(StateError):
+            document = read_json(os.path.join(leases.directory(store, network_id, "ports"), name))
+            if document is not None:
+                found.append(read_port(document))
     return found
+
+
+def read_port(document: Record) -> Record:
+    """:raises StateError: what a published port has is not there."""
+    whole = {field.name for field in dataclasses.fields(Port)} | {"ip", "vm_id"} <= set(document)
+    if not whole or not isinstance(document["vm_id"], str):
+        raise StateError("it is no published port")
+    return document
 
 
 def check_free(store: Store, network: Record, vm_id: str | None, ports: t.Iterable[Port]) -> None:
@@ -131,20 +145,20 @@ def check_free(store: Store, network: Record, vm_id: str | None, ports: t.Iterab
     for port in wanted:
         ours = False
         for name, network_id in networks:
-            document = read_json(os.path.join(leases.directory(store, network_id, "ports"), port.key))
-            if document is None:
+            holder = leases.holder(os.path.join(leases.directory(store, network_id, "ports"), port.key))
+            if holder is None:
                 continue
-            if document["vm_id"] != vm_id or network_id != network["id"]:
-                raise _taken(store, port, name, document["vm_id"])
+            if holder != vm_id or network_id != network["id"]:
+                raise _taken(store, port, name, holder)
             ours = True
         if not ours:
             _check_host(port)
 
 
 def _taken(store: Store, port: Port, network: str, vm_id: str) -> ConflictError:
+    holder = f"VM '{leases.vm_name(store, vm_id)}'" if vm_id else "a VM that its file, which is damaged, does not tell"
     return ConflictError(
-        f"host port {port.host_port}/{port.protocol} is published by VM '{leases.vm_name(store, vm_id)}' "
-        f"on network '{network}'",
+        f"host port {port.host_port}/{port.protocol} is published by {holder} on network '{network}'",
         "ports",
         "Use another host port.",
     )
@@ -199,10 +213,10 @@ def _publish(store: Store, network: Record, vm_id: str, ip: str, port: Port) -> 
             return True
     except FileNotFoundError:
         raise NotFoundError(f"network '{network['name']}' does not exist", "network") from None
-    there = read_json(path)
-    if there is not None and there["vm_id"] != vm_id:
-        raise _taken(store, port, network["name"], there["vm_id"])
-    if there != document:
+    holder = leases.holder(path)
+    if holder not in (None, vm_id):
+        raise _taken(store, port, network["name"], holder or "")
+    if read_json(path) != document:
         write_json(path, document, locked=True)
     return False
 
@@ -216,7 +230,7 @@ def unpublish(store: Store, network_id: str, vm_id: str, ports: t.Iterable[str] 
     removed = False
     for key in keys:
         path = os.path.join(leases.directory(store, network_id, "ports"), key)
-        if (read_json(path) or {}).get("vm_id") == vm_id:
+        if leases.holder(path) == vm_id:
             remove_file(path)
             removed = True
     return removed

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, NotFoundError, StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
@@ -66,6 +67,8 @@ def plan_image(wanted: Wanted, there: There, found: Found | None) -> Plan:
     """
     if wanted.state == "absent":
         return _plan_absent(wanted, there)
+    if found is None and there.current is not None and is_damaged(there.current):
+        raise StateError(there.current["reason"])
     image_id = _image_id(wanted, there, found)
     steps = ["import"] if there.target is None or not there.whole else []
     if "import" in steps and found is None:
@@ -110,18 +113,22 @@ def _view(wanted: Wanted, record: Record | None, image_id: str | None = None, im
     view = {"name": wanted.name, "id": image_id or present.get("id"), "type": image_type or present.get("type")}
     if wanted.labels is not None:
         view["labels"] = wanted.labels if image_id else present.get("labels")
+    if is_damaged(record) and image_id is None:
+        view["state"] = present["state"]
     if wanted.owner is not None:
-        takes_over = image_id and (wanted.force or record is None)
+        takes_over = image_id and (wanted.force or record is None or is_damaged(record))
         view["owner"] = wanted.owner if takes_over else present.get("owner")
     return view
 
 
 def _check_owner(wanted: Wanted, record: Record | None) -> None:
-    """With an owner given, another owner's image is changed only by force.
+    """With an owner given, another owner's image is changed only by force; whose a damaged one was, nobody knows.
 
     :raises ConflictError: it is another's.
     """
-    if record and wanted.owner is not None and record.get("owner") != wanted.owner and not wanted.force:
+    if record is None or is_damaged(record) or wanted.owner is None or wanted.force:
+        return
+    if record.get("owner") != wanted.owner:
         raise ConflictError(
             f"image '{wanted.name}' belongs to '{record.get('owner')}'", "owner", "Set force to change it all the same."
         )

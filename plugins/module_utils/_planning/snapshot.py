@@ -39,12 +39,13 @@ class Wanted:
     keep: int | None = None
     max_age: str | None = None
     disks_only: bool = False
+    replace: bool = False
     force: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotPlan:
-    """:param actions: of ``take update remove restore`` and ``prune <name>``, in their order."""
+    """:param actions: of ``take replace update remove restore`` and ``prune <name>``, in their order."""
 
     actions: tuple[str, ...] = ()
     before: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
@@ -79,24 +80,26 @@ def plan_present(
     others: t.Sequence[Record],
     now: float,
     saves: bool = True,
+    clones: t.Sequence[str] = (),
 ) -> SnapshotPlan:
-    """Take the snapshot unless it is there, and let go of those that are too many or too old.
+    """Take the snapshot unless it is there, or in place of it, and let go of those that are too many or too old.
 
     :param others: the snapshots of the same VM, complete or half removed, each with its ``clones``.
     :param saves: the VM's hypervisor can save it as it is: it does not run, or the driver is able to.
+    :param clones: names of the VMs that were cloned from the snapshot.
     :raises CocoonError: it cannot or may not be done.
     """
-    check_intact(record)
+    if not wanted.replace:
+        check_intact(record)
     pruned = tuple(outdated(others, wanted, now, taking=record is None or record["state"] != COMPLETE))
     prunes = tuple(f"prune {name}" for name in pruned)
+    if record is not None and wanted.replace and record["state"] in (COMPLETE, ERROR):
+        return _plan_replaced(record, vm, wanted, saves, clones, pruned)
     if record is None or record["state"] != COMPLETE:
         _check_source(vm, wanted, saves)
         after = {"name": wanted.name, "vm": wanted.vm, "description": wanted.description or ""}
         return SnapshotPlan(("take", *prunes), {}, {**after, **({"pruned": list(pruned)} if pruned else {})}, pruned)
-    if wanted.vm is not None and wanted.vm != record["vm"]:
-        raise ChangeRefusedError(
-            f"snapshot '{wanted.name}' is one of VM '{record['vm']}'", "vm", "Give this one another name."
-        )
+    _check_vm(record, wanted)
     check_owner(record, wanted)
     changes = _changes(record, wanted)
     before = {key: record.get(key) for key in changes}
@@ -104,6 +107,43 @@ def plan_present(
         before, changes = {**before, "pruned": []}, {**changes, "pruned": list(pruned)}
     actions = (("update",) if set(changes) - {"pruned"} else ()) + prunes
     return SnapshotPlan(actions, before, changes, pruned)
+
+
+def _plan_replaced(
+    record: Record,
+    vm: Record | None,
+    wanted: Wanted,
+    saves: bool,
+    clones: t.Sequence[str],
+    pruned: tuple[str, ...],
+) -> SnapshotPlan:
+    """Take it anew, whatever there is of the name; what the task does not say stays as it was."""
+    _check_source(vm, wanted, saves)
+    if record["state"] == COMPLETE:  # what a damaged one was of, it does not tell
+        _check_vm(record, wanted)
+        check_owner(record, wanted)
+    if clones:
+        raise ChangeRefusedError(
+            f"snapshot '{wanted.name}' has clones: {', '.join(clones)}",
+            "replace",
+            "Remove those VMs first, or take the new one under another name.",
+        )
+    before = {"name": wanted.name, "vm": record.get("vm"), "created_at": record.get("created_at")}
+    described = record.get("description") if wanted.description is None else wanted.description
+    after = {"name": wanted.name, "vm": wanted.vm, "created_at": "now"}
+    if described or record.get("description"):
+        before["description"], after["description"] = record.get("description") or "", described or ""
+    if pruned:
+        before["pruned"], after["pruned"] = [], list(pruned)
+    return SnapshotPlan(("replace", *(f"prune {name}" for name in pruned)), before, after, pruned)
+
+
+def _check_vm(record: Record, wanted: Wanted) -> None:
+    """:raises ChangeRefusedError: the snapshot of the name is another VM's."""
+    if wanted.vm is not None and wanted.vm != record["vm"]:
+        raise ChangeRefusedError(
+            f"snapshot '{wanted.name}' is one of VM '{record['vm']}'", "vm", "Give this one another name."
+        )
 
 
 def _check_source(vm: Record | None, wanted: Wanted, saves: bool) -> None:

@@ -68,6 +68,16 @@ def directory(store: Store, snapshot_id: str) -> str:
     return store.paths.object_dir("snapshot", snapshot_id)
 
 
+def coming(name: str) -> str:
+    """What a snapshot is called until it takes the place of *name*: no snapshot may be called that."""
+    return f"{name}~new"
+
+
+def going(name: str) -> str:
+    """What one is called whose place another has taken, until it is gone."""
+    return f"{name}~old"
+
+
 def load_by_id(store: Store, snapshot_id: str, name: str = "") -> Record | None:
     """The record of a snapshot, or ``None`` if there is none; in state ``error``, what stands for a damaged one."""
     try:
@@ -116,8 +126,9 @@ def disks_of(record: Record) -> Record:
 
 
 def all_records(store: Store, states: t.Container[str] = (COMPLETE,)) -> list[Record]:
-    """Every snapshot that is complete, or in one of *states*, oldest first."""
-    found = [load_by_id(store, snapshot_id, name) for name, snapshot_id in store.index("snapshot").entries()]
+    """Every snapshot that is complete, or in one of *states*, oldest first; none that comes or goes in a swap."""
+    entries = store.index("snapshot").entries()
+    found = [load_by_id(store, snapshot_id, name) for name, snapshot_id in entries if "~" not in name]
     chosen = [record for record in found if record and record["state"] in states]
     return sorted(chosen, key=lambda record: (record.get("created_at", ""), record["name"]))
 
@@ -200,6 +211,11 @@ def clones(store: Store, record: Record) -> list[str]:
         return []
 
 
+def clone_names(store: Store, record: Record) -> list[str]:
+    """Names of those VMs, sorted."""
+    return sorted(name for vm_id in clones(store, record) for name in [store.vm_name(vm_id)] if name)
+
+
 def note_clone(store: Store, snapshot_id: str, vm_id: str) -> None:
     folder = os.path.join(directory(store, snapshot_id), CLONES)
     os.makedirs(folder, 0o700, exist_ok=True)
@@ -244,6 +260,5 @@ def discard(store: Store, record: Record) -> None:
 
 def shown(store: Store, record: Record) -> Record:
     """A record as users see it, with its size on disk and its clones by name."""
-    names = [name for vm_id in clones(store, record) for name in [store.vm_name(vm_id)] if name]
     size = sum(t.cast(int, facts["allocated"]) for facts in record["files"].values())
-    return {**record, "size": size, "clones": sorted(names)}
+    return {**record, "size": size, "clones": clone_names(store, record)}

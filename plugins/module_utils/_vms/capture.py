@@ -21,9 +21,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 
-def capture(vm: Vm, name: str, description: str, owner: str, labels: Record) -> Record:
+def capture(vm: Vm, name: str, description: str, owner: str, labels: Record, entry: str | None = None) -> Record:
     """Take the snapshot *name* of a VM, whose lock is held as is the snapshot's; its record.
 
+    :param entry: what it is to be found by, if not by its name.
     :raises CocoonError: it could not be taken; the VM goes on as it was, and nothing is left.
     """
     running = vm.runs()
@@ -38,12 +39,12 @@ def capture(vm: Vm, name: str, description: str, owner: str, labels: Record) -> 
     record["kind"] = snapshots.FULL if running else snapshots.DISKS
     started = time.monotonic()
     try:
-        _reserve(vm.run, record)
+        _reserve(vm.run, record, entry or name)
         _fill(vm, record, running)
         _complete(vm, record, time.monotonic() - started)
     except (CocoonError, OSError):
         with contextlib.suppress(OSError):  # of a full disk, the next run takes the rest away
-            snapshots.discard(vm.run.store, record)
+            snapshots.discard(vm.run.store, {**record, "name": entry or name})
             vm.record.get("snapshot_ids", {}).pop(record["id"], None)
             vm.write()
         raise
@@ -88,11 +89,11 @@ def fresh_record(vm: Vm, name: str, description: str, owner: str, labels: Record
     }
 
 
-def _reserve(run: Run, record: Record) -> None:
+def _reserve(run: Run, record: Record, entry: str) -> None:
     """Name first, as that is what the next run looks up; then the record, then the hold on the image."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
-    run.store.index("snapshot").reserve(record["name"], record["id"])
+    run.store.index("snapshot").reserve(entry, record["id"])
     run.mark("snapshot.name")
     folder = snapshots.directory(run.store, record["id"])
     os.mkdir(folder, 0o711)

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import processes_by_uid
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import read_network
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_record
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
 
 if t.TYPE_CHECKING:
@@ -115,10 +117,12 @@ class Run:
         return found
 
     def _network_document(self, network_id: str) -> Record | None:
-        """A network's record by its id, without all that goes with networks."""
+        """A network's record by its id, without all that goes with networks; ``None`` if it is damaged."""
         if network_id not in self._network_documents:
             path = os.path.join(self.store.paths.object_dir("network", network_id), "network.json")
-            self._network_documents[network_id] = read_json(path)
+            self._network_documents[network_id] = None
+            with contextlib.suppress(StateError):
+                self._network_documents[network_id] = read_record(path, read_network, network_id)
         return self._network_documents[network_id]
 
     def network(self, name: str) -> Record | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -31,6 +32,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     ports,
     ruleset,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import boot_id
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
 
 OLD: dict[str, Any] = {
@@ -595,6 +597,41 @@ def test_uplinks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     monkeypatch.setattr(forwarding, "ROUTES", str(table))
     assert forwarding.uplinks() == ("eth0", "eth1", "tun0")
+
+
+OWN = os.stat("/proc/thread-self/ns/net").st_ino
+NO_NAMESPACE = 7
+
+
+@pytest.mark.parametrize(
+    ("boot", "note", "stays"),
+    [
+        ("this", {"netns": OWN}, True),
+        ("this", {}, True),
+        ("this", {"netns": NO_NAMESPACE}, False),
+        ("earlier", {"netns": OWN}, False),
+        ("this", {"netns": OWN, "root_dir": "/nonexistent"}, False),
+        ("this", None, False),
+    ],
+    ids=["alive", "of a version that did not note it", "namespace gone", "earlier boot", "store gone", "damaged"],
+)
+def test_notes_about_forwarding_go_with_what_they_are_of(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: str, note: dict[str, Any] | None, stays: bool
+) -> None:
+    """Nobody comes back for those of a network namespace that has vanished: the next run in any other finds them."""
+    monkeypatch.setattr(forwarding, "REGISTRY", str(tmp_path / "registry"))
+    monkeypatch.setattr(forwarding.links, "set_sysctl", lambda *_words: None)
+    name = f"{boot_id()[:8] if boot == 'this' else '01234567'}-4711"
+    folder = tmp_path / "registry" / name / "eth0"
+    folder.mkdir(parents=True)
+    content = "{" if note is None else json.dumps({"root_dir": store.paths.root, **note})
+    (folder / f"user-{store.store_id}").write_text(content)
+    (folder / "switched").write_text('{"by": "x"}')
+    forwarding.claim(store, ["lo"])
+    assert (tmp_path / "registry" / name).exists() is stays
+    assert forwarding._noted(store) == ["lo"], "what this namespace needs stays noted"
+    forwarding.release(store)
+    assert (tmp_path / "registry").exists() is stays
 
 
 def test_a_damaged_record_of_a_vm_is_no_affair_of_its_network(store: Store) -> None:

@@ -88,6 +88,7 @@ def taken(name: str = "warm", age: float = 0, **changes: t.Any) -> Record:
     return {**record, **changes}
 
 
+BROKEN: Record = {"id": "id-warm", "name": "warm", "state": "error", "reason": "it is damaged", "files": {}}
 VM = {
     **{"id": "vm-1", "state": "running", "hypervisor": "qemu"},
     "network_configs": [{"network_name": "lab"}, {"network_name": "dmz"}],
@@ -106,6 +107,30 @@ def test_a_running_vm_needs_a_hypervisor_that_saves() -> None:
     with pytest.raises(UnsupportedError) as caught:
         planning.plan_present(None, made(), wanted(vm="web1"), (), NOW, saves=False)
     assert "hypervisor qemu cannot save a running VM" in str(caught.value) and caught.value.option == "vm"
+
+
+def test_a_snapshot_is_replaced_with_what_was_said_of_it() -> None:
+    plan = present(taken(description="x"), VM, vm="web1", replace=True)
+    assert plan.before["created_at"].startswith("2027") and plan.after["created_at"] == "now"
+    assert plan.after["description"] == "x"
+    assert present(taken(description="x"), VM, vm="web1", replace=True, description="").after["description"] == ""
+    others = [{**taken("old", 9 * DAY), "clones": []}]
+    pruned = present(taken(), VM, others, vm="web1", replace=True, keep=1)
+    assert pruned.actions == ("replace", "prune old") and pruned.pruned == ("old",)
+
+
+@pytest.mark.parametrize(
+    ("options", "clones", "words"),
+    [
+        ({}, (), "vm: is needed"),
+        ({"vm": "web2"}, (), "is one of VM 'web1'"),
+        ({"vm": "web1", "owner": "other"}, (), "belongs to 'me'"),
+        ({"vm": "web1"}, ("runner-1", "runner-2"), "has clones: runner-1, runner-2. Remove those VMs first"),
+    ],
+)
+def test_a_snapshot_that_is_not_replaced(options: t.Any, clones: tuple[str, ...], words: str) -> None:
+    with pytest.raises(CocoonError, match=words):
+        planning.plan_present(taken(), VM, wanted(replace=True, **options), (), NOW, clones=clones)
 
 
 def test_a_clone_with_memory_needs_a_hypervisor_that_takes_it_up() -> None:
@@ -134,6 +159,11 @@ def test_what_is_no_age(text: str) -> None:
 @pytest.mark.parametrize(
     ("record", "options", "actions"),
     [
+        (None, {"vm": "web1", "replace": True}, ("take",)),
+        (taken(state="creating"), {"vm": "web1", "replace": True}, ("take",)),
+        (taken(), {"vm": "web1", "replace": True}, ("replace",)),
+        (taken(vm_id="an earlier one"), {"vm": "web1", "replace": True}, ("replace",)),
+        (BROKEN, {"vm": "web1", "replace": True}, ("replace",)),
         (None, {"vm": "web1"}, ("take",)),
         (taken(state="creating"), {"vm": "web1"}, ("take",)),  # of a run that was killed
         (taken(state="removing"), {"vm": "web1"}, ("take",)),

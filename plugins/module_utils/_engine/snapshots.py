@@ -187,12 +187,10 @@ def _replace(run: Run, wanted: Wanted, old: Record | None, vm: Record) -> Record
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
 
     before = t.cast(Record, old)
-    texts = wanted.description, wanted.owner, wanted.labels
-    description, owner, labels = (
-        before.get(key) if given is None else given for key, given in zip(("description", "owner", "labels"), texts)
-    )
-    owner, coming = owner or run.store.store_id, snapshots.coming(wanted.name)
-    record = capture(Vm(run, vm), wanted.name, description or "", owner, labels or {}, coming)
+    description = before.get("description", "") if wanted.description is None else wanted.description
+    labels = before.get("labels", {}) if wanted.labels is None else wanted.labels
+    owner = wanted.owner or before.get("owner") or run.store.store_id
+    record = capture(Vm(run, vm), wanted.name, description, owner, labels, snapshots.coming(wanted.name))
     index = run.store.index("snapshot")
     index.reserve(snapshots.going(wanted.name), before["id"])
     run.mark("replace.noted")

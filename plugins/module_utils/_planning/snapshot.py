@@ -128,9 +128,9 @@ def _plan_replaced(
             "replace",
             "Remove those VMs first, or take the new one under another name.",
         )
-    before = {"name": wanted.name, "vm": record.get("vm"), "created_at": record.get("created_at")}
+    before: Record = {"name": wanted.name, "vm": record.get("vm"), "created_at": record.get("created_at")}
     described = record.get("description") if wanted.description is None else wanted.description
-    after = {"name": wanted.name, "vm": wanted.vm, "created_at": "now"}
+    after: Record = {"name": wanted.name, "vm": wanted.vm, "created_at": "now"}
     if described or record.get("description"):
         before["description"], after["description"] = record.get("description") or "", described or ""
     if pruned:

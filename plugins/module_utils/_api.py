@@ -14,9 +14,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import undo
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import raise_all, validate_all
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED, Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site import Part, clashes
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import SetNics
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
@@ -221,6 +222,7 @@ def _result(item: Item, check: bool, paths: Paths) -> Record:
         "diff": plan.diff if plan and not item.held else {"before": {}, "after": {}},
         "warnings": [*item.warnings, *(plan.warnings if plan else [])],
         "vm": view(item.record, paths),
+        "address": _address(item.record, plan if check else None),
     }
     if item.held and item.record:
         result.update(held=True, undo=undo(item.record))
@@ -231,6 +233,16 @@ def _result(item: Item, check: bool, paths: Paths) -> Record:
     if item.error is not None:
         result.update(failed=True, msg=str(item.error))
     return result
+
+
+def _address(record: Record | None, plan: Plan | None) -> str | None:
+    """The first address of a VM, as it is or as *plan* has it."""
+    step = plan.step(SetNics) if plan else None
+    if plan and step:
+        chosen = next((change.after for change in plan.changes if change.option == "nics[0].ip"), None)
+        return next((nic.get("ip") for nic in step.nics[:1]), None) or chosen
+    nics = (record or {}).get("network_configs") or [{}]
+    return t.cast("str | None", (nics[0].get("network") or {}).get("ip"))
 
 
 def vm_info(params: t.Mapping[str, t.Any]) -> Record:

@@ -139,6 +139,9 @@ results:
         - The options that differ, before and after. C(how) in C(after) says of each how it is changed, and by C(vm)
           what that is to the VM as a whole.
       type: dict
+    address:
+      description: Its first address, as it is, or in check mode as it would be.
+      type: str
     boot_seconds:
       description: Seconds from the start of the hypervisor until what was waited for.
       type: float

@@ -125,7 +125,7 @@ class ProgressAction(NamedAction):
         try:
             return max(0.0, float(value))
         except (TypeError, ValueError):
-            raise AnsibleActionFail(f"{INTERVAL}: {value!r} is no number. Give seconds, or 0 for no lines.") from None
+            raise AnsibleActionFail(f"{INTERVAL}: '{value}' is no number. Give seconds, or 0 for no lines.") from None
 
     @contextlib.contextmanager
     def folder(self, task_vars: dict[str, t.Any]) -> t.Iterator[str]:

@@ -163,6 +163,9 @@ def test_a_limit_touches_what_it_names_and_nothing_else(site: Site) -> None:
     for host in ("web1", "web2", "web3"):
         site.inventory["vms"]["hosts"][host]["cocoon_vm"] = {"memory": "72M"}
     site.hypervisor("hv1")["cocoon_networks"]["other"] = {"subnet": "10.79.0.0/24"}
+    stepped = site.run("--limit", "hv1", "--tags", "networks", "--check")
+    assert stepped.results(CONVERGE)[0]["results"] == [], "a step that the tags leave out was taken"
+    assert [network["changed"] for network in stepped.results(CONVERGE)[0]["networks"]] == [False, True]
     one = site.run("--limit", "web1")
     assert list(one.stats) == changed(one) == ["web1"]
     assert site.vms(1)["web1"]["config"]["memory"] == 72 << 20
@@ -176,7 +179,7 @@ def test_a_limit_touches_what_it_names_and_nothing_else(site: Site) -> None:
 
 
 def test_host_by_host(site: Site) -> None:
-    run = site.run("--tags", "vms", variables={"cocoon_serial": 1})
+    run = site.run("--tags", "networks,images,vms", variables={"cocoon_serial": 1})
     prepared = [entry["task"] for entry in run.tasks if entry["task"].startswith("cocoon.microvm.host : ")]
     assert all("Validating arguments" in task for task in prepared), "Ansible itself tags these always"
     assert [entry["host"] for entry in run.tasks if entry["task"] == CONVERGE] == ["hv1", "hv2"]

@@ -103,12 +103,13 @@ def _foresee(run: Run, items: t.Sequence[Item]) -> None:
 
     while True:
         run.memory_planned = run.disk_planned = 0
+        run.addresses_planned.clear()
         ready = [item for item in items if item.error is None]
         run.passing = exchange.passing((item.record, item.plan) for item in ready if item.plan)
         for item in ready:
             try:
                 if item.plan:
-                    forecast.check(run, item.record, item.plan)
+                    item.plan = forecast.check(run, item.record, item.plan)
             except Exception as exc:
                 item.error = explained(exc, "plan")
         if not any(item.error and item.plan and exchange.gives(item.record, item.plan, run.passing) for item in ready):

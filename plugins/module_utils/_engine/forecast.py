@@ -9,13 +9,15 @@ check mode say what a run would say, and lets a run fail before it touches anyth
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.exchange import port_key
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import RESTART, Change, Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
     Create,
     Remove,
@@ -29,9 +31,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admissi
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
+# What says in a plan's changes how other NICs come about.
+NIC_OPTIONS = ("network", "nics")
 
-def check(run: Run, record: Record | None, plan: Plan) -> None:
+
+def check(run: Run, record: Record | None, plan: Plan) -> Plan:
     """Raise what carrying out *plan* would raise about MACs, addresses, ports, memory and disk.
+
+    :returns: the plan, with the addresses that NICs would get whose networks change.
 
     :raises CocoonError: something is taken, or does not fit beside what the run has planned before.
     """
@@ -48,6 +55,36 @@ def check(run: Run, record: Record | None, plan: Plan) -> None:
     _check_state(run, record, plan)
     _check_memory(run, record, plan)
     _check_disk(run, record, plan)
+    return _with_addresses(run, record, plan, nics) if record and nics else plan
+
+
+def _with_addresses(run: Run, record: Record, plan: Plan, step: SetNics) -> Plan:
+    """*plan* with a row for each address that is not asked for and not what it was: what the guest will be found by."""
+    have = current_nics(record)
+    how = next((change.how for change in plan.changes if change.option in NIC_OPTIONS), RESTART)
+    rows = []
+    for index, nic in enumerate(step.nics):
+        before, network = have[index]["ip"] if index < len(have) else None, nic.get("network") or step.network or ""
+        after = None if nic.get("ip") else _free_address(run, plan.name, index, network)
+        if after:
+            rows.append(Change(f"nics[{index}].ip", before, after, how))
+    options = {row.option for row in rows}
+    return dataclasses.replace(plan, changes=(*(row for row in plan.changes if row.option not in options), *rows))
+
+
+def _free_address(run: Run, name: str, index: int, network_name: str) -> str | None:
+    """The address that a NIC would be given; ``None`` where only the run can tell, or there is none to give."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+    network = run.network(network_name)
+    if not network or not network.get("subnet"):
+        return None
+    taken = run.addresses_planned.setdefault(network_name, set())
+    with contextlib.suppress(ResourceError):  # some may be let go before
+        address = manager.choose_ip(run.store, network, reserve.address_seed(name, index), taken=taken)
+        taken.add(address)
+        return address
+    return None
 
 
 def _check_state(run: Run, record: Record | None, plan: Plan) -> None:

@@ -50,7 +50,8 @@ def takes_tar(mkfs: str) -> bool:
     text = run_tool([mkfs, "--version"], package=PACKAGE, ok=range(256)).decode(errors="replace")
     match = re.search(r"([0-9]+)\.([0-9]+)", text)
     if not match:
-        raise ToolError(f"{mkfs} tells no version: {text[:80]!r}", remedy=f"Install {PACKAGE} 1.5 or newer.")
+        said = " ".join(text[:80].split())
+        raise ToolError(f"{mkfs} tells no version: '{said}'", remedy=f"Install {PACKAGE} 1.5 or newer.")
     return (int(match.group(1)), int(match.group(2))) >= TAR_VERSION
 
 

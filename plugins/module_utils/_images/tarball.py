@@ -194,7 +194,8 @@ def _check_end(source: TarInput) -> None:
 def _member(source: TarInput, info: tarfile.TarInfo) -> Member:
     kind = KINDS.get(info.type, FILE if info.isreg() else "")
     if not kind:
-        raise BadArchive(f"'{printable(info.name)}' is of an unknown kind ({info.type!r})")
+        letter = info.type.decode("ascii", "backslashreplace")
+        raise BadArchive(f"'{printable(info.name)}' is of an unknown kind ({letter})")
     path = clean_path(info.name)
     if not 0 <= info.uid <= MAX_ID or not 0 <= info.gid <= MAX_ID:
         raise BadArchive(f"'{path}' has an owner that is out of range")

@@ -142,7 +142,7 @@ def request(url: str, access: Access, headers: t.Mapping[str, str], method: str 
             raise _certificate_error(url, exc.reason) from exc
         raise OSError(str(exc.reason)) from exc
     except (http.client.HTTPException, ValueError) as exc:
-        raise OSError(f"no HTTP: {exc!r}") from exc
+        raise OSError(f"what it answers is no HTTP ({type(exc).__name__}: {exc})") from exc
 
 
 def _certificate_error(url: str, exc: ssl.SSLCertVerificationError) -> InputError:

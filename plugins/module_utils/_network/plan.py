@@ -320,10 +320,11 @@ def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> 
 def _check_changes(definition: Definition, made: Record, facts: Facts, changes: list[str]) -> None:
     record = t.cast(Record, facts.record)
     check_owner(definition, record)
-    for key, option in (("adopted", "adopt"), ("bridge", "bridge")):
+    kind = "an adopted bridge" if record["adopted"] else "a bridge of its own"
+    for key, option, has in (("adopted", "adopt", kind), ("bridge", "bridge", f"the bridge {record['bridge']}")):
         if key in changes:
             raise ChangeRefusedError(
-                f"network '{record['name']}' has {record[key]!r}, and this is never changed",
+                f"network '{record['name']}' has {has}, and this is never changed",
                 option,
                 "Remove the network and create it anew.",
             )

@@ -139,7 +139,7 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Seque
         **t.cast(NetworkConfig, settings.asked(nic)),
     }
     if network.get("subnet"):
-        wanted, seed = nic.get("ip"), f"{record['config']['name']}/{index}"
+        wanted, seed = nic.get("ip"), address_seed(record["config"]["name"], index)
         taken = [config["network"]["ip"] for config in others if config.get("network")]
         address = manager.choose_ip(run.store, network, seed, wanted, taken, record["id"] if wanted else None)
         prefix = int(network["subnet"].rpartition("/")[2])
@@ -149,6 +149,11 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Seque
             f"network '{name}' has no subnet", f"nics[{index}].ip", "Give the network a subnet, or leave ip out."
         )
     return config
+
+
+def address_seed(name: str, index: int) -> str:
+    """Where the search for a free address begins, so that a NIC has the same one whenever that is free."""
+    return f"{name}/{index}"
 
 
 def _free_mac(run: Run, seed: str) -> str:

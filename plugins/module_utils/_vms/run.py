@@ -63,6 +63,7 @@ class Run:
         self.networks_changed = False
         # What the plans of this pass would take, and the VMs that are removed before any of them is carried out.
         self.memory_planned = self.disk_planned = 0
+        self.addresses_planned: dict[str, set[str]] = {}
         self.leaving: set[str] = set()
         # What passes from one VM to another, and who has it until then; see _planning.exchange.
         self.passing: dict[tuple[str, ...], str] = {}

@@ -122,7 +122,8 @@ def _word(value: object) -> str:
         return f"[{','.join(map(str, value))}]"
     text = str(value)
     if '"' in text or not text.isprintable():
-        raise InputError(f"Cloud Hypervisor does not take the characters of {text!r}", "root_dir", "Use another path.")
+        shown = text.encode("unicode_escape").decode()
+        raise InputError(f"Cloud Hypervisor does not take the characters of {shown}", "root_dir", "Use another path.")
     return f'"{text}"' if any(char in text for char in ",[]") else text
 
 

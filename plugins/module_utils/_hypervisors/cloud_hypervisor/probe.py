@@ -37,7 +37,7 @@ def inspect(binary: str) -> Answer:
         return {"problem": f"{binary} does not run: {printable(reason)}"}
     found = VERSION.match(said.partition("\n")[0])  # what follows is of no use
     if not found:
-        return {"problem": f"{binary} does not tell its version: {printable(said, 80)!r}"}
+        return {"problem": f"{binary} does not tell its version: '{printable(said, 80)}'"}
     return {"version": found.group(1)}
 
 

@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types
 
 ROOT = Path(_types.__file__).resolve().parent
+PLUGINS = ROOT.parent
 FUNCTIONS = ("compile", "match", "fullmatch", "search", "split", "findall", "finditer", "sub")
 END_RE = re.compile(r"(?<!\\)(?:\\\\)*\$")
 
@@ -51,6 +52,30 @@ def faults(source: str) -> list[str]:
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_patterns_end_at_the_end_and_digits_are_ascii(path: Path) -> None:
     assert faults(path.read_text(encoding="utf-8")) == []
+
+
+def notations(source: str) -> list[str]:
+    """Places that write a value as Python does: users write YAML. A ``__repr__`` is for us."""
+    tree = ast.parse(source)
+    ours = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__repr__"]
+    skipped = {id(inner) for node in ours for inner in ast.walk(node)}
+    found = []
+    for node in ast.walk(tree):
+        written = isinstance(node, ast.FormattedValue) and node.conversion in (ord("r"), ord("a"))
+        called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "repr"
+        if (written or called) and id(node) not in skipped:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PLUGINS.rglob("*.py")), ids=lambda path: str(path.relative_to(PLUGINS)))
+def test_nothing_is_said_in_pythons_notation(path: Path) -> None:
+    assert notations(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("source", ['f"{a!r}"', 'f"{a!a}"', "repr(a)"])
+def test_pythons_notation_is_found(source: str) -> None:
+    assert notations(source) and not notations(f"def __repr__(self):\n    return {source}")
 
 
 @pytest.mark.parametrize(

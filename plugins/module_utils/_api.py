@@ -9,7 +9,6 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item, converge, serves
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import view
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run, options_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import undo
@@ -21,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import view, vm_info
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine.site import Share
@@ -56,11 +56,11 @@ def converge_vms(
 
 def _orphans(run: Run, check: bool) -> list[Record]:
     """What a prune lets go of besides VMs: things held for VMs and snapshots of which nothing else is left."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._engine import orphans
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine import giving_back, orphans
 
     found = orphans.find(run.store)
     if found and not check:
-        orphans.remove(run, found)
+        giving_back.remove(run, found)
     return [
         {
             "name": f"nobody ({holder})",
@@ -243,36 +243,6 @@ def _address(record: Record | None, plan: Plan | None) -> str | None:
         return next((nic.get("ip") for nic in step.nics[:1]), None) or chosen
     nics = (record or {}).get("network_configs") or [{}]
     return t.cast("str | None", (nics[0].get("network") or {}).get("ip"))
-
-
-def vm_info(params: t.Mapping[str, t.Any]) -> Record:
-    """The VMs of a host, or those named, as they are now: ``vms``, and ``kept_disks`` of VMs that were removed."""
-    paths = Paths.from_params(params)
-    store = Store.load(paths)
-    names, labels, owner = params.get("names"), params.get("labels") or {}, params.get("owner")
-    records: list[Record] = []
-    if store is not None and names:
-        records = [record for name in names for record in [store.vm_record(name)] if record]
-    elif store is not None:
-        records = store.vm_records()
-    chosen = [
-        record
-        for record in records
-        if (not owner or record.get("owner") == owner)
-        and all((record.get("labels") or {}).get(key) == value for key, value in labels.items())
-    ]
-    return {
-        "vms": [shown for shown in (view(record, paths) for record in chosen) if shown is not None],
-        "kept_disks": [
-            {
-                "name": record["config"]["name"],
-                "owner": record.get("owner"),
-                "disks": [{"name": disk["name"], "size": disk["size"]} for disk in record["detached_disks"]],
-            }
-            for record in chosen
-            if record.get("state") == REMOVED
-        ],
-    }
 
 
 __all__ = ["CocoonError", "converge_site", "converge_vms", "tell_unlisted", "vm_info"]

@@ -308,15 +308,15 @@ def _default_kernel(store: Store | None) -> Record | None:
 def _halted(store: Store | None) -> dict[str, str]:
     """VMs whose hypervisor has stopped the guest, or whose kernel has given up, each with what for."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import panicked
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 
     found = {}
     for name, vm_id in store.index("vm").entries() if store else ():
-        record = read_json(os.path.join(store.paths.vm_dir(vm_id), "vm.json")) if store else None
+        record = store.load_vm(vm_id) if store else None
         process = Process.find(record.get("process")) if record and record.get("state") == RUNNING else None
         if store and record and process:
             process.close()
-            said = registry.run_state(record["hypervisor"], store.paths.vm_run(vm_id))
+            said = run_state(record["hypervisor"], store.paths.vm_run(vm_id))
             if said not in (None, "running", "paused"):
                 found[name] = str(said)
             elif why := panicked(store.paths.console_log(vm_id)):

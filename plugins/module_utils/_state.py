@@ -269,7 +269,7 @@ class Store:
             return None
         if document.get("layout") != LAYOUT:
             raise StateError(
-                f"{paths.store_file} has layout {document.get('layout')}, this version knows {LAYOUT}",
+                f"{paths.store_file} has {_layout_words(document)}, this version knows {LAYOUT}",
                 "root_dir",
                 "Use the version of the collection that wrote it.",
             )
@@ -344,6 +344,10 @@ def _refuse_headless(paths: Paths) -> None:
                 raise StateError(
                     f"{paths.store_file} is missing, and there are {kind}s in the store", "root_dir", RESTORE_STORE
                 )
+
+
+def _layout_words(document: Record) -> str:
+    return f"layout {document['layout']}" if "layout" in document else "no layout"
 
 
 def _bare(vm_id: str, name: str) -> Record:

@@ -78,7 +78,7 @@ def check_meant(name: str, option: str) -> None:
         raise InputError(
             f"'{name}' is what YAML makes of a bare on, off, yes or no",
             option,
-            "Put the name into quotation marks, and choose another one for what is called True or False.",
+            "Put the name into quotation marks; if it is really called that, choose another one.",
         )
 
 

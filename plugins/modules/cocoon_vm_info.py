@@ -76,9 +76,9 @@ kept_disks:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._api import vm_info
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import vm_info
 
 
 def main() -> None:

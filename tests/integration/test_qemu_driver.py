@@ -30,12 +30,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     GuestTimeoutError,
     HypervisorError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, registry, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, guest_uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline, probe, sockets
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import driver as qemu
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, identify, start_time
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, new_id
@@ -613,7 +614,7 @@ def test_a_guest_that_stood_still_for_want_of_space_goes_on(bootable: Lab) -> No
             line = f"dd if=/dev/urandom of=/it bs=1M count=4; dd if=/it of=/dev/{device('full')} bs=1M"
             guest.console.sendall(f"{line}; sync; echo 3 > /proc/sys/vm/drop_caches\n".encode())
             deadline = time.monotonic() + BOOT
-            while registry.run_state("qemu", launch.run_dir, STEP) == "running":
+            while run_state("qemu", launch.run_dir, STEP) == "running":
                 assert time.monotonic() < deadline
                 assert not guest.process.wait(0.1)
             assert bootable.driver.status(launch.run_dir) == "io-error"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 
 RAW_RE = re.compile(
-    r"(?<![\w.])(?:None|True|False)(?!\w)"  # null, true and false
-    r"|[\[{(]'|[\[({][bu]'|': '"  # lists, tuples, dictionaries
+    r"(?<![\w.'])(?:None|True|False)(?!\w)"  # null, true and false
+    r"|[\[{(]'\w|[\[({]b'|: b'|': '"  # lists, tuples, dictionaries, bytes
     r"|<class |<function | object at 0x"
     r"|\b(?:OrderedDict|defaultdict|dict_keys|dict_values|frozenset|deque)\("
 )

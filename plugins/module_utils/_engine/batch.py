@@ -14,7 +14,7 @@ import errno
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import check_directories
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import observe, plan_item
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import plan_item
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.readiness import answered, await_guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
@@ -35,6 +35,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._progress import De
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import directories_synced_once, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

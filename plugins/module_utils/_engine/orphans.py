@@ -13,10 +13,7 @@ import re
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
-
-if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
 ID_RE = re.compile(r"[a-z2-7]{26}\Z")
 
@@ -58,16 +55,3 @@ def _holdings(store: Store) -> t.Iterator[tuple[str, str]]:
     for folder in (store.paths.run, store.paths.ram):
         for name in _names(folder):
             yield name, f"{os.path.join(folder, name)}"
-
-
-def remove(run: Run, found: t.Iterable[str]) -> None:
-    """End what runs of these, and give back what is held for them. Idempotent."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import discard
-    from ansible_collections.cocoon.microvm.plugins.module_utils._vms import salvage
-    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
-
-    for holder in found:
-        with locked(run.store.paths, ["host"], run.options.lock_timeout):
-            discard(Vm(run, salvage.rebuilt(run, {"id": holder, "bare": True, "config": {"name": holder}})))
-            run.mark("orphans.one")
-    run.sync_networks()

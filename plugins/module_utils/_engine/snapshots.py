@@ -11,7 +11,6 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import observe, view
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
@@ -21,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import s
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_labels, check_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe, view
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")

@@ -8,16 +8,14 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import HYPERVISORS
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver, Role, RunState
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver, Role
 
 # In the order in which `auto` tries them: the one that can do most comes first.
 DRIVERS = ("qemu", "cloud-hypervisor", "firecracker")
-# One that somebody else talks to, or that hangs, is not worth waiting for.
-ASK_TIMEOUT = 0.5
 
 
 def driver(name: str, paths: Paths) -> Driver:
@@ -45,22 +43,6 @@ def driver(name: str, paths: Paths) -> Driver:
     if name in HYPERVISORS:
         raise UnsupportedError(f"there is no driver for {name} yet", "hypervisor", _choices())
     raise InputError(f"'{name}' is not a hypervisor", "hypervisor", _choices())
-
-
-def run_state(name: str, run_dir: str, timeout: float = ASK_TIMEOUT) -> RunState | None:
-    """How the guest of a running VM is, with no more imported than that needs; ``None`` if it cannot be told now."""
-    if name == "qemu":
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.runstate import ask
-    elif name == "cloud-hypervisor":
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor.runstate import ask
-    elif name == "firecracker":
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.runstate import ask
-    else:
-        return None
-    try:
-        return ask(run_dir, timeout)
-    except CocoonError:
-        return None
 
 
 def saved_files(name: str) -> t.Mapping[str, Role]:

@@ -243,7 +243,9 @@ def _reason(exc: BaseException) -> str:
         if isinstance(found, OSError) and found.strerror:
             return found.strerror
         pending += [*found.args, getattr(found, "reason", None), found.__cause__, found.__context__]
-    return str(exc)
+    while exc.args and isinstance(exc.args[0], BaseException):
+        exc = exc.args[0]
+    return ": ".join(str(word).rstrip(".") for word in exc.args) or type(exc).__name__
 
 
 def _read_reply(line: socket.socket, deadline: float) -> Answer:

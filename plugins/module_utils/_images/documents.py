@@ -16,6 +16,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import AGAIN, CHANGED, BadArchive
+from ansible_collections.cocoon.microvm.plugins.module_utils._words import invalid
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import Reader
@@ -184,7 +185,7 @@ def checked(document: t.Any, kind: str, name: str) -> t.Any:
         ) from None
     for error in jsonschema.Draft7Validator(SCHEMAS[kind]).iter_errors(document):
         where = "/".join(str(part) for part in error.path) or "the whole"
-        raise BadArchive(f"{name} is not a valid {NAMES[kind]}: {where}: {str(error.message)[:200]}", AGAIN)
+        raise BadArchive(f"{name} is not a valid {NAMES[kind]}: {where}: {invalid(error)[:200]}", AGAIN)
     return document
 
 

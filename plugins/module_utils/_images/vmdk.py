@@ -112,7 +112,8 @@ def _check_description(data: bytes, path: str) -> None:
     kinds = values.get("createtype", set())
     if len(kinds) != 1 or not kinds <= {known.lower() for known in WHOLE_TYPES}:
         named = ", ".join(sorted(kinds))[:64] or "unknown"
-        raise UnsupportedError(f"{path} is a VMDK disk of the type {named!a}", "source", FLATTEN)
+        shown = named.encode("ascii", "backslashreplace").decode()
+        raise UnsupportedError(f"{path} is a VMDK disk of the type '{shown}'", "source", FLATTEN)
     if any(key.startswith("encryption.") for key in values):
         raise InputError(f"{path} is encrypted", "source", "Decrypt it where it was made.")
     _check_extents([match for match in map(_EXTENT_RE.match, lines) if match], path)

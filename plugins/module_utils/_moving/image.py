@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store im
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_tree, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._words import invalid
 
 FILE = "image.json"
 CARRIED = (
@@ -134,7 +135,7 @@ def _check(found: t.Any, image_digest: str, names: set[str], staging: str) -> Re
         jsonschema.validate(found, SCHEMA, cls=jsonschema.Draft7Validator)
     except jsonschema.ValidationError as exc:
         where = ".".join(str(part) for part in exc.absolute_path) or "the whole"
-        raise _bad(f"{where}: {exc.message[:120]}") from None
+        raise _bad(f"{where}: {invalid(exc)[:120]}") from None
     record: Record = {"disk": None, **found}
     if {record["id"], record["digest"]} != {image_digest}:
         raise _bad(f"it is {record['id']}")

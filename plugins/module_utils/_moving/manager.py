@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import view
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import admit, image, passport, source, target
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import view
 
 # What each step needs.
 NEEDS: t.Mapping[str, tuple[str, ...]] = {

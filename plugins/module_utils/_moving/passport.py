@@ -28,6 +28,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     STOPPED,
     Record,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._words import invalid
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
@@ -196,7 +197,7 @@ def check(found: t.Any, driver: t.Callable[[str], Driver]) -> Record:
     except jsonschema.ValidationError as exc:
         where = ".".join(str(part) for part in exc.absolute_path) or "the whole"
         raise InputError(
-            f"what has come of the VM is not valid ({where}: {exc.message[:120]})",
+            f"what has come of the VM is not valid ({where}: {invalid(exc)[:120]})",
             "path",
             "Move it between hosts that are managed by the same version of the collection.",
         ) from None

@@ -9,7 +9,6 @@ import os
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import steps as execution
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.lookup import observe
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import common, passport
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps
@@ -20,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, container, power, resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import writable_disks
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 BLOCK = 512

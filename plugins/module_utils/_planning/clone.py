@@ -29,6 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     Step,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._words import plainly
 
 FULL = "full"
 
@@ -73,7 +74,8 @@ def _fixed(base: Definition, snapshot: Record, full: bool, problems: list[Cocoon
             if asked is None or option in AUTO:
                 base[option] = have
         elif asked != have:
-            problems.append(InputError(f"{option} is {shown(option, have)} and not {shown(option, asked)}", option))
+            there = plainly(shown(option, have))
+            problems.append(InputError(f"{option} is {there} and not {plainly(shown(option, asked))}", option))
     problems += [
         InputError(f"{option} was set when its source was made", option) for option in SECRETS if option in base
     ]

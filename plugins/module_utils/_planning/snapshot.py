@@ -224,6 +224,12 @@ def plan_restored(record: Record | None, vm: Record | None, wanted: Wanted, runn
     check_intact(record)
     if record is None or record["state"] != COMPLETE:
         raise NotFoundError(f"there is no snapshot '{wanted.name}'", "name", "Take it with cocoon_snapshot first.")
+    if not record["vm"]:
+        raise ChangeRefusedError(
+            f"snapshot '{wanted.name}' was imported, so it is of no VM of this host",
+            "name",
+            "Clone it, under the name of the VM once that is removed (cocoon_vm, snapshot).",
+        )
     if vm is None or vm["id"] != record["vm_id"] or wanted.vm not in (None, record["vm"]):
         raise ChangeRefusedError(
             f"snapshot '{wanted.name}' is one of VM '{record['vm']}', which is"

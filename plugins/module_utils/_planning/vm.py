@@ -69,6 +69,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     STOPPED,
     Record,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._words import plainly
 
 # States that a VM is started for.
 STARTS = ("started", "restarted", "paused")
@@ -609,8 +610,8 @@ def _words(change: Change) -> str:
     if change.option == "ssh_keys":
         return f"{change.option} ({_key_words(change)})"
     if change.before is None:
-        return f"{change.option} ({change.after})"
-    return f"{change.option} ({change.before} -> {change.after})"
+        return f"{change.option} ({plainly(change.after)})"
+    return f"{change.option} ({plainly(change.before)} -> {plainly(change.after)})"
 
 
 def _key_words(change: Change) -> str:

@@ -18,6 +18,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.streams import CHUNK, Reader
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._words import invalid
 
 ENVELOPE = "snapshot.json"
 VERSION = 1
@@ -369,7 +370,7 @@ def _check_envelope(data: bytes) -> Record:
         ) from None
     for error in jsonschema.Draft7Validator(SCHEMA).iter_errors(document):
         where = "/".join(str(part) for part in error.path) or "the whole"
-        raise BadArchive(f"{ENVELOPE} is not valid: {where[:80]}: {str(error.message)[:200]}")
+        raise BadArchive(f"{ENVELOPE} is not valid: {where[:80]}: {invalid(error)[:200]}")
     _refuse_floats(document)
     return t.cast(Record, document)
 

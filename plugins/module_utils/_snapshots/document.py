@@ -13,6 +13,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._words import invalid
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import ArchiveForm
@@ -100,7 +101,7 @@ def check(document: t.Any, form: ArchiveForm) -> Record:
     except jsonschema.ValidationError as exc:
         where = ".".join(str(part) for part in exc.absolute_path) or "the whole"
         raise InputError(
-            f"cocoon.json of the archive is not valid ({where}: {exc.message[:120]})",
+            f"cocoon.json of the archive is not valid ({where}: {invalid(exc)[:120]})",
             "path",
             "Archives that this collection exported can be imported.",
         ) from None

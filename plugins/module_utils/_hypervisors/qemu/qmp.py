@@ -48,7 +48,8 @@ def parse(line: bytes) -> Message:
     try:
         message = parse_json(line)
     except ValueError:
-        raise HypervisorError(f"the hypervisor sent something that is not QMP: {printable(line[:80])}") from None
+        said = printable(line[:80].decode(errors="replace"))
+        raise HypervisorError(f"the hypervisor sent something that is not QMP: {said}") from None
     if not isinstance(message, dict):
         raise HypervisorError("the hypervisor sent something that is not QMP")
     return message

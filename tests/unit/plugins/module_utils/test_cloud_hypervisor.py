@@ -22,7 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, registry
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, guest_uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor import (
     commandline,
@@ -31,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_
     runstate,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import RestError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 from ansible_collections.cocoon.microvm.tests.unit.openapi import CLOUD_HYPERVISOR, Api, Contract
 
@@ -184,14 +185,14 @@ DRIVER = driver.CloudHypervisorDriver(Paths(), "/usr/bin/ch")
 def test_states(api: Api, tmp_path: Path, state: str, meaning: str, pause: list[str], resume: list[str]) -> None:
     api.answers["GET", "/vm.info"] = (200, {**INFO, "state": state})
     assert DRIVER.status(str(tmp_path)) == meaning
-    assert registry.run_state("cloud-hypervisor", str(tmp_path)) == meaning
+    assert run_state("cloud-hypervisor", str(tmp_path)) == meaning
     DRIVER.pause(str(tmp_path))
     DRIVER.resume(str(tmp_path))
     assert asked(api) == pause + resume
 
 
 def test_nobody_can_tell(tmp_path: Path) -> None:
-    assert registry.run_state("cloud-hypervisor", str(tmp_path)) is None
+    assert run_state("cloud-hypervisor", str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("answer", [[], {}, {"state": "Gone", "config": {}}, {"state": "Running", "config": 1}])

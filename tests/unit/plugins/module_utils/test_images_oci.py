@@ -146,7 +146,7 @@ def test_the_config_counts_where_the_index_is_silent() -> None:
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no layers": ({"layers": []}, "the image has no layers. There is nothing in it to boot"),
-    "a layer without digest": ({"layers": [{"mediaType": LAYER, "size": 1}]}, "'digest' is a required property"),
+    "a layer without digest": ({"layers": [{"mediaType": LAYER, "size": 1}]}, "digest is missing"),
     "a digest that is a path": (
         {"layers": [{"mediaType": LAYER, "digest": "sha256:../../../etc/passwd", "size": 1}]},
         "does not match",
@@ -168,7 +168,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"layers": [{"mediaType": LAYER, "digest": "sha256:" + "1" * 64, "size": 1}] * 200},
         "not a valid OCI manifest: layers",
     ),
-    "no config": ({"drop": "config"}, "'config' is a required property"),
+    "no config": ({"drop": "config"}, "config is missing"),
     "another version": ({"schemaVersion": 1}, "not a valid OCI manifest: schemaVersion"),
 }
 
@@ -185,7 +185,7 @@ def test_manifests_that_lie(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rootfs": {"type": "layers"}}, "'diff_ids' is a required property"),
+        ({"rootfs": {"type": "layers"}}, "diff_ids is missing"),
         ({"architecture": 5}, "not a valid OCI config: architecture"),
         ({"rootfs": "x"}, "not a valid OCI config: rootfs"),
         ({"rootfs": {"type": "layers", "diff_ids": ["md5:" + "0" * 32]}}, "rootfs/diff_ids/0: .* does not match"),

@@ -79,7 +79,7 @@ def test_the_roles_pass_every_option_of_a_site() -> None:
     tasks = yaml.safe_load((COLLECTION / "roles/vms/tasks/main.yml").read_text())
     passed = next(task["cocoon.microvm.cocoon_site"] for task in tasks if "cocoon.microvm.cocoon_site" in task)
     options = {*documented("cocoon_site"), *store_options(), *admission_options()}
-    assert set(passed) == options - {"never_pull"}  # all images that the inventory declares are listed there
+    assert set(passed) == options
 
 
 def documented(module: str) -> set[str]:

@@ -309,6 +309,7 @@ def test_restored_is_always_a_change(record: Record, vm: Record, options: Defini
         (taken(), None, {}, ChangeRefusedError, "vm"),
         (taken(), {**VM, "id": "vm-2"}, {}, ChangeRefusedError, "vm"),  # one of that name that was made later
         (taken(), VM, {"vm": "web2"}, ChangeRefusedError, "vm"),
+        (taken(vm="", vm_id=None), VM, {"vm": "web1"}, ChangeRefusedError, "name"),  # one that was imported
         (taken(), {**VM, "network_configs": VM["network_configs"][:1]}, {}, ChangeRefusedError, "name"),
         (taken(), {**VM, "hypervisor": "firecracker"}, {}, ChangeRefusedError, "name"),
     ],

@@ -13,9 +13,9 @@ import typing as t
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import runstate, sockets
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 
 GREETING = b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}\r\n'
 
@@ -94,14 +94,14 @@ def test_asking_by_the_run_dir(tmp_path: t.Any) -> None:
         listener.bind(sockets.qmp_path(str(tmp_path)))
         listener.listen(1)
         Monitor(listener, "io-error", greets=True)
-        assert registry.run_state("qemu", str(tmp_path), 10) == "io-error"
+        assert run_state("qemu", str(tmp_path), 10) == "io-error"
 
 
 def test_nobody_can_tell(tmp_path: t.Any) -> None:
     """Where nobody listens, or somebody else is being served, nothing is said, and nothing waited for."""
-    assert registry.run_state("qemu", str(tmp_path), 10) is None
+    assert run_state("qemu", str(tmp_path), 10) is None
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sockets.qmp_path(str(tmp_path)))
         listener.listen(1)
-        assert registry.run_state("qemu", str(tmp_path), 0.02) is None
-    assert registry.run_state("firecracker", str(tmp_path)) is None
+        assert run_state("qemu", str(tmp_path), 0.02) is None
+    assert run_state("firecracker", str(tmp_path)) is None

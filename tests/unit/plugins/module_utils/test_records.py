@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _records as records
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine import lookup, transfer
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import transfer
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone
@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring, showing
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 from ansible_collections.cocoon.microvm.tests.unit.documents import document, names
@@ -78,9 +78,9 @@ def test_disks_of_every_layout_have_their_roles(name: str) -> None:
 @pytest.mark.parametrize("name", VMS)
 def test_a_vm_of_every_layout_is_shown_and_left_as_it_is(name: str) -> None:
     record = read(name)
-    shown = lookup.view(dict(record), Paths())
+    shown = showing.view(dict(record), Paths())
     assert shown and shown["config"] == record["config"]
-    died = lookup.view({**record, "pid": 1, "state": "running", "process": None, "ready": {"seconds": 2.5}}, Paths())
+    died = showing.view({**record, "pid": 1, "state": "running", "process": None, "ready": {"seconds": 2.5}}, Paths())
     assert died and (died["state"], died["ready"]) == ("stopped", None), "a boot that is over"
     definition = normalise({"name": "web1", "cpu": 2, "memory": "512M", "firmware": record["firmware"]})
     assert not plan_vm(record, Observed(), definition, Context()).changed
@@ -161,7 +161,7 @@ def test_a_damaged_vm_stands_there_with_what_to_do(store: Store, damage: str) ->
     put(store, json.dumps({**VM, "id": "neighbour", "config": {**VM["config"], "name": "web2"}}), "web2", "neighbour")
     first, second = store.vm_records()
     assert store.vm_record("web1") == first and records.is_damaged(first) and not is_made(first)
-    shown = lookup.view(first, store.paths)
+    shown = showing.view(first, store.paths)
     assert shown and (shown["state"], shown["config"]["name"]) == ("error", "web1")
     assert str(path) in shown["reason"] and "state: absent" in shown["reason"]
     assert not records.is_damaged(second) and store.vm_name("neighbour") == "web2"

@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _host
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine import orphans, steps
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import giving_back, orphans, steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
@@ -169,6 +169,6 @@ def test_what_is_held_for_nobody_is_found_and_given_back(run: Run) -> None:
         *("address 10.0.0.2", f"use of network {NETWORK['id']}", f"use of image {IMAGE['id'][7:19]}"),
         *("mac 02:00:00:00:00:02", f"uid {store.uid_start + 2}"),
     ]
-    orphans.remove(run, [LOST])
+    giving_back.remove(run, [LOST])
     assert orphans.find(store) == {} and not any(held(run, LOST).values())
     assert held(run, OTHER) == before

@@ -162,6 +162,14 @@ def test_it_fails_alone(site: Site, kind: str, damage: str) -> None:
     assert shown(site, kind) == {}
 
 
+def test_the_doctor_looks_at_a_store_with_damage_in_it(site: Site) -> None:
+    """It is for just that, so nothing that cannot be read stops it."""
+    for kind in KINDS:
+        hurt(site, kind)
+    assert len(_host.damaged_documents(site.store)) == len(KINDS)
+    assert _host._halted(site.store) == _host._orphans(site.store) == {}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_name_is_told_of(site: Site, kind: str) -> None:
     """The others of its kind do not mind."""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[4] / "plugins" / "module_utils"
 PACKAGE = "ansible_collections.cocoon.microvm.plugins.module_utils"
 # From the ground up. What stands in one line does not import one another.
 FLOORS = (
-    ("_errors", "_plain", "_progress"),
+    ("_errors", "_plain", "_progress", "_words"),
     ("_config", "_process", "_sparse", "_types"),
     ("_argspec", "_documents", "_records"),
     ("_state",),

@@ -80,6 +80,10 @@ class Paths:
     def vm_log(self, vm_id: str) -> str:
         return os.path.join(self.log, vm_id)
 
+    def inbox(self, vm_id: str) -> str:
+        """Where a hypervisor that writes files of a machine that it saves makes them: a folder of the VM's user's."""
+        return os.path.join(self.vm_dir(vm_id), "inbox")
+
     def ram_file(self, vm_id: str) -> str:
         return os.path.join(self.ram, vm_id)
 

@@ -9,6 +9,8 @@ Both hypervisors are this machine, each with a store of its own, and the VMs are
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -379,6 +381,62 @@ def test_the_host_role_names_what_an_interpreter_lacks(playbook: Playbooks, scra
     run = playbook(HOST_ROLE, variables={"ansible_python_interpreter": str(bare / "bin" / "python")}, ok=False)
     assert f"Run {bare}/bin/python -m pip install pyroute2" in run.output
     assert not [entry for entry in run.tasks if "Install packages" in entry["task"] and entry["outcome"] == "ok"]
+
+
+RELEASES = [
+    {
+        "hosts": "all",
+        "gather_facts": False,
+        "tasks": [{"ansible.builtin.include_role": {"name": "cocoon.microvm.host", "tasks_from": "hypervisors"}}],
+    }
+]
+
+
+def release(folder: Path, name: str, version: str, member: str = "") -> dict[str, str]:
+    """A release of a hypervisor as upstream has it, and what is said of it."""
+    asset = folder / f"{name}-{version}{'.tgz' if member else ''}"
+    script = f"#!/bin/sh\necho {name} v{version}\n".encode()
+    if member:
+        with tarfile.open(asset, "w:gz") as archive:
+            info = tarfile.TarInfo(member)
+            info.size = len(script)
+            archive.addfile(info, io.BytesIO(script))
+    else:
+        asset.write_bytes(script)
+    return {"version": version, "sha256": hashlib.sha256(asset.read_bytes()).hexdigest(), "src": str(asset)}
+
+
+def test_releases_of_hypervisors_lie_side_by_side(playbook: Playbooks, scratch: Path) -> None:
+    member = "release-v1.16.1-x86_64/firecracker-v1.16.1-x86_64"
+    cloud = release(scratch, "cloud-hypervisor", "53.0")
+    cloud["url"] = f"file://{cloud.pop('src')}"
+    wanted = {"cloud-hypervisor": cloud, "firecracker": release(scratch, "firecracker", "1.16.1", member)}
+    links, folder = scratch / "links", scratch / "releases"
+    links.mkdir()
+    where = {"host_hypervisor_dir": str(folder), "host_hypervisor_links": str(links)}
+
+    def run(hypervisors: Any, **more: Any) -> Run:
+        return playbook(RELEASES, variables={**where, "host_hypervisors": hypervisors}, **more)
+
+    assert run(wanted, check=True).total("changed") and not folder.exists() and not list(links.iterdir())
+    assert run(wanted).total("changed")
+    assert run(wanted).total("changed") == 0
+    for name, said in wanted.items():
+        assert command(links / name, "--version").strip() == f"{name} v{said['version']}"
+        assert (links / name).resolve() == folder / name / f"{said['version']}-{said['sha256'][:12]}" / name
+    assert sorted(path.name for path in (links / "firecracker").resolve().parent.iterdir()) == ["firecracker"]
+
+    newer = release(scratch, "cloud-hypervisor", "54.0")
+    assert run({"cloud-hypervisor": newer}).total("changed")
+    assert command(links / "cloud-hypervisor", "--version").strip() == "cloud-hypervisor v54.0"
+    assert len(list((folder / "cloud-hypervisor").iterdir())) == 2, "the older one stays"
+
+    wrong = {**release(scratch, "cloud-hypervisor", "55.0"), "sha256": "0" * 64}
+    assert "has the sha256" in run({"cloud-hypervisor": wrong}, ok=False).output
+    (links / "firecracker").unlink()
+    (links / "firecracker").write_text("somebody's", encoding="utf-8")
+    assert "is not this role's" in run({"firecracker": wanted["firecracker"]}, ok=False).output
+    assert command(links / "cloud-hypervisor", "--version").strip() == "cloud-hypervisor v54.0"
 
 
 def test_host_info_before_there_is_a_store(playbook: Playbooks, make_store: Callable[[], dict[str, str]]) -> None:

@@ -79,11 +79,15 @@ class Site:
 
     def module(self, module: str, /, check: bool = False, **args: Any) -> dict[str, Any]:
         """What a module of the collection returns in the lab."""
-        words = ["-i", self.folder / "hosts.json", "lab", "-m", f"cocoon.microvm.{module}", "-a", json.dumps(args)]
-        said = self._run("ansible", *words, *(["--check"] if check else []), ok=(0, 2))
-        head, brace, rest = said.partition("{")
-        assert brace, f"{module} gave nothing: {said[-2000:]}"
-        result = json.loads(brace + rest[: rest.rindex("}") + 1])
+        words = ["-i", self.folder / "hosts.json", "lab", "-m", f"cocoon.microvm.{module}"]
+        given = ["-a", json.dumps(args)] if args else []
+        said = self._run("ansible", *words, *given, *(["--check"] if check else []), ok=(0, 2))
+        head, arrow, rest = said.partition(" => {")
+        assert arrow, f"{module} gave nothing: {said[-2000:]}"
+        try:
+            result = json.loads("{" + rest[: rest.rindex("}") + 1])
+        except ValueError:
+            raise AssertionError(f"{module} gave nonsense: {said[:4000]}") from None
         assert "UNREACHABLE" not in head, result
         return {"failed": "FAILED" in head, **result}
 

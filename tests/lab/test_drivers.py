@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.tests.lab.conftest import Site
 
-VM = {"image": "tiny", "cpu": 1, "memory": "128M", "storage": "256M", "network": "lab", "kernel_args": "loglevel=7"}
+VM = {"image": "tiny", "cpu": 1, "memory": "128M", "storage": "256M", "network": "lab", "kernel_args": "loglevel=6"}
 
 
 def name_of(driver: str) -> str:
@@ -136,6 +136,83 @@ def test_what_it_cannot_do_is_refused_by_name(site: Site, vm: dict[str, Any], dr
         assert answers(site, vm)
 
 
+def cloned(site: Site, driver: str, name: str, snapshot: str) -> dict[str, Any]:
+    """A new VM that goes on from the snapshot *snapshot*, and has answered under its own address."""
+    result = site.vm(f"{name_of(driver)}-{name}", snapshot=snapshot, state="started", wait_for="ping", timeout=120)
+    assert result["changed"] and answers(site, result["vm"])
+    assert "Linux version" not in console(site, result["vm"]), "it has booted"
+    return dict(result["vm"])
+
+
+def ports_of(site: Site, vm: dict[str, Any]) -> set[str]:
+    """The ports behind which the bridge has seen the VM's MAC address."""
+    mac = vm["network_configs"][0]["mac"]
+    rows = site.shell(f"bridge fdb show | grep -i '^{mac} ' || true").splitlines()
+    return {row.split()[2] for row in rows}
+
+
+def digest_of(site: Site, snapshot: dict[str, Any]) -> str:
+    return site.shell(f"sha256sum /var/lib/cocoon-microvm/snapshots/{snapshot['id']}/mem").split()[0]
+
+
+def snapshot_of(site: Site, driver: str, name: str, vm: str) -> dict[str, Any]:
+    """A snapshot of a running VM, which runs on and answers."""
+    taken = site.module("cocoon_snapshot", name=f"{name_of(driver)}-{name}", vm=vm)
+    assert not taken["failed"] and taken["changed"], taken
+    assert taken["snapshot"]["kind"] == "full"
+    return dict(taken["snapshot"])
+
+
+def test_clones_share_memory_and_have_names_of_their_own(site: Site, vm: dict[str, Any], driver: str) -> None:
+    if not has(site, driver, "snapshots"):
+        pytest.skip(f"{driver} declares no snapshots")
+    taken = snapshot_of(site, driver, "golden", name_of(driver))
+    assert answers(site, vm)
+    before = digest_of(site, taken)
+    clones = [cloned(site, driver, name, taken["name"]) for name in ("one", "two")]
+    assert answers(site, vm) and answers(site, clones[0])
+    taps = [{item["network_configs"][0]["tap"]} for item in (vm, *clones)]
+    assert [ports_of(site, item) for item in (vm, *clones)] == taps, "each address came from its own VM alone"
+    # One that was never anybody else's disk: what a clone writes is its own.
+    assert digest_of(site, taken) == before
+    grandchild = snapshot_of(site, driver, "second", f"{name_of(driver)}-one")
+    cloned(site, driver, "three", grandchild["name"])
+    assert answers(site, clones[0])
+
+
+def test_one_that_sleeps_goes_on(site: Site, vm: dict[str, Any], driver: str) -> None:
+    if not has(site, driver, "snapshots"):
+        pytest.skip(f"{driver} declares no snapshots")
+    asleep = site.vm(name_of(driver), state="hibernated")
+    assert asleep["changed"] and not answers(site, vm)
+    assert f"{vm['id']}" not in site.shell("ps -eo args")
+    assert not site.vm(name_of(driver), state="hibernated")["changed"]
+    awake = site.vm(name_of(driver), state="started", wait_for="ping", timeout=120)
+    assert awake["changed"] and "Linux version" not in console(site, vm), "it has booted"
+    assert not site.vm(name_of(driver), state="started")["changed"]
+
+
+def test_back_to_a_snapshot(site: Site, vm: dict[str, Any], driver: str) -> None:
+    if not has(site, driver, "snapshots"):
+        pytest.skip(f"{driver} declares no snapshots")
+    name = f"{name_of(driver)}-golden"
+    restored = site.module("cocoon_snapshot", name=name, vm=name_of(driver), state="restored")
+    assert not restored["failed"] and restored["changed"], restored
+    again = site.vm(name_of(driver), state="started", wait_for="ping", timeout=120)
+    assert again["vm"]["state"] == "running" and answers(site, vm)
+    assert "Linux version" not in console(site, vm), "it has booted"
+
+
+def test_a_snapshot_that_was_taken_while_it_stood_still(site: Site, vm: dict[str, Any], driver: str) -> None:
+    if not has(site, driver, "snapshots"):
+        pytest.skip(f"{driver} declares no snapshots")
+    site.vm(name_of(driver), state="paused")
+    snapshot_of(site, driver, "still", name_of(driver))
+    assert not answers(site, vm)
+    site.vm(name_of(driver), state="started", wait_for="ping", timeout=60)
+    assert answers(site, vm)
+
+
 def test_a_hypervisor_that_was_killed_is_started_again(site: Site, vm: dict[str, Any], driver: str) -> None:
     site.shell(f"kill -9 {vm['pid']}")
     again = site.vm(name_of(driver), state="started", wait_for="ping", timeout=180)
@@ -154,11 +231,15 @@ def test_stop_and_start(site: Site, vm: dict[str, Any], driver: str) -> None:
 
 
 def test_nothing_is_left(site: Site, vm: dict[str, Any], driver: str) -> None:
-    assert site.vm(name_of(driver), state="absent", force=True)["changed"]
+    names = [name_of(driver), *(f"{name_of(driver)}-{name}" for name in ("one", "two", "three"))]
+    removed = site.module("cocoon_vms", vms=[{"name": name, "state": "absent", "force": True} for name in names])
+    assert not removed["failed"] and removed["changed"], removed
+    for name in ("golden", "second", "still"):
+        assert not site.module("cocoon_snapshot", name=f"{name_of(driver)}-{name}", state="absent")["failed"]
     vm_id = vm["id"]
     left = site.shell(
         f"ls -d /var/lib/cocoon-microvm/vms/{vm_id} /run/cocoon-microvm/{vm_id} 2>/dev/null;"
-        " ls /run/cocoon-microvm/ram;"
+        " ls /run/cocoon-microvm/ram /var/lib/cocoon-microvm/snapshots | grep -v :;"
         f" ip -o link | grep cm{vm_id[:8]}; ps -eo args | grep '[{vm_id[0]}]{vm_id[1:]}' || true"
     )
     assert not left.strip(), left

@@ -3,13 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Telling a guest that goes on from a snapshot who it is now, and hearing that it has understood.
 
-The message is lines of words (docs/guest-images.md has them all), the answer is ``ok`` or ``error …``.
+The message is lines of words (docs/guest-images.md has them all), the answer is ``ok`` or ``error …``; on a vsock both
+are in a line of JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import select
 import socket
@@ -17,7 +19,7 @@ import time
 import typing as t
 import uuid
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import identity_lines, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
@@ -27,6 +29,8 @@ SEED_BYTES = 64
 MAX_ANSWER = 4096
 # A guest whose handler missed the event gets another one.
 REPEAT = 30.0
+# One that does not listen yet, or whose hypervisor somebody else talks to, is tried again sooner.
+ANOTHER_TRY = 0.5
 
 
 def message(record: Record, old_macs: t.Sequence[str], guest_uuid: str) -> bytes:
@@ -41,6 +45,16 @@ def message(record: Record, old_macs: t.Sequence[str], guest_uuid: str) -> bytes
         "end",
     ]
     return "\n".join(lines).encode() + b"\n"
+
+
+def answer_of(line: bytes) -> str:
+    """What a guest has answered, which may be anything."""
+    text = line.decode(errors="replace").strip()
+    if text.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(text).get("answer")
+            return found if isinstance(found, str) else text
+    return text
 
 
 @dataclasses.dataclass
@@ -76,6 +90,8 @@ class Newcomer:
         self.again = now + REPEAT
         try:
             self.line = self.tell()
+        except BusyError:
+            self.again = now + ANOTHER_TRY
         except CocoonError as exc:
             self.error = exc.message
 
@@ -91,8 +107,9 @@ class Newcomer:
         answer, newline, _rest = self.received.partition(b"\n")
         if not newline:
             return
-        if answer.strip() != b"ok":
-            words = "".join(c if c.isprintable() else " " for c in answer.decode(errors="replace")[:200])
+        said = answer_of(answer)
+        if said != "ok":
+            words = "".join(c if c.isprintable() else " " for c in said[:200])
             self.error = f"its guest did not take its new identity: {words}"
             return
         try:

@@ -10,7 +10,6 @@ import socket
 import typing as t
 import uuid
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -497,11 +496,20 @@ class Driver(t.Protocol):
         """Raise the links of a guest that was held."""
 
 
-class DisksForm:
-    """What snapshots say in ``cocoon.json`` where a machine is its disks, and never saved with its memory."""
+# Of a release, as it goes into messages.
+VERSION: t.Final[t.Mapping[str, t.Any]] = {"type": "string", "pattern": r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z"}
 
-    properties: t.ClassVar[t.Mapping[str, t.Any]] = {"hypervisor_version": {"type": "string", "maxLength": 32}}
-    layout: t.ClassVar[t.Mapping[str, t.Any]] = {"type": "object", "maxProperties": 0}
+
+class VersionForm:
+    """What snapshots say in ``cocoon.json`` of a machine that goes on where the same release is."""
+
+    properties: t.ClassVar[t.Mapping[str, t.Any]] = {"hypervisor_version": VERSION}
+    layout: t.ClassVar[t.Mapping[str, t.Any]] = {
+        "type": "object",
+        "required": ["version"],
+        "properties": {"version": VERSION},
+        "additionalProperties": False,
+    }
 
     def words(self, record: Record) -> Record:
         return {"hypervisor_version": record["hypervisor_version"]}
@@ -510,49 +518,7 @@ class DisksForm:
         return str(document["hypervisor_version"])
 
     def problems(self, layout: Layout, disks: t.Sequence[str]) -> list[str]:
-        return ["its hypervisor cannot go on from a saved machine here"]
-
-
-class Unsaved(Driver, t.Protocol):
-    """A driver whose VMs cannot be saved: what the engine asks of a saved machine is refused."""
-
-    def save(
-        self,
-        run_dir: str,
-        inbox: str,
-        copy: t.Callable[[t.Sequence[SavedFile]], None],
-        *,
-        ram: str | None,
-        limit: int,
-        disks: t.Sequence[tuple[str, int]] = (),
-        stay: bool = False,
-    ) -> Saved:
-        raise self._unsaved()
-
-    def reads_only(self) -> bool:
-        raise self._unsaved()
-
-    def check_resume(self, saved: SavedState) -> None:
-        raise self._unsaved()
-
-    def archive_form(self) -> ArchiveForm:
-        return DisksForm()
-
-    def announce(self, run_dir: str, message: bytes) -> socket.socket:
-        raise self._unsaved()
-
-    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
-        raise self._unsaved()
-
-    def admit(self, run_dir: str, nics: int) -> None:
-        raise self._unsaved()
-
-    def _unsaved(self) -> UnsupportedError:
-        return UnsupportedError(
-            f"hypervisor {self.name} cannot save a running VM, nor go on from a saved one",
-            "hypervisor",
-            "Use another hypervisor, or snapshots of the disks (disks_only).",
-        )
+        return []
 
 
 def fresh_pins(driver: Driver, accel: str) -> Record:

@@ -51,6 +51,14 @@ def saved_files(name: str) -> t.Mapping[str, Role]:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.files import SAVED
 
         return SAVED
+    if name == "cloud-hypervisor":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor.files import SAVED
+
+        return SAVED
+    if name == "firecracker":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.files import SAVED
+
+        return SAVED
     return {}
 
 

@@ -118,6 +118,7 @@ def _begin(vm: Vm, driver: Driver) -> tuple[Process, float]:
     if record.get("resume"):
         resuming.check(vm)
         resuming.check_driver(driver, record, record["resume"]["layout"])
+        resuming.give_memory(vm)
     image = _bootable(vm)
     record["blob_digests"] = vm.run.blob_digests(record["image_id"])
     _refresh_nics(vm)

@@ -10,7 +10,7 @@ its own, so that a snapshot can go while its clones stay, and its record says un
      "blob_digests": {layer: digest of its file}}
 
 ``map`` keeps what the guest changes to itself and shares the rest, ``copy`` fills a RAM file of its own,
-with ``stream`` the state has the RAM in it.
+with ``stream`` the state has the RAM in it. A hypervisor that keeps RAM in no file reads it where it is, always.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ def link_memory(vm: Vm, snapshot: Record, memory: str) -> None:
             os.link(os.path.join(source, name), os.path.join(path, name))
     if memory_name(driver, snapshot["files"]) is None:
         memory = STREAM
+    elif not driver.capabilities.ram_file:
+        memory = MAP
     fsync_dir(path)
     vm.mark("clone.memory")
     vm.record["resume"] = {
@@ -151,6 +153,17 @@ def groups(vm: Vm) -> list[int]:
     """The group that may map the snapshot's RAM, for a VM that does."""
     saved = vm.record.get("resume") or {}
     return [snapshots.gid(vm.run.store, saved["snapshot_id"])] if saved.get("memory") == MAP else []
+
+
+def give_memory(vm: Vm) -> None:
+    """Have a hypervisor that keeps RAM in no file read the saved one, which is nobody else's."""
+    if vm.record["resume"]["memory"] != COPY or vm.driver.capabilities.ram_file:
+        return
+    name = memory_name(vm.driver, os.listdir(folder(vm)))
+    if name is not None:
+        path = os.path.join(folder(vm), name)
+        os.chown(path, 0, vm.uid)
+        os.chmod(path, 0o440)
 
 
 def check(vm: Vm) -> None:

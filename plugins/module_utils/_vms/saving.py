@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
@@ -13,7 +14,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Reso
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import settle
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, RUNNING
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import cidata
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
@@ -22,7 +23,6 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Saved, SavedFile
 
 BLOCK = 512
-INBOX = "inbox"
 # A disk with as much on it is copied while the guest runs on. Less is copied before it could notice.
 LARGE = 32 * MIB
 # What devices, option ROMs and video memory may come to, besides the guest's RAM.
@@ -51,7 +51,8 @@ def check_space(vm: Vm, memory: bool, disks: bool) -> None:
     files = [vm.ram] if memory and not (clones and on_disk) else []
     needed = DEVICES if memory else 0
     if memory and record.get("memory_mode") == PRIVATE:
-        needed += record["config"]["memory"]
+        # What a process writes to a folder of its user's is copied from there.
+        needed += record["config"]["memory"] * (2 if vm.driver.writes_inbox and not clones else 1)
     if disks and not clones:
         files += writable_disks(vm)
     needed += sum(os.lstat(path).st_blocks * BLOCK for path in files)
@@ -113,7 +114,7 @@ def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Sav
         for _serial, fd in large:
             os.close(fd)
         if inbox != directory:
-            remove_tree(inbox)
+            _empty(inbox)
     vm.mark("save.saved")
     return saved
 
@@ -125,11 +126,21 @@ def _inbox(vm: Vm, directory: str) -> str:
     """
     if not vm.driver.writes_inbox:
         return directory
-    path = vm.file(INBOX)
-    remove_tree(path)
-    os.mkdir(path, 0o700)
-    os.chown(path, vm.uid, vm.uid)
+    path = vm.paths.inbox(vm.id)
+    with contextlib.suppress(FileExistsError):  # its process may know it by now
+        os.mkdir(path, 0o700)
+        os.chown(path, vm.uid, vm.uid)
+    _empty(path)
     return path
+
+
+def _empty(folder: str) -> None:
+    """Remove what lies in a folder of the VM's user's."""
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(entry.path)
+        else:
+            remove_file(entry.path)
 
 
 def _flush(path: str, uid: int) -> None:

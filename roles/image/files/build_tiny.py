@@ -31,7 +31,7 @@ MODULES = [
     "?vmgenid",
     "?vmw_vsock_virtio_transport",
 ]
-# Perl, without its library, is there for an ioctl: see guest/common/identity.
+# Perl, without its library, is there for ioctls and a vsock: see guest/common/identity and guest/common/vsock.
 BINARIES = ["usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/sbin/resize2fs", "usr/bin/perl"]
 # Where guest files of this role go, with their modes.
 GUEST_FILES = {
@@ -46,6 +46,7 @@ GUEST_FILES = {
     "tiny/dhcp": ("usr/lib/cocoon-microvm/dhcp", 0o755),
     "common/identity": ("usr/lib/cocoon-microvm/identity", 0o644),
     "common/nic": ("usr/lib/cocoon-microvm/nic", 0o644),
+    "common/vsock": ("usr/lib/cocoon-microvm/vsock", 0o644),
     "tiny/clone": ("usr/lib/cocoon-microvm/clone", 0o644),
 }
 TEXTS = {

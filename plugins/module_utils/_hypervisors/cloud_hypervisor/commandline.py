@@ -19,17 +19,19 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Nic,
     guest_uuid,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.vsock import CID
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 
 QUEUE_SIZES = tuple(1 << bits for bits in range(4, 11))
 NIC_QUEUE_SIZES = (256, 512, 1024)
 SERIAL_LENGTH = 20
 ZONE = "mem0"
-# Of the 32 slots of a PCI segment one is the bridge's, and rng, balloon and watchdog have one each.
+RNG = "/dev/urandom"
+# Of the 32 slots of a PCI segment one is the bridge's, and rng, vsock, balloon and watchdog have one each.
 LIMITS = Limits(
     cpus=254,
     nics=8,
-    fixed_disks=14,
+    fixed_disks=13,
     removable_disks=6,
     command_line=2047,  # of an x86 kernel
     nic_queues=NIC_QUEUE_SIZES,
@@ -137,18 +139,65 @@ def _nic_words(number: int, nic: Nic) -> str:
     return words({**net_config(number, nic), "fd": list(nic.fds)})
 
 
-def _memory(launch: Launch) -> list[str]:
-    """The guest's RAM: a file that is shared, so that a snapshot need not write it."""
-    zone = {"id": ZONE, "size": launch.memory, "file": launch.ram_path, "shared": True}
-    return ["--memory", "size=0", "--memory-zone", words(zone)]
+def _zone(launch: Launch) -> Config:
+    """The guest's RAM: a file that is shared, so that a snapshot need not write it, or the source's, privately."""
+    resume = launch.resume
+    if resume and resume.shared:
+        return {"id": ZONE, "size": launch.memory, "file": str(resume.memory), "shared": False}
+    return {"id": ZONE, "size": launch.memory, "file": launch.ram_path, "shared": True}
+
+
+def _cpus(launch: Launch) -> Config:
+    return {"boot_vcpus": launch.cpu, "max_vcpus": launch.cpu, "nested": False}
+
+
+def _platform(launch: Launch) -> Config:
+    return {"serial_number": launch.serial or launch.vm_id, "uuid": guest_uuid(launch.vm_id)}
+
+
+def _balloon(size: int) -> Config:
+    # Free page reporting stays off: it punches holes in memory that a snapshot may share.
+    return {"size": size, "deflate_on_oom": True, "free_page_reporting": False}
+
+
+def _vsock(socket_path: str) -> Config:
+    return {"id": "vsock0", "cid": CID, "socket": socket_path}
+
+
+def config(launch: Launch, socket_path: str) -> Config:
+    """All of the machine, as the API has it and as a saved one goes on with.
+
+    :param socket_path: of the vsock.
+    :raises InputError: a value that Cloud Hypervisor cannot take, naming the option.
+    """
+    check(launch)
+    boot = launch.boot
+    payload = {"kernel": boot["kernel_path"], "cmdline": boot.get("cmdline") or ""}
+    if boot.get("initrd_path"):
+        payload["initramfs"] = str(boot["initrd_path"])
+    found: Config = {
+        "cpus": _cpus(launch),
+        "memory": {"size": 0, "zones": [_zone(launch)]},
+        "payload": payload,
+        "disks": [disk_config(disk) for disk in launch.disks],
+        # Numbers of descriptors mean nothing in a file, but their count does.
+        "net": [{**net_config(number, nic), "fds": [-1] * len(nic.fds)} for number, nic in enumerate(launch.nics)],
+        "rng": {"src": RNG},
+        "serial": {"mode": "Tty"},
+        "console": {"mode": "Off"},
+        "vsock": _vsock(socket_path),
+        "platform": _platform(launch),
+        "watchdog": launch.watchdog,
+    }
+    if launch.balloon is not None:
+        found["balloon"] = _balloon(launch.balloon)
+    return found
 
 
 def _options(launch: Launch) -> list[str]:
     found = []
     if launch.balloon is not None:
-        # Free page reporting stays off: it punches holes in memory that a snapshot may share.
-        balloon = {"size": launch.balloon, "deflate_on_oom": True, "free_page_reporting": False}
-        found += ["--balloon", words(balloon)]
+        found += ["--balloon", words(_balloon(launch.balloon))]
     if launch.watchdog:
         found.append("--watchdog")
     return found
@@ -160,26 +209,39 @@ def _boot(launch: Launch) -> list[str]:
     return [*found, "--initramfs", initrd] if initrd else found
 
 
-def build(binary: str, launch: Launch, api: int | str) -> list[str]:
+def build(binary: str, launch: Launch, api: int | str, socket_path: str) -> list[str]:
     """The argument vector. What the guest writes to its serial port goes to standard output.
 
     :param api: the number of the listening descriptor, or the path to listen at.
+    :param socket_path: of the vsock.
     :raises InputError: a value that Cloud Hypervisor cannot take, naming the option.
     """
     check(launch)
     disks = [word for disk in launch.disks for word in ("--disk", _disk_words(disk))]
     nics = [word for number, nic in enumerate(launch.nics) for word in ("--net", _nic_words(number, nic))]
+    cpus = _cpus(launch)
     return [
-        binary,
-        *("--api-socket", words({"fd" if isinstance(api, int) else "path": api})),
-        *("--seccomp", "true"),
-        *("--platform", words({"serial_number": launch.serial or launch.vm_id, "uuid": guest_uuid(launch.vm_id)})),
-        *("--cpus", words({"boot": launch.cpu, "max": launch.cpu, "nested": False})),
-        *_memory(launch),
+        *_always(binary, api),
+        *("--platform", words(_platform(launch))),
+        *("--cpus", words({"boot": cpus["boot_vcpus"], "max": cpus["max_vcpus"], "nested": cpus["nested"]})),
+        *("--memory", "size=0", "--memory-zone", words(_zone(launch))),
         *_boot(launch),
         *("--serial", "tty", "--console", "off"),
-        *("--rng", "src=/dev/urandom"),
+        *("--rng", words({"src": RNG})),
+        *("--vsock", words(_vsock(socket_path))),
         *_options(launch),
         *disks,
         *nics,
     ]
+
+
+def _always(binary: str, api: int | str) -> list[str]:
+    where = words({"fd" if isinstance(api, int) else "path": api})
+    return [binary, "--api-socket", where, "--seccomp", "true"]
+
+
+def build_resume(binary: str, launch: Launch, api: int | str, folder: str) -> list[str]:
+    """The argument vector of one that goes on from what is in *folder*, its guest running."""
+    taps = [f"{nic_id(number)}@{_word(list(nic.fds))}" for number, nic in enumerate(launch.nics)]
+    restore = f"source_url={_word(f'file://{folder}')},resume=on"
+    return [*_always(binary, api), "--restore", restore + (f",net_fds=[{','.join(taps)}]" if taps else "")]

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
+import shutil
+import socket
 import time
 import typing as t
 
@@ -18,33 +21,41 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm, releases, scope, vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    ArchiveForm,
     BootStyle,
     Capabilities,
     Channel,
     Disk,
+    Driver,
     Endpoints,
     Firmware,
     GuestActions,
     Jail,
     Launch,
+    Layout,
     Pins,
     Probe,
-    Role,
     RunState,
-    Unsaved,
+    Saved,
+    SavedFile,
+    SavedState,
+    VersionForm,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor import (
     commandline,
     dryrun,
+    files,
     probe,
     runstate,
+    saving,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import Rest, RestClosedError, RestError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_tree
 
 # While it starts, and while a guest lets go of a disk, there is no event to wait for.
 TURN = 0.005
@@ -53,20 +64,24 @@ LOOK_AGAIN = 0.05
 UNPLUG_REPEAT = 3.0
 # It does one thing at a time, and some take long on a busy host.
 SLOW = 60.0
+# RAM that is in no file has to be written.
+SAVE_TIMEOUT = 600.0
 
 
-class CloudHypervisorDriver(Unsaved):
+class CloudHypervisorDriver(Driver):
     """Cloud Hypervisor v52 and newer.
 
     :param binary: instead of the one that is found.
     """
 
     name = "cloud-hypervisor"
-    capabilities = Capabilities(hotplug_disks=True, balloon=True, watchdog=True, live_disk_resize=True, ram_file=True)
+    capabilities = Capabilities(
+        hotplug_disks=True, balloon=True, watchdog=True, live_disk_resize=True, snapshots=True, ram_file=True
+    )
     limits = commandline.LIMITS
     nic_by: t.ClassVar[t.Literal["fd", "name"]] = "fd"
     pinned = ()
-    saved_files: t.ClassVar[t.Mapping[str, Role]] = {}
+    saved_files = files.SAVED
     writes_inbox = True
     own_files = ()
     guest_actions = GuestActions(poweroff="ends", reboot="restarts", panic="ignored")
@@ -83,7 +98,9 @@ class CloudHypervisorDriver(Unsaved):
         return path
 
     def version(self) -> str:
-        binary = self.binary()
+        return self._version_of(self.binary())
+
+    def _version_of(self, binary: str) -> str:
         facts = cached(self.paths, f"version {binary_key(binary)}", lambda: probe.inspect(binary))
         if "problem" in facts:
             raise UnsupportedError(facts["problem"], "hypervisor", probe.REMEDY)
@@ -125,7 +142,7 @@ class CloudHypervisorDriver(Unsaved):
         return Endpoints(runstate.api_path(run_dir))
 
     def guest_channel(self, run_dir: str) -> Channel:
-        return Channel("vsock", os.path.join(run_dir, "vsock.sock"), 1024)
+        return Channel("vsock", os.path.join(files.own(run_dir), vsock.SOCKET), vsock.AGENT_PORT)
 
     def firmware(self, folder: str) -> Firmware:
         raise UnsupportedError("Cloud Hypervisor boots kernels only", "firmware", "Use hypervisor: qemu.")
@@ -135,7 +152,12 @@ class CloudHypervisorDriver(Unsaved):
         return Jail(groups=launch.groups + kvm.kvm_group())
 
     def dry_run(self, launch: Launch) -> list[str]:
-        argv = commandline.build(self.binary(), launch, runstate.api_path(launch.run_dir))
+        api, own = runstate.api_path(launch.run_dir), files.own(launch.run_dir)
+        if launch.resume:
+            folder = os.path.join(launch.folder, saving.TAKING_UP)
+            argv = commandline.build_resume(self._binary_for(launch.resume.layout), launch, api, folder)
+        else:
+            argv = commandline.build(self.binary(), launch, api, os.path.join(own, vsock.SOCKET))
         return dryrun.lines(launch, self.confine(launch), argv)
 
     def start(
@@ -153,6 +175,7 @@ class CloudHypervisorDriver(Unsaved):
             # systemd works while the hypervisor starts up.
             unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
             _await_guest(launch, deadline)
+            saving.taken_up(launch)
             if unit:
                 scope.wait_adopted(process.pid, unit)
         except BaseException as exc:
@@ -166,22 +189,30 @@ class CloudHypervisorDriver(Unsaved):
         return process
 
     def _spawn(self, launch: Launch, jail: Jail) -> Process:
-        if launch.resume:
-            raise self._unsaved()
         with contextlib.ExitStack() as stack:
             api = launcher.listen(runstate.api_path(launch.run_dir))
             stack.callback(api.close)
-            argv = commandline.build(self.binary(), launch, api.fileno())
+            own = _open_own(launch)
+            stack.callback(os.close, own)
+            argv = self._argv(launch, api.fileno(), f"/proc/self/fd/{own}/{vsock.SOCKET}")
             launcher.create_ram(launch.ram_path, launch.memory, launch.uid, launch.gid)
+            if launch.resume and launch.resume.memory and not launch.resume.shared:
+                launcher.fill_ram(launch.ram_path, launch.resume.memory)
             console = launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE)
             stack.callback(os.close, console)
             log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
             stack.callback(os.close, log)
-            passed = [api.fileno(), *(fd for nic in launch.nics for fd in nic.fds)]
+            passed = [api.fileno(), own, *(fd for nic in launch.nics for fd in nic.fds)]
             limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
             return launcher.spawn(
                 argv, launch.uid, launch.gid, jail.groups, passed, log, limit, jail.enter, output=console
             )
+
+    def _argv(self, launch: Launch, api: int, socket_path: str) -> list[str]:
+        if launch.resume is None:
+            return commandline.build(self.binary(), launch, api, socket_path)
+        binary = self._binary_for(launch.resume.layout)
+        return commandline.build_resume(binary, launch, api, saving.take_up(launch, socket_path))
 
     # What can be asked of a running VM.
 
@@ -206,6 +237,80 @@ class CloudHypervisorDriver(Unsaved):
             rest.put("/vm.resume")
         elif state in ("Created", "Shutdown"):
             rest.put("/vm.boot")
+
+    # Saved machines.
+
+    def save(
+        self,
+        run_dir: str,
+        inbox: str,
+        copy: t.Callable[[t.Sequence[SavedFile]], None],
+        *,
+        ram: str | None,
+        limit: int,
+        disks: t.Sequence[tuple[str, int]] = (),
+        stay: bool = False,
+    ) -> Saved:
+        rest = runstate.client(run_dir, SLOW)
+        runs = runstate.info(rest)["state"] == "Running"
+        go_on = guard.request("PUT", f"{runstate.BASE}/vm.resume")
+        # The guard begins while the guest still runs; it takes a while to be there.
+        with guard.Guard(runstate.api_path(run_dir), go_on) if runs else contextlib.nullcontext():
+            begun = time.monotonic()
+            if runs:
+                rest.put("/vm.pause")
+            try:
+                rest.put("/vm.snapshot", {"destination_url": f"file://{inbox}"}, SAVE_TIMEOUT)
+                copy(saving.saved_files(inbox, ram, limit))
+            except BaseException:
+                if runs:
+                    rest.put("/vm.resume")
+                raise
+            if runs and not stay:
+                rest.put("/vm.resume")
+            paused = time.monotonic() - begun
+        version = _running_version(rest)
+        return Saved({"version": version}, version, round(paused, 6) if runs else 0.0)
+
+    def reads_only(self) -> bool:
+        return True
+
+    def check_resume(self, saved: SavedState) -> None:
+        self._binary_for(saved.layout)
+
+    def _binary_for(self, layout: Layout) -> str:
+        """The release that takes up what another may have saved.
+
+        :raises UnsupportedError: it is not here.
+        """
+        there = str(layout["version"])
+
+        def fits(binary: str) -> bool:
+            with contextlib.suppress(UnsupportedError):
+                return self._version_of(binary).partition(".")[0] == there.partition(".")[0]
+            return False
+
+        found = releases.matching(self.binary(), fits)
+        if found is None:
+            raise UnsupportedError(
+                f"it was saved by Cloud Hypervisor {there}, and this host has {self.version()}",
+                "hypervisor",
+                "A state is taken up by the release that saved it: install that one beside it with the role host.",
+            )
+        return found
+
+    def archive_form(self) -> ArchiveForm:
+        return VersionForm()
+
+    def announce(self, run_dir: str, message: bytes) -> socket.socket:
+        own = files.own(run_dir)
+        return vsock.announce(os.path.join(own, vsock.SOCKET), os.lstat(own).st_uid, message)
+
+    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
+        """It does not know what addresses its guest has given itself; the network lets no others through."""
+
+    def admit(self, run_dir: str, nics: int) -> None:
+        """A guest that was held has links all the time; they lead nowhere before its TAPs are on their bridges."""
 
     def attach_disk(self, run_dir: str, disk: Disk) -> None:
         commandline.check_disk(disk)
@@ -249,6 +354,28 @@ class CloudHypervisorDriver(Unsaved):
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         runstate.client(run_dir, SLOW).put("/vm.resize", {"desired_balloon": taken})
+
+
+def _open_own(launch: Launch) -> int:
+    """The folder that the process makes its sockets in, which it cannot reach by a path: empty, and opened."""
+    folder = files.own(launch.run_dir)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder, 0o700)
+    os.chown(folder, launch.uid, launch.gid)
+    return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _running_version(rest: Rest) -> str:
+    """Of the process, which may be older than what a new VM would get.
+
+    :raises HypervisorError: it does not tell.
+    """
+    answer = rest.look("/vmm.ping")
+    said = answer.get("version") if isinstance(answer, dict) else None
+    found = re.match(r"v?([0-9]{1,4}(?:\.[0-9]{1,4}){1,3})", said) if isinstance(said, str) else None
+    if found is None:
+        raise HypervisorError(f"{runstate.WHO} does not tell its version")
+    return found.group(1)
 
 
 def _devices(rest: Rest) -> set[str]:
@@ -298,6 +425,8 @@ def _await_guest(launch: Launch, deadline: float) -> None:
 
 
 def _clean(launch: Launch) -> None:
+    saving.taken_up(launch)
+    remove_tree(files.own(launch.run_dir))
     launcher.clean(launch.run_dir, (runstate.API,), launch.ram_path)
 
 

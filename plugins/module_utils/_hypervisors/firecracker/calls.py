@@ -13,6 +13,10 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Limits, Nic
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.files import (
+    MEMORY_FILE,
+    STATE_FILE,
+)
 
 MIB = 1 << 20
 
@@ -49,6 +53,18 @@ class Call(t.NamedTuple):
 
 START = Call("/actions", {"action_type": "InstanceStart"})
 CTRL_ALT_DEL = Call("/actions", {"action_type": "SendCtrlAltDel"})
+PAUSE = Call("/vm", {"state": "Paused"}, "PATCH")
+RESUME = Call("/vm", {"state": "Resumed"}, "PATCH")
+SERIAL = Call("/serial", {"serial_out_path": places.CONSOLE})
+# Never a diff: without dirty page tracking that leaves out what the host has swapped.
+SAVE = Call(
+    "/snapshot/create",
+    {
+        "snapshot_type": "Full",
+        "snapshot_path": f"{places.INBOX}/{STATE_FILE}",
+        "mem_file_path": f"{places.INBOX}/{MEMORY_FILE}",
+    },
+)
 
 
 def machine(launch: Launch) -> list[Call]:
@@ -65,7 +81,7 @@ def machine(launch: Launch) -> list[Call]:
         boot["initrd_path"] = places.inside(launch, launch.boot["initrd_path"])
     size = {"vcpu_count": launch.cpu, "mem_size_mib": launch.memory // MIB, "smt": False, "track_dirty_pages": False}
     calls = [
-        Call("/serial", {"serial_out_path": places.CONSOLE}),
+        SERIAL,
         Call("/machine-config", size),
         Call("/boot-source", boot),
         *(drive(launch, disk) for disk in launch.disks),
@@ -76,6 +92,24 @@ def machine(launch: Launch) -> list[Call]:
         # It is given back when the guest runs short; free pages are never reported.
         calls.append(Call("/balloon", {"amount_mib": launch.balloon // MIB, "deflate_on_oom": True}))
     return calls
+
+
+def load(launch: Launch) -> list[Call]:
+    """What has it go on from a saved machine, which does not run then. It opens the TAPs within the call.
+
+    The disks are where they were: their paths in its root are the source's. Its RAM is mapped, and what the guest
+    changes is kept by the process.
+    """
+    check(launch)
+    overrides = [{"iface_id": f"eth{number}", "host_dev_name": item.tap} for number, item in enumerate(launch.nics)]
+    body = {
+        "snapshot_path": f"{places.RUN}/{places.STATE}",
+        "mem_backend": {"backend_type": "File", "backend_path": places.MEMORY},
+        "network_overrides": overrides,
+        "clock_realtime": True,
+        "resume_vm": False,
+    }
+    return [SERIAL, Call("/snapshot/load", body)]
 
 
 def nics(launch: Launch) -> list[Call]:
@@ -98,11 +132,10 @@ def drive(launch: Launch, disk: Disk) -> Call:
     return Call(f"/drives/{name}", body)
 
 
-def grown(launch_id: str, disk: str, serial: str) -> Call:
-    """What has it look again at how large a disk is."""
+def grown(serial: str, path: str) -> Call:
+    """What has it look again at how large the disk is that it has at *path*."""
     name = drive_id(serial)
-    body = {"drive_id": name, "path_on_host": f"{places.MACHINES}/{launch_id}/{disk}"}
-    return Call(f"/drives/{name}", body, "PATCH")
+    return Call(f"/drives/{name}", {"drive_id": name, "path_on_host": path}, "PATCH")
 
 
 def drive_id(serial: str) -> str:
@@ -136,5 +169,3 @@ def check(launch: Launch) -> None:
         raise UnsupportedError(f"it takes {ROOM} disks, NICs and balloons and not {count}", "data_disks")
     if launch.guest_data or launch.status_log or launch.watchdog:
         raise UnsupportedError("it has no device for guest data and no watchdog", "hypervisor")
-    if launch.resume:
-        raise UnsupportedError("it does not go on from a saved state", "snapshot")

@@ -3,15 +3,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The Firecracker driver: machines that boot a kernel from raw disks, under KVM.
 
-What it lacks is declared, and not tried: saved machines, disks that come and go, data for the guest.
+What it lacks is declared, and not tried: disks that come and go, data for the guest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import resource
 import shutil
 import signal
+import socket
 import stat
 import time
 import typing as t
@@ -22,28 +25,44 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     HypervisorError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, listening, private, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import (
+    guard,
+    kvm,
+    listening,
+    private,
+    releases,
+    scope,
+    vsock,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    MEMORY,
+    STATE,
+    ArchiveForm,
     BootStyle,
     Capabilities,
     Channel,
     Disk,
+    Driver,
     Endpoints,
     Firmware,
     GuestActions,
     Jail,
     Launch,
+    Layout,
     Pins,
     Probe,
     Role,
     RunState,
-    Unsaved,
+    Saved,
+    SavedFile,
+    SavedState,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import (
     calls,
     dryrun,
+    files,
     places,
     probe,
     runstate,
@@ -54,21 +73,26 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import remov
 
 REMEDY = "Install a release of Firecracker as /usr/local/bin/firecracker (1.16.1 or newer)."
 TURN = 10.0
+# All of the RAM is written.
+SAVE_TIMEOUT = 600.0
+FILES: t.Final[tuple[tuple[str, Role], ...]] = ((files.STATE_FILE, STATE), (files.MEMORY_FILE, MEMORY))
+VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}")
+OWN_DISK = re.compile(rf"^{places.MACHINES}/([A-Za-z0-9_-]{{1,64}})/[^/]+\Z")
 DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/urandom")
 
 
-class FirecrackerDriver(Unsaved):
+class FirecrackerDriver(Driver):
     """Firecracker, under KVM.
 
     :param binary: instead of the one that is found.
     """
 
     name = "firecracker"
-    capabilities = Capabilities(balloon=True, live_disk_resize=True)
+    capabilities = Capabilities(balloon=True, live_disk_resize=True, snapshots=True)
     limits = calls.LIMITS
     nic_by: t.ClassVar[t.Literal["fd", "name"]] = "name"
     pinned = ()
-    saved_files: t.ClassVar[t.Mapping[str, Role]] = {}
+    saved_files = files.SAVED
     writes_inbox = True
     own_files = ()
     # There is no power to switch off, and a reset ends it: so does a panic, after which the kernel reboots.
@@ -85,8 +109,8 @@ class FirecrackerDriver(Unsaved):
             raise UnsupportedError("Firecracker is not installed", "hypervisor", REMEDY)
         return path
 
-    def _facts(self) -> dict[str, t.Any]:
-        binary = self.binary()
+    def _facts(self, path: str | None = None) -> dict[str, t.Any]:
+        binary = path or self.binary()
         return cached(self.paths, f"firecracker {binary_key(binary)}", lambda: probe.inspect(binary))
 
     def probe(self) -> Probe:
@@ -132,14 +156,18 @@ class FirecrackerDriver(Unsaved):
 
     def confine(self, launch: Launch) -> Jail:
         boot = [path for path in (launch.boot.get("kernel_path"), launch.boot.get("initrd_path")) if path]
-        files = [*boot, *(disk.path for disk in launch.disks)]
+        seen = [*boot, *(disk.path for disk in launch.disks)]
+        binary = self._binary_for(launch.resume.layout) if launch.resume else self.binary()
+        memory = {places.MEMORY: launch.resume.memory} if launch.resume and launch.resume.memory else {}
         return Jail(
             groups=launch.groups,
             files={
-                places.BINARY: self.binary(),
-                **self._facts()["libraries"],
+                places.BINARY: binary,
+                **self._facts(binary)["libraries"],
                 places.CONSOLE: launch.console_log,
-                **{places.inside(launch, path): path for path in files},
+                **{places.inside(launch, path): path for path in seen},
+                places.INBOX: self.paths.inbox(launch.vm_id),
+                **memory,
             },
             devices=DEVICES,
             folder=places.own(launch.run_dir),
@@ -150,25 +178,25 @@ class FirecrackerDriver(Unsaved):
         return [places.BINARY, "--id", launch.vm_id, "--api-sock", socket_path, "--level", "Warning"]
 
     def dry_run(self, launch: Launch) -> list[str]:
-        asked = [*calls.machine(launch), *calls.nics(launch), calls.START]
+        asked = [*_before_nics(launch), _last(launch)]
         return dryrun.lines(launch, self.confine(launch), self.command(launch), asked)
 
     def start(
         self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
         deadline = time.monotonic() + timeout
-        machine, nics = calls.machine(launch), calls.nics(launch)
+        asked = _before_nics(launch)
         try:
-            folder = _make_own(launch)
+            folder = self._make_folders(launch)
             with listening.Watch(folder) as watch:
                 process = self._spawn(launch, jail)
                 try:
                     unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
                     watch.wait_listening(places.API, process, deadline)
-                    self._ask(launch, [*machine, *nics], deadline)
+                    self._ask(launch, asked, deadline)
                     if on_nics_open:
                         on_nics_open(process)
-                    self._ask(launch, [calls.START], deadline)
+                    self._ask(launch, [_last(launch)], deadline)
                     if unit:
                         scope.wait_adopted(process.pid, unit)
                 except BaseException as exc:
@@ -199,6 +227,20 @@ class FirecrackerDriver(Unsaved):
         finally:
             os.close(log)
 
+    def _make_folders(self, launch: Launch) -> str:
+        """The folders that the process makes its sockets in, empty, and what it saves; where the former is."""
+        folder, inbox = places.own(launch.run_dir), self.paths.inbox(launch.vm_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder, inbox):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+                os.chown(path, launch.uid, launch.gid)
+        if launch.resume:
+            state = os.path.join(folder, places.STATE)
+            shutil.copyfile(os.path.join(launch.resume.folder, files.STATE_FILE), state)
+            os.chown(state, launch.uid, launch.gid)
+        return folder
+
     @staticmethod
     def _ask(launch: Launch, asked: t.Sequence[calls.Call], deadline: float) -> None:
         api = places.connect(launch.run_dir, TURN)
@@ -223,10 +265,13 @@ class FirecrackerDriver(Unsaved):
 
     def resume(self, run_dir: str) -> None:
         self._signal(run_dir, signal.SIGCONT)
+        if runstate.ask(run_dir, TURN) == "paused":  # it was saved while it stood still
+            self._say(run_dir, calls.RESUME)
 
     def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
         vm_id = os.path.basename(run_dir)
         name = "cow.raw" if serial == "cocoon-cow" else f"data-{serial}.raw"
+        inside = f"{places.MACHINES}/{_machine_id(run_dir)}/{name}"
         fd = os.open(os.path.join(self.paths.vm_dir(vm_id), name), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             info = os.fstat(fd)
@@ -237,15 +282,15 @@ class FirecrackerDriver(Unsaved):
             os.ftruncate(fd, size)
         finally:
             os.close(fd)
-        self._say(run_dir, calls.grown(vm_id, name, serial))
+        self._say(run_dir, calls.grown(serial, inside))
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         self._say(run_dir, calls.balloon(taken))
 
     @staticmethod
-    def _say(run_dir: str, call: calls.Call) -> None:
+    def _say(run_dir: str, call: calls.Call, timeout: float = TURN) -> None:
         try:
-            places.connect(run_dir, TURN).call(call.method, call.target, call.body)
+            places.connect(run_dir, timeout).call(call.method, call.target, call.body)
         except OSError as exc:
             raise HypervisorError(f"Firecracker does not run: {exc.strerror}") from exc
 
@@ -265,6 +310,94 @@ class FirecrackerDriver(Unsaved):
         except OSError as exc:
             raise HypervisorError(f"Firecracker does not run: {exc.strerror}") from exc
 
+    # Saved machines.
+
+    def save(
+        self,
+        run_dir: str,
+        inbox: str,
+        copy: t.Callable[[t.Sequence[SavedFile]], None],
+        *,
+        ram: str | None,
+        limit: int,
+        disks: t.Sequence[tuple[str, int]] = (),
+        stay: bool = False,
+    ) -> Saved:
+        """The process writes all of the RAM; what has been saved, its vsock survives, unlike a mere pause."""
+        runs = not self._stands(run_dir)
+        if not runs:
+            self._signal(run_dir, signal.SIGCONT)
+        layout = {"version": _running_version(run_dir), "id": _machine_id(run_dir)}
+        go_on = guard.request(calls.RESUME.method, calls.RESUME.target, calls.RESUME.body)
+        # The guard begins while the guest still runs; it takes a while to be there.
+        with guard.Guard(places.api_path(run_dir), go_on) if runs else contextlib.nullcontext():
+            begun = time.monotonic()
+            self._say(run_dir, calls.PAUSE)
+            try:
+                self._say(run_dir, calls.SAVE, SAVE_TIMEOUT)
+                copy(_saved_files(inbox, limit))
+            except BaseException:
+                if runs:
+                    self._say(run_dir, calls.RESUME)
+                raise
+            if runs and not stay:
+                self._say(run_dir, calls.RESUME)
+            paused = time.monotonic() - begun
+        return Saved(layout, layout["version"], round(paused, 6) if runs else 0.0)
+
+    def _stands(self, run_dir: str) -> bool:
+        """Whether the guest stands still: its process does, or its vCPUs."""
+        try:
+            with open(f"/proc/{listening.listener(places.api_path(run_dir))}/stat", encoding="utf-8") as stream:
+                stopped = stream.read().rpartition(")")[2].split()[0] in ("T", "t")
+        except OSError as exc:
+            raise HypervisorError(f"Firecracker does not run: {exc.strerror}") from exc
+        return stopped or runstate.ask(run_dir, TURN) == "paused"
+
+    def reads_only(self) -> bool:
+        return True
+
+    def check_resume(self, saved: SavedState) -> None:
+        self._binary_for(saved.layout)
+
+    def _binary_for(self, layout: Layout) -> str:
+        """The release that takes up what another may have saved.
+
+        :raises UnsupportedError: it is not here.
+        """
+        there = str(layout["version"])
+
+        def fits(binary: str) -> bool:
+            with contextlib.suppress(CocoonError, OSError):
+                return str(self._facts(binary)["version"]).split(".")[:2] == there.split(".")[:2]
+            return False
+
+        found = releases.matching(self.binary(), fits)
+        if found is None:
+            raise UnsupportedError(
+                f"it was saved by Firecracker {there}, and this host has {self.version()}",
+                "hypervisor",
+                "A state is taken up by the release that saved it: install that one beside it with the role host.",
+            )
+        return found
+
+    def archive_form(self) -> ArchiveForm:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.archive import (
+            FirecrackerArchive,
+        )
+
+        return FirecrackerArchive()
+
+    def announce(self, run_dir: str, message: bytes) -> socket.socket:
+        channel = places.guest_channel(run_dir)
+        return vsock.announce(channel.path, os.lstat(places.own(run_dir)).st_uid, message)
+
+    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
+        """It does not know what addresses its guest has given itself; the network lets no others through."""
+
+    def admit(self, run_dir: str, nics: int) -> None:
+        """A guest that was held has links all the time; they lead nowhere before its TAPs are on their bridges."""
+
     # What it lacks.
 
     def attach_disk(self, run_dir: str, disk: Disk) -> None:
@@ -274,13 +407,62 @@ class FirecrackerDriver(Unsaved):
         raise UnsupportedError("firecracker detaches no disks from a running VM", "data_disks", "Restart it.")
 
 
-def _make_own(launch: Launch) -> str:
-    """The folder that the process makes its sockets in, empty."""
-    folder = places.own(launch.run_dir)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.mkdir(folder, 0o700)
-    os.chown(folder, launch.uid, launch.gid)
-    return folder
+def _before_nics(launch: Launch) -> list[calls.Call]:
+    """All that is asked until it holds its TAPs."""
+    return calls.load(launch) if launch.resume else [*calls.machine(launch), *calls.nics(launch)]
+
+
+def _last(launch: Launch) -> calls.Call:
+    """What lets the guest run."""
+    return calls.RESUME if launch.resume else calls.START
+
+
+def _look(run_dir: str, target: str) -> dict[str, t.Any]:
+    """What a GET answers.
+
+    :raises HypervisorError: nobody answers, or not as the document has it.
+    """
+    try:
+        answer = places.connect(run_dir, TURN).look(target)
+    except OSError as exc:
+        raise HypervisorError(f"Firecracker does not run: {exc.strerror}") from exc
+    return answer if isinstance(answer, dict) else {}
+
+
+def _running_version(run_dir: str) -> str:
+    """Of the process, which may be older than what a new VM would get.
+
+    :raises HypervisorError: it does not tell.
+    """
+    found = VERSION.match(str(_look(run_dir, "/").get("vmm_version")))
+    if found is None:
+        raise HypervisorError("Firecracker does not tell its version")
+    return found.group()
+
+
+def _machine_id(run_dir: str) -> str:
+    """The id that the paths of its disks have: it is its source's in a clone.
+
+    :raises HypervisorError: it does not tell.
+    """
+    drives = _look(run_dir, "/vm/config").get("drives")
+    listed = drives if isinstance(drives, list) else []
+    paths = [drive.get("path_on_host") for drive in listed if isinstance(drive, dict)]
+    found = {match.group(1) for match in map(OWN_DISK.match, filter(None, map(str, paths))) if match}
+    if len(found) != 1:
+        raise HypervisorError("Firecracker does not tell its disks")
+    return found.pop()
+
+
+def _saved_files(inbox: str, limit: int) -> list[SavedFile]:
+    """What it has written. Whether that is a machine shows when it is taken up.
+
+    :raises HypervisorError: more than it can be.
+    """
+    found = [SavedFile(name, role, os.path.join(inbox, name)) for name, role in FILES]
+    if any(os.lstat(file.path).st_size > limit for file in found):
+        raise HypervisorError("the state of the VM could not be saved: it is larger than it can be")
+    return found
 
 
 def clean(launch: Launch) -> None:

@@ -26,6 +26,9 @@ AGENT_PORT = 1024
 
 BINARY = "/firecracker"
 CONSOLE = "/console.log"
+# Where it writes what it saves, and has the RAM that it goes on with; the state is in RUN meanwhile.
+INBOX, MEMORY = "/inbox", "/memory"
+STATE = "state"
 SHARED = "/var/lib/cocoon/oci"
 MACHINES = "/var/lib/cocoon/run/firecracker"
 
@@ -59,11 +62,16 @@ def connect(run_dir: str, timeout: float) -> Rest:
     return Rest(api_path(run_dir), WHO, uid=os.lstat(own(run_dir)).st_uid, timeout=timeout)
 
 
+def machine_id(launch: Launch) -> str:
+    """The VM's id; of a machine that was saved, that of the first that it was."""
+    return launch.vm_id if launch.resume is None else str(launch.resume.layout["id"])
+
+
 def inside(launch: Launch, path: str) -> str:
     """What a file of the VM, of its image or of its kernel is called in the root."""
     folder, name = os.path.split(path)
     if folder == launch.folder:
-        return f"{MACHINES}/{launch.vm_id}/{name}"
+        return f"{MACHINES}/{machine_id(launch)}/{name}"
     if path in (launch.boot.get("kernel_path"), launch.boot.get("initrd_path")):
         return f"{SHARED}/boot/{os.path.basename(folder)}/{name}"
     return f"{SHARED}/blobs/{name}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import re
 import typing as t
@@ -22,13 +23,22 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, guest_uuid
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    Disk,
+    Launch,
+    Nic,
+    Resume,
+    SavedFile,
+    SavedState,
+    guest_uuid,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor import (
     commandline,
     driver,
     probe,
     runstate,
+    saving,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import RestError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
@@ -59,7 +69,7 @@ LAUNCH = Launch(
 
 
 def build(**changes: t.Any) -> list[str]:
-    return commandline.build("/usr/bin/ch", dataclasses.replace(LAUNCH, **changes), 5)
+    return commandline.build("/usr/bin/ch", dataclasses.replace(LAUNCH, **changes), 5, "/proc/self/fd/6/vsock.sock")
 
 
 def values(words: list[str], option: str) -> list[str]:
@@ -77,6 +87,7 @@ def test_the_command_line() -> None:
     assert values(words, "--initramfs") == ["/boot/initrd.img"]
     assert values(words, "--cmdline") == ["console=ttyS0 a=b,c"]
     assert values(words, "--serial") == ["tty"] and values(words, "--console") == ["off"]
+    assert values(words, "--vsock") == ["id=vsock0,cid=3,socket=/proc/self/fd/6/vsock.sock"]
     assert "--watchdog" not in words and "--balloon" not in words
     assert values(words, "--net") == ["id=nic0,mac=52:54:00:00:00:01,num_queues=4,queue_size=512,fd=[7,8]"]
 
@@ -129,7 +140,7 @@ def test_words(value: t.Any, word: str) -> None:
         ({"disks": (dataclasses.replace(COW, queue_size=8),)}, "disk_queue_size"),
         ({"disks": (dataclasses.replace(COW, serial="s" * 21),)}, "data_disks"),
         ({"disks": (dataclasses.replace(COW, format="vmdk"),)}, "image"),
-        ({"disks": (COW,) * 15}, "image"),
+        ({"disks": (COW,) * 14}, "image"),
         ({"disks": (DATA,) * 7}, "data_disks"),
         ({"disks": (dataclasses.replace(COW, path='/a"b'),)}, "root_dir"),
         ({"disks": (dataclasses.replace(COW, path="/a\nb"),)}, "root_dir"),
@@ -149,6 +160,207 @@ def test_the_configuration_keeps_the_contract() -> None:
         for problem in contract.problems_of("DiskConfig", commandline.disk_config(disk))
     ] == []
     assert contract.problems_of("NetConfig", commandline.net_config(0, LAUNCH.nics[0])) == []
+
+
+# One that goes on from a saved state.
+
+
+RESUME = Resume("/vms/x/resume", "/vms/x/resume/mem", True, {"version": "53.0.0"}, True)
+# Its document lacks what it writes to config.json: the descriptors of TAPs, as -1.
+WITH_FDS = {"NetConfig": {"fds": {"type": "array", "items": {"type": "integer"}}}}
+
+
+@pytest.mark.parametrize("changes", [{}, {"balloon": 64 * MIB, "watchdog": True}, {"resume": RESUME}, {"nics": ()}])
+def test_a_whole_machine_keeps_the_contract(changes: dict[str, t.Any]) -> None:
+    found = commandline.config(dataclasses.replace(LAUNCH, **changes), "/s")
+    assert Contract(CLOUD_HYPERVISOR, WITH_FDS).problems_of("VmConfig", found) == []
+    assert ("balloon" in found) == ("balloon" in changes)
+
+
+def test_a_clones_memory_is_its_sources_privately() -> None:
+    zone = commandline.config(dataclasses.replace(LAUNCH, resume=RESUME), "/s")["memory"]["zones"][0]
+    assert (zone["file"], zone["shared"]) == ("/vms/x/resume/mem", False)
+    copied = dataclasses.replace(RESUME, shared=False)
+    zone = commandline.config(dataclasses.replace(LAUNCH, resume=copied), "/s")["memory"]["zones"][0]
+    assert (zone["file"], zone["shared"]) == ("/ram/x", True)
+
+
+def test_the_machine_is_the_one_of_the_command_line() -> None:
+    """What is in the one and not in the other would be another machine after its first save."""
+    found = commandline.config(dataclasses.replace(LAUNCH, balloon=64 * MIB), "/s")
+    argv = commandline.build("/ch", dataclasses.replace(LAUNCH, balloon=64 * MIB), 5, "/s")
+    for number, disk in enumerate(values(argv, "--disk")):
+        mine = found["disks"][number]
+        assert disk == commandline.words({**mine, "image_type": mine["image_type"].lower()})
+    for option, part in (("--vsock", "vsock"), ("--balloon", "balloon"), ("--platform", "platform"), ("--rng", "rng")):
+        assert values(argv, option) == [commandline.words(found[part])]
+    assert values(argv, "--memory-zone") == [commandline.words(found["memory"]["zones"][0])]
+    assert found["net"][0] == {**commandline.net_config(0, LAUNCH.nics[0]), "fds": [-1, -1]}
+    assert (found["serial"], found["console"]) == ({"mode": "Tty"}, {"mode": "Off"})
+
+
+def test_the_command_line_of_one_that_goes_on() -> None:
+    more = (*LAUNCH.nics, Nic("52:54:00:00:00:02", fds=(9,)))
+    argv = commandline.build_resume("/ch", dataclasses.replace(LAUNCH, nics=more, resume=RESUME), 5, "/vms/x/t")
+    assert argv == [
+        *("/ch", "--api-socket", "fd=5", "--seccomp", "true", "--restore"),
+        "source_url=file:///vms/x/t,resume=on,net_fds=[nic0@[7,8],nic1@[9]]",
+    ]
+    argv = commandline.build_resume("/ch", dataclasses.replace(LAUNCH, nics=(), resume=RESUME), 5, "/vms/x/t")
+    assert argv[-1] == "source_url=file:///vms/x/t,resume=on"
+
+
+def test_what_one_goes_on_from(tmp_path: Path) -> None:
+    """Its configuration is made of the launch, whatever lies beside its saved state."""
+    saved = tmp_path / "resume"
+    saved.mkdir()
+    (saved / "state.json").write_text("{}", encoding="utf-8")
+    (saved / "config.json").write_text('{"payload": {"kernel": "/etc/shadow"}}', encoding="utf-8")
+    resume = dataclasses.replace(RESUME, folder=str(saved))
+    launch = dataclasses.replace(LAUNCH, resume=resume, folder=str(tmp_path), gid=os.getgid())
+    for _again in range(2):  # what a killed run left is no obstacle
+        folder = Path(saving.take_up(launch, "/s"))
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == commandline.config(launch, "/s")
+    assert (folder / "state.json").read_text(encoding="utf-8") == "{}"
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder / "state.json")] == [0o710, 0o440]
+    saving.taken_up(launch)
+    assert not folder.exists()
+
+
+# What is saved.
+
+
+def state_of(ranges: list[dict[str, int]], mappings: list[dict[str, int]] | None = None) -> dict[str, t.Any]:
+    """What Cloud Hypervisor says of a machine with RAM at two places."""
+    if mappings is None:
+        mappings = [{"gpa": 0, "size": 6, "file_offset": 0}, {"gpa": 100, "size": 4, "file_offset": 6}]
+    manager = {"memory_ranges": {"data": ranges}, "guest_ram_mappings": mappings, "boot_ram": 10}
+    return {"snapshots": {"memory-manager": {"snapshots": {}, "snapshot_data": {"state": json.dumps(manager)}}}}
+
+
+BOTH = [{"gpa": 0, "length": 6}, {"gpa": 100, "length": 4}]
+
+
+@pytest.fixture(name="inbox")
+def fixture_inbox(tmp_path: Path) -> Path:
+    path = tmp_path / "inbox"
+    path.mkdir()
+    (path / "config.json").write_text("{}", encoding="utf-8")
+    (path / "state.json").write_text(json.dumps(state_of([])), encoding="utf-8")
+    return path
+
+
+def shown(found: list[SavedFile]) -> list[tuple[str, str, str]]:
+    return [(file.name, file.role, file.path) for file in found]
+
+
+def test_ram_in_a_file_is_not_in_what_is_saved(inbox: Path) -> None:
+    assert shown(saving.saved_files(str(inbox), "/ram/x", 1 << 20)) == [
+        ("state.json", "state", f"{inbox}/state.json"),
+        ("mem", "memory", "/ram/x"),
+    ]
+
+
+def test_ram_of_a_clone_is_made_what_the_file_would_be(inbox: Path) -> None:
+    (inbox / "state.json").write_text(json.dumps(state_of(BOTH)), encoding="utf-8")
+    (inbox / "memory-ranges").write_bytes(b"0123456789")
+    found = saving.saved_files(str(inbox), None, 1 << 20)
+    assert shown(found)[1] == ("mem", "memory", f"{inbox}/memory-ranges")
+    settled = json.loads(Path(found[0].path).read_text(encoding="utf-8"))
+    manager = json.loads(settled["snapshots"]["memory-manager"]["snapshot_data"]["state"])
+    assert manager["memory_ranges"] == {"data": []} and manager["boot_ram"] == 10
+
+
+@pytest.mark.parametrize(
+    ("ram", "state", "reason"),
+    [
+        ("/ram/x", state_of(BOTH), "its RAM is not where it should be"),
+        (None, state_of([]), "its RAM is not where it should be"),
+        (None, state_of(BOTH[:1]), "some of its RAM is missing"),
+        (None, state_of(BOTH[::-1]), "in another order"),
+        (None, state_of([*BOTH, BOTH[0]]), "another form"),
+        (None, state_of([{"gpa": 0, "length": 5}, BOTH[1]]), "in another order"),
+        (None, {"snapshots": []}, "another form"),
+        (None, [], "another form"),
+    ],
+)
+def test_what_is_not_a_saved_machine(inbox: Path, ram: str | None, state: t.Any, reason: str) -> None:
+    (inbox / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    (inbox / "memory-ranges").write_bytes(b"0123456789")
+    with pytest.raises(HypervisorError, match=reason):
+        saving.saved_files(str(inbox), ram, 1 << 20)
+
+
+def test_what_its_user_may_have_put_there(inbox: Path) -> None:
+    (inbox / "state.json").write_text("{", encoding="utf-8")
+    with pytest.raises(HypervisorError, match="not JSON"):
+        saving.saved_files(str(inbox), "/ram/x", 1 << 20)
+    (inbox / "state.json").unlink()
+    (inbox / "state.json").symlink_to("/etc/passwd")
+    with pytest.raises(OSError):
+        saving.saved_files(str(inbox), "/ram/x", 1 << 20)
+    (inbox / "state.json").unlink()
+    os.mkfifo(inbox / "state.json")
+    with pytest.raises(HypervisorError, match="something else"):
+        saving.saved_files(str(inbox), "/ram/x", 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("state", "stay", "calls"),
+    [
+        ("Running", False, ["PUT /vm.pause", "PUT /vm.snapshot", "PUT /vm.resume"]),
+        ("Running", True, ["PUT /vm.pause", "PUT /vm.snapshot"]),
+        ("Paused", False, ["PUT /vm.snapshot"]),
+    ],
+)
+def test_save(api: Api, tmp_path: Path, inbox: Path, state: str, stay: bool, calls: list[str]) -> None:
+    api.answers["GET", "/vm.info"] = (200, {**INFO, "state": state})
+    api.answers["GET", "/vmm.ping"] = (200, {"build_version": "v53.0.0-1", "version": "53.0.0", "pid": 7})
+    copied: list[SavedFile] = []
+    saved = DRIVER.save(str(tmp_path), str(inbox), copied.extend, ram="/ram/x", limit=1 << 20, stay=stay)
+    assert asked(api) == calls and [file.name for file in copied] == ["state.json", "mem"]
+    snapshot = next(request for request in api.requests if request.target == "/vm.snapshot")
+    assert snapshot.body == {"destination_url": f"file://{inbox}"}
+    assert saved.layout == {"version": "53.0.0"} and (saved.paused_seconds > 0) == (state == "Running")
+
+
+def test_a_guest_goes_on_if_it_cannot_be_saved(api: Api, tmp_path: Path, inbox: Path) -> None:
+    api.answers["PUT", "/vm.snapshot"] = (500, "no space")
+    with pytest.raises(RestError, match="no space"):
+        DRIVER.save(str(tmp_path), str(inbox), lambda _files: None, ram="/ram/x", limit=1)
+    assert asked(api) == ["PUT /vm.pause", "PUT /vm.snapshot", "PUT /vm.resume"]
+
+
+def test_a_guest_goes_on_if_whoever_stopped_it_dies(api: Api, tmp_path: Path) -> None:
+    made = guard.Guard(str(tmp_path / runstate.API), guard.request("PUT", f"{runstate.BASE}/vm.resume"))
+    stdin = made._process.stdin
+    assert stdin
+    stdin.close()
+    assert made._process.wait(20) == 0 and asked(api) == ["PUT /vm.resume"]
+    with guard.Guard(str(tmp_path / runstate.API), "") as done:
+        pass
+    assert done._process.returncode == 0 and asked(api) == ["PUT /vm.resume"]
+
+
+def test_what_can_be_taken_up(tmp_path: Path) -> None:
+    """By the release that saved it, if that lies beside the one that new VMs run by."""
+    binaries = {}
+    for version in ("52.0", "53.0.0"):
+        folder = tmp_path / "cloud-hypervisor" / f"{version}-0123456789ab"
+        folder.mkdir(parents=True)
+        binaries[version] = program(folder, f"#!/bin/sh\necho cloud-hypervisor v{version}\n")
+    (tmp_path / "cloud-hypervisor" / "broken").mkdir()
+    program(tmp_path / "cloud-hypervisor" / "broken", "#!/bin/sh\nexit 1\n")
+    made = driver.CloudHypervisorDriver(paths(tmp_path), binaries["53.0.0"])
+    for there, version in (("53.1", "53.0.0"), ("53.0.0", "53.0.0"), ("52.1", "52.0")):
+        made.check_resume(SavedState({}, {"version": there}))
+        assert made._binary_for({"version": there}) == binaries[version]
+    with pytest.raises(UnsupportedError, match=r"saved by Cloud Hypervisor 51\.0, and this host has 53\.0\.0"):
+        made.check_resume(SavedState({}, {"version": "51.0"}))
+    (tmp_path / "bin").mkdir()
+    alone = driver.CloudHypervisorDriver(paths(tmp_path), program(tmp_path / "bin", GOOD))  # it lies among others
+    with pytest.raises(UnsupportedError):
+        alone.check_resume(SavedState({}, {"version": "52.0"}))
 
 
 # Against the API.
@@ -324,13 +536,11 @@ def test_none_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_it_does_not_do_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="hypervisor cloud-hypervisor cannot save a running VM"):
-        DRIVER.reads_only()
     with pytest.raises(UnsupportedError, match="boots kernels only"):
         DRIVER.firmware("/x")
-    form = DRIVER.archive_form()  # of the disks, which can be saved
-    assert form.version(form.words({"hypervisor_version": "53.0"})) == "53.0" and form.problems({}, [])
-    assert not (DRIVER.capabilities.snapshots or DRIVER.capabilities.guest_data or DRIVER.capabilities.uefi)
+    form = DRIVER.archive_form()
+    assert form.version(form.words({"hypervisor_version": "53.0"})) == "53.0" and not form.problems({}, [])
+    assert not (DRIVER.capabilities.guest_data or DRIVER.capabilities.uefi)
 
 
 def test_a_dry_run_gives_a_command(monkeypatch: pytest.MonkeyPatch) -> None:

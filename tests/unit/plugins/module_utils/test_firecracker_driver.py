@@ -17,6 +17,7 @@ import time
 import typing as t
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
@@ -26,7 +27,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, private, scope
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Jail, Launch, Nic, Resume
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    Disk,
+    Jail,
+    Launch,
+    Nic,
+    Resume,
+    SavedFile,
+    SavedState,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import (
     calls,
     driver,
@@ -68,6 +77,7 @@ LAUNCH = Launch(
     nics=(Nic("02:00:00:00:00:01", tap="cmabcdefgh-0"), Nic("02:00:00:00:00:02", tap="cmabcdefgh-1", mtu=1400)),
     balloon=64 << 20,
 )
+RESUME = Resume("/lib/x/vms/abc/resume", "/lib/x/vms/abc/resume/mem", True, {"version": "1.16.1", "id": "source"}, True)
 
 
 def everything(launch: Launch) -> list[calls.Call]:
@@ -85,7 +95,9 @@ def body(launch: Launch, target: str) -> t.Mapping[str, t.Any]:
         *everything(dataclasses.replace(LAUNCH, disks=LAUNCH.disks[:2], nics=(), balloon=None)),
         *everything(dataclasses.replace(LAUNCH, boot={"kernel_path": "/k/vmlinux"}, balloon=0)),
         calls.CTRL_ALT_DEL,
-        calls.grown(ID, "cow.raw", "cocoon-cow"),
+        calls.grown("cocoon-cow", "/var/lib/cocoon/run/firecracker/a/cow.raw"),
+        *calls.load(dataclasses.replace(LAUNCH, resume=RESUME)),
+        *(calls.PAUSE, calls.SAVE, calls.RESUME),
         calls.balloon(32 << 20),
     ],
     ids=lambda call: f"{call.method} {call.target}",
@@ -147,7 +159,6 @@ def test_nics_by_the_names_of_their_taps() -> None:
         ({"guest_data": {"login": "/a/login.json"}}, UnsupportedError, "hypervisor"),
         ({"watchdog": True}, UnsupportedError, "hypervisor"),
         ({"status_log": "/a"}, UnsupportedError, "hypervisor"),
-        ({"resume": Resume("/a", None, False, {})}, UnsupportedError, "snapshot"),
     ],
 )
 def test_what_it_cannot_do(change: dict[str, t.Any], error: type[Exception], option: str) -> None:
@@ -250,12 +261,22 @@ def test_what_its_process_can_reach(paths: Paths, tmp_path: Path) -> None:
         f"/var/lib/cocoon/oci/blobs/{LAYER}.erofs": f"/lib/x/images/blobs/{LAYER}.erofs",
         f"/var/lib/cocoon/run/firecracker/{ID}/cow.raw": "/lib/x/vms/abc/cow.raw",
         f"/var/lib/cocoon/run/firecracker/{ID}/data-my-data.raw": "/lib/x/vms/abc/data-my-data.raw",
+        "/inbox": f"{tmp_path}/lib/vms/{ID}/inbox",
     }
     assert set(jail.devices) == {"/dev/kvm", "/dev/net/tun", "/dev/urandom"}
     assert jail.groups == (70003, 70004) and jail.folder == "/run/x/vm/own"
     argv = made.command(LAUNCH)
     assert argv[:5] == ["/firecracker", "--id", ID, "--api-sock", "/run/api.sock"]
     assert not {"--no-seccomp", "--seccomp-filter", "--config-file", "--no-api"} & set(argv)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_what_one_that_goes_on_can_reach(paths: Paths, tmp_path: Path) -> None:
+    """Its disks are where its source's were, and its RAM is there to be read."""
+    files = FirecrackerDriver(paths, program(tmp_path)).confine(dataclasses.replace(LAUNCH, resume=RESUME)).files or {}
+    assert files["/var/lib/cocoon/run/firecracker/source/cow.raw"] == "/lib/x/vms/abc/cow.raw"
+    assert files["/memory"] == "/lib/x/vms/abc/resume/mem"
+    assert not [place for place in files if ID in place]
 
 
 @pytest.mark.usefixtures("scripts")
@@ -291,8 +312,8 @@ class Double:
 
 @pytest.fixture(name="launch")
 def fixture_launch(tmp_path: Path) -> Launch:
-    for name in ("vm", "log"):
-        (tmp_path / name).mkdir()
+    for name in ("vm", "log", "saved", f"lib/vms/{ID}"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "ram").touch()
     return dataclasses.replace(
         LAUNCH,
@@ -324,8 +345,30 @@ def test_start(paths: Paths, launch: Launch, double: Double) -> None:
     wanted = [f"{call.method} {call.target}" for call in everything(launch)]
     assert double.api.targets() == wanted and seen == wanted[:-1]
     assert [request.body for request in double.api.requests] == [call.body for call in everything(launch)]
-    folder = Path(places.own(launch.run_dir)).stat()
-    assert (folder.st_mode & 0o777, folder.st_uid) == (0o700, launch.uid)
+    for path in (places.own(launch.run_dir), paths.inbox(ID)):
+        folder = Path(path).stat()
+        assert (folder.st_mode & 0o777, folder.st_uid) == (0o700, launch.uid)
+
+
+def test_going_on_from_a_saved_machine(paths: Paths, launch: Launch, double: Double, tmp_path: Path) -> None:
+    (tmp_path / "saved" / "vmstate").write_bytes(b"state")
+    resume = dataclasses.replace(RESUME, folder=str(tmp_path / "saved"))
+    launch = dataclasses.replace(launch, resume=resume)
+    seen: list[str] = []
+    FirecrackerDriver(paths).start(launch, Jail(), lambda _process: seen.extend(double.api.targets()))  # type: ignore[union-attr]
+    assert double.api and seen == ["PUT /serial", "PUT /snapshot/load"] and double.api.targets() == [*seen, "PATCH /vm"]
+    assert double.api.requests[1].body == {
+        "snapshot_path": "/run/state",
+        "mem_backend": {"backend_type": "File", "backend_path": "/memory"},
+        "network_overrides": [
+            {"iface_id": "eth0", "host_dev_name": "cmabcdefgh-0"},
+            {"iface_id": "eth1", "host_dev_name": "cmabcdefgh-1"},
+        ],
+        "clock_realtime": True,
+        "resume_vm": False,
+    }
+    assert double.api.requests[2].body == {"state": "Resumed"}
+    assert Path(places.own(launch.run_dir), "state").read_bytes() == b"state"
 
 
 def test_a_start_that_is_refused_leaves_nothing_but_logs(paths: Paths, launch: Launch, double: Double) -> None:
@@ -400,27 +443,153 @@ def test_the_keys_and_the_balloon(paths: Paths, running: tuple[str, Api]) -> Non
         FirecrackerDriver(paths).set_balloon(run_dir, 0)
 
 
+CONFIG = (
+    200,
+    {
+        "drives": [
+            {"drive_id": "a", "path_on_host": "/var/lib/cocoon/oci/blobs/ab.erofs"},
+            {"drive_id": "b", "path_on_host": "/var/lib/cocoon/run/firecracker/source/cow.raw"},
+            {"drive_id": "c", "path_on_host": None},
+        ]
+    },
+)
+
+
 @pytest.mark.parametrize(("serial", "name"), [("cocoon-cow", "cow.raw"), ("a-b", "data-a-b.raw")])
 def test_a_disk_grows(paths: Paths, running: tuple[str, Api], serial: str, name: str) -> None:
     run_dir, api = running
     path = Path(paths.vm_dir(ID)) / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"x" * 4096)
+    api.answers[("GET", "/vm/config")] = CONFIG
     FirecrackerDriver(paths).resize_disk(run_dir, serial, 1 << 20)
     assert path.stat().st_size == 1 << 20 and path.read_bytes().startswith(b"x" * 4096)
     drive = calls.drive_id(serial)
-    assert api.targets() == [f"PATCH /drives/{drive}"]
-    assert api.requests[0].body["path_on_host"] == f"/var/lib/cocoon/run/firecracker/{ID}/{name}"
+    assert api.targets() == ["GET /vm/config", f"PATCH /drives/{drive}"]
+    assert api.requests[1].body["path_on_host"] == f"/var/lib/cocoon/run/firecracker/source/{name}"
     with pytest.raises(HypervisorError, match="never shrinks"):
         FirecrackerDriver(paths).resize_disk(run_dir, serial, 4096)
-    assert path.stat().st_size == 1 << 20 and len(api.requests) == 1
+    assert path.stat().st_size == 1 << 20 and "PATCH" not in " ".join(api.targets()[2:])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        [],
+        {},
+        {"drives": [{"path_on_host": "/var/lib/cocoon/oci/blobs/ab.erofs"}]},
+        {"drives": [{"path_on_host": "/var/lib/cocoon/run/firecracker/../cow.raw"}]},
+        {"drives": [{"path_on_host": f"/var/lib/cocoon/run/firecracker/{name}/cow.raw"} for name in "ab"]},
+    ],
+)
+def test_nonsense_for_disks(paths: Paths, running: tuple[str, Api], config: t.Any) -> None:
+    run_dir, api = running
+    api.answers[("GET", "/vm/config")] = (200, config)
+    with pytest.raises(HypervisorError, match="does not tell its disks"):
+        driver._machine_id(run_dir)
+
+
+# What it saves.
+
+
+class Inbox:
+    """A folder that the double fills when it is asked to save, and the running VM whose it is."""
+
+    def __init__(self, folder: Path, run_dir: str, api: Api) -> None:
+        self.folder, self.run_dir, self.api = folder, run_dir, api
+        folder.mkdir()
+        about = {"app_name": "Firecracker", "id": ID, "vmm_version": "1.16.1"}
+        api.answers[("GET", "/")] = (200, {**about, "state": "Running"})
+        api.answers[("GET", "/vm/config")] = CONFIG
+        api.answers[("PUT", "/snapshot/create")] = self.fill
+        self.copied: list[str] = []
+
+    def fill(self, _body: t.Any) -> tuple[int, t.Any]:
+        for name in ("vmstate", "mem"):
+            (self.folder / name).write_bytes(name.encode())
+        return 204, None
+
+    def copy(self, files: t.Sequence[SavedFile]) -> None:
+        self.copied = [f"{file.name} {file.role} {file.path}" for file in files]
+        self.api.answer("GET", "/", b"")  # a mark among the calls
+
+    def asked(self) -> list[str]:
+        return [f"{request.method} {request.target}" for request in self.api.requests if request.method != "GET"]
+
+
+@pytest.fixture(name="inbox")
+def fixture_inbox(tmp_path: Path, running: tuple[str, Api]) -> Inbox:
+    return Inbox(tmp_path / "inbox", *running)
+
+
+@pytest.mark.parametrize("stay", [False, True])
+def test_save(paths: Paths, inbox: Inbox, stay: bool) -> None:
+    made = FirecrackerDriver(paths)
+    saved = made.save(inbox.run_dir, str(inbox.folder), inbox.copy, ram=None, limit=100, stay=stay)
+    assert saved.layout == {"version": "1.16.1", "id": "source"} and saved.paused_seconds > 0
+    assert inbox.copied == [f"vmstate state {inbox.folder}/vmstate", f"mem memory {inbox.folder}/mem"]
+    assert inbox.asked() == ["PATCH /vm", "PUT /snapshot/create", *([] if stay else ["PATCH /vm"])]
+    bodies = [request.body["state"] for request in inbox.api.requests if request.method == "PATCH"]
+    assert bodies == ["Paused", "Resumed"][: 1 if stay else 2]
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(3, False), (100, True)])
+def test_a_guest_goes_on_if_it_cannot_be_saved(paths: Paths, inbox: Inbox, limit: int, refused: bool) -> None:
+    if refused:
+        inbox.api.answers[("PUT", "/snapshot/create")] = (400, {"fault_message": "No space left on device"})
+    with pytest.raises(HypervisorError, match="No space left" if refused else "larger than it can be"):
+        FirecrackerDriver(paths).save(inbox.run_dir, str(inbox.folder), inbox.copy, ram=None, limit=limit)
+    assert inbox.asked() == ["PATCH /vm", "PUT /snapshot/create", "PATCH /vm"] and not inbox.copied
+
+
+def test_a_guest_that_stood_still_is_saved_and_stands(paths: Paths, inbox: Inbox) -> None:
+    inbox.api.answers[("GET", "/")] = (200, {"state": "Paused", "vmm_version": "1.16.1"})
+    saved = FirecrackerDriver(paths).save(inbox.run_dir, str(inbox.folder), inbox.copy, ram=None, limit=100)
+    assert saved.paused_seconds == 0 and inbox.asked() == ["PATCH /vm", "PUT /snapshot/create"]
+    with contextlib.suppress(HypervisorError):
+        FirecrackerDriver(paths)._say(inbox.run_dir, calls.RESUME)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_what_can_be_taken_up(paths: Paths, tmp_path: Path) -> None:
+    """By the release that saved it, if that lies beside the one that new VMs run by."""
+    folders = {}
+    for version in ("1.16.1", "1.17.0", "2.0.0"):
+        folders[version] = tmp_path / "firecracker" / f"{version}-0123456789ab"
+        folders[version].mkdir(parents=True)
+        program(folders[version], f"Firecracker v{version}\n")
+    made = FirecrackerDriver(paths, str(folders["1.17.0"] / "firecracker"))
+    for there, version in (("1.17.3", "1.17.0"), ("1.16.2", "1.16.1"), ("2.0.1", "2.0.0")):
+        layout = {"version": there, "id": "source"}
+        made.check_resume(SavedState({}, layout))
+        launch = dataclasses.replace(LAUNCH, resume=dataclasses.replace(RESUME, layout=layout))
+        assert (made.confine(launch).files or {})["/firecracker"] == str(folders[version] / "firecracker")
+    with pytest.raises(UnsupportedError, match=r"saved by Firecracker 1\.18\.0, and this host has 1\.17\.0"):
+        made.check_resume(SavedState({}, {"version": "1.18.0", "id": "source"}))
+
+
+def test_what_it_says_in_an_archive(paths: Paths) -> None:
+    form = FirecrackerDriver(paths).archive_form()
+    assert form.version(form.words({"hypervisor_version": "1.16.1"})) == "1.16.1" and not form.problems({}, [])
+    for wrong in ("../a", "", "a/b", "a" * 65):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"version": "1.16.1", "id": wrong}, dict(form.layout))
 
 
 def test_pause_and_resume_stop_the_process_that_listens(paths: Paths, tmp_path: Path) -> None:
     run_dir = tmp_path / ID
     (run_dir / "own").mkdir(parents=True)
-    code = f"import socket; s = socket.socket(1); s.bind({places.api_path(str(run_dir))!r}); s.listen(); s.accept()[0]"
-    child = os.posix_spawn(sys.executable, [sys.executable, "-c", code + "; import time; time.sleep(60)"], {})
+    code = f"""
+import socket
+s = socket.socket(1)
+s.bind({places.api_path(str(run_dir))!r})
+s.listen(9)
+while True:
+    line = s.accept()[0]
+    if line.recv(99):
+        line.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 19\\r\\n\\r\\n{{"state":"Running"}}')
+"""
+    child = os.posix_spawn(sys.executable, [sys.executable, "-c", code], {})
     with Process(child, os.pidfd_open(child)) as process:
         deadline = time.monotonic() + 20
         while not os.path.exists(places.api_path(str(run_dir))):
@@ -442,13 +611,8 @@ def test_what_it_lacks_says_so(paths: Paths) -> None:
     lacking: list[t.Callable[[], t.Any]] = [
         lambda: made.attach_disk("/run/x", LAUNCH.disks[0]),
         lambda: made.detach_disk("/run/x", "a", 1.0),
-        lambda: made.save("/run/x", "/in", lambda _files: None, ram=None, limit=1),
-        lambda: made.check_resume(t.cast(t.Any, None)),
         lambda: made.reset("/run/x"),
         lambda: made.firmware("/x"),
-        lambda: made.announce("/run/x", b""),
-        lambda: made.admit("/run/x", 1),
-        lambda: made.check_macs("/run/x", ()),
     ]
     for ask in lacking:
         with pytest.raises(UnsupportedError, match="firecracker") as caught:

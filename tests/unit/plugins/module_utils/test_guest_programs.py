@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import time
 import typing as t
 from pathlib import Path
 
@@ -127,7 +131,7 @@ BUILDING = ("customize", "essential")
 SHELLS = [
     path
     for path in sorted(GUEST.rglob("*"))
-    if path.is_file() and path.name not in (*BUILDING, "supervise") and not path.suffix
+    if path.is_file() and path.name not in (*BUILDING, "supervise", "vsock") and not path.suffix
 ]
 
 
@@ -140,7 +144,7 @@ def special_writes(text: str) -> list[str]:
 def test_no_write_ends_a_shell(path: Path) -> None:
     """A shell ends where a special built-in cannot write, and process 1 must not. One opens a port, in a subshell."""
     found = special_writes(path.read_text(encoding="utf-8"))
-    assert found == (['exec 3<> "$device"'] if path.name == "identity" else [])
+    assert found == (["exec 3<&0 < /dev/null", 'exec 3<> "$device"'] if path.name == "identity" else [])
 
 
 def test_what_counts_as_special() -> None:
@@ -172,3 +176,76 @@ def test_which_disks_are_mounted_by_their_serials(tmp_path: Path, serial: str, m
     )
     done = subprocess.run(["sh", "-c", script, "sh", serial], stdout=subprocess.PIPE, text=True, check=True)
     assert bool(done.stdout) == mounted
+
+
+VSOCK = (GUEST / "common" / "vsock").read_text(encoding="utf-8")
+# The same at a unix socket, without a library as in our images, and wherever it is.
+PLACES = {
+    "exit 0 if !has_vsock();": "BEGIN { @INC = () }",
+    "($VSOCK, $LOCAL, $STREAM) = (40, 1, 1)": "($VSOCK, $LOCAL, $STREAM) = (1, 1, 1)",
+    "pack 'S S L L x4', $VSOCK, 0, $PORT, $ANY": "pack 'S a108', 1, $ENV{PLACE}",
+    "my ($PATIENCE, $LONG) = (10, 60);": "my ($PATIENCE, $LONG) = (1, 2);",
+}
+ECHO = """exec 3<&0 < /dev/null
+while read -r line <&3; do
+    case $line in
+    end) break ;;
+    hang) sleep 9 ;;
+    bad) echo 'error "no" \\ seed' >&3; exit 1 ;;
+    quiet) exit 1 ;;
+    esac
+done
+echo ok >&3
+"""
+
+
+@NEEDS_PERL
+@pytest.mark.parametrize(
+    ("request_line", "answer"),
+    [
+        ('{"type": "identity", "message": "cocoon-identity 1\\nend\\n"}\n', "ok"),
+        ('{"message":"bad\\nend\\n","type":"identity"}\n', 'error "no" \\ seed'),
+        ('{"type": "identity", "message": "quiet\\n"}\n', "error half a request"),
+        ('{"type": "identity", "message": "hang\\n"}\n', "error it took too long"),
+        ('{"type": "identity", "message": "\\u0041"}\n', "error no message"),
+        ('{"type": "identity"}\n', "error no message"),
+        ('{"type": "exec", "message": "a"}\n', "error no such request: exec"),
+        ("nonsense\n", "error no type"),
+        ("a" * 70000 + "\n", "error too long a request"),
+        ("no end", "error it took too long"),
+    ],
+)
+def test_who_listens_at_the_vsock(tmp_path: Path, request_line: str, answer: str) -> None:
+    """Whatever one request is like, the next one is answered."""
+    source = VSOCK
+    for mine, here in PLACES.items():
+        assert mine in source
+        source = source.replace(mine, here)
+    script, place = tmp_path / "vsock", tmp_path / "s"
+    script.write_text(source, encoding="utf-8")
+    with subprocess.Popen(["perl", script, "sh", "-c", ECHO], env={**os.environ, "PLACE": str(place)}) as child:
+        try:
+            await_listener(place, child)
+            assert ask(place, request_line) == {"type": "identity", "answer": answer}
+            assert ask(place, '{"type": "identity", "message": "end\\n"}\n')["answer"] == "ok"
+        finally:
+            child.kill()
+
+
+def await_listener(place: Path, child: subprocess.Popen[bytes]) -> None:
+    """A socket is there before somebody listens at it; a connection that says nothing is let go of."""
+    deadline = time.monotonic() + 20
+    while True:
+        assert child.poll() is None and time.monotonic() < deadline
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as host:
+            host.connect(str(place))
+            return
+        time.sleep(0.02)
+
+
+def ask(place: Path, line: str) -> t.Any:
+    with socket.socket(socket.AF_UNIX) as host:
+        host.settimeout(20)
+        host.connect(str(place))
+        host.sendall(line.encode())
+        return json.loads(host.makefile("rb").readline())

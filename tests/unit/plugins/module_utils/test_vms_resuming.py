@@ -1,68 +1,94 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Saved memories, and the bytes of the image's files that they go with."""
+"""How a saved memory is taken up, by what the hypervisor can do."""
 
 from __future__ import annotations
 
+import os
+import types
+import typing as t
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    MEMORY,
+    STATE,
+    Capabilities,
+    Saved,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
-from ansible_collections.cocoon.microvm.tests.unit.documents import document
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
-A, B, IMAGE = "a" * 64, "b" * 64, "sha256:" + "c" * 64
-OTHER = "sha256:" + "0" * 64
-
-
-@pytest.fixture(name="run")
-def fixture_run(tmp_path: Path) -> Run:
-    store = Store.open(Paths(str(tmp_path / "root"), str(tmp_path / "run"), str(tmp_path / "log")))
-    images.make_directories(store.paths)
-    write_json(images.record_path(store.paths, IMAGE), document("image-1-first", id=IMAGE, layers=[A, B]))
-    for layer in (A, B):
-        Path(images.blob_path(store, layer)).write_text(layer)
-    return Run(store, Options(lock_timeout=1, memory_reserve=0))
+VM_ID, SNAPSHOT_ID = "vm1", "snapshot1"
 
 
-def test_the_same_bytes_and_what_was_saved_here_before_they_were_known(run: Run) -> None:
-    for saved in (run.blob_digests(IMAGE), None):
-        resuming.check_blobs(run, IMAGE, saved, "it", "state")
+@pytest.fixture(name="vm")
+def fixture_vm(tmp_path: Path) -> Vm:
+    run = Run(Store.open(Paths(*(str(tmp_path / name) for name in ("lib", "run", "log")))), Options(memory_reserve=0))
+    record = {"id": VM_ID, "hypervisor": "it", "uid": os.getuid(), "image_type": "oci", "data_disks": []}
+    for path in (run.store.paths.vm_dir(VM_ID), snapshots.directory(run.store, SNAPSHOT_ID)):
+        os.makedirs(path)
+    Path(run.store.paths.vm_dir(VM_ID), "cow.raw").touch()
+    return Vm(run, record)
 
 
-@pytest.mark.parametrize("option", resuming.REMEDIES)
-def test_other_bytes(run: Run, option: str) -> None:
-    for saved in ({**run.blob_digests(IMAGE), B: OTHER}, {A: run.blob_digests(IMAGE)[A]}):
-        with pytest.raises(
-            StateError, match="it goes with other EROFS files .* of 1 of its image's 2 layers"
-        ) as caught:
-            resuming.check_blobs(run, IMAGE, saved, "it", option)
-        assert caught.value.option == option and caught.value.remedy == resuming.REMEDIES[option]
-    with pytest.raises(StateError, match="does not say which EROFS files"):
-        resuming.check_blobs(run, IMAGE, {}, "it", option)
+def use(vm: Vm, ram_file: bool) -> None:
+    """A hypervisor that has the RAM of its guests in files, or not."""
+    driver: t.Any = types.SimpleNamespace(
+        capabilities=Capabilities(ram_file=ram_file), saved_files={"state": STATE, "mem": MEMORY}, own_files=()
+    )
+    vm.run._drivers["it"] = driver
 
 
-def test_disks_alone_need_no_bytes(run: Run) -> None:
-    facts = {"size": 1}
-    record = {
-        "id": "s",
-        "name": "warm",
-        "kind": "full",
-        "hypervisor": "qemu",
-        "image_id": IMAGE,
+def snapshot(vm: Vm, *names: str) -> Record:
+    for name in names:
+        Path(snapshots.directory(vm.run.store, SNAPSHOT_ID), name).write_bytes(b"x")
+    return {
+        "id": SNAPSHOT_ID,
+        "hypervisor": "it",
+        "files": dict.fromkeys(names, {}),
+        "layout": {"a": 1},
         "blob_digests": {},
-        "layout": {"version": 1},
     }
-    record["files"] = dict.fromkeys(("vmstate", "mem", "cocoon.json", "cow.raw", "OVMF_VARS.fd"), facts)
-    with pytest.raises(StateError):
-        resuming.check_snapshot(run, record, record, "snapshot")
-    disks = snapshots.disks_of(record)
-    resuming.check_snapshot(run, disks, disks, "snapshot")
-    assert list(disks["files"]) == ["cow.raw", "OVMF_VARS.fd"] and record["kind"] == "full"
+
+
+@pytest.mark.parametrize(
+    ("names", "ram_file", "asked", "mode"),
+    [
+        (("state", "mem"), True, resuming.COPY, resuming.COPY),
+        (("state", "mem"), True, resuming.MAP, resuming.MAP),
+        (("state", "mem"), False, resuming.COPY, resuming.MAP),
+        (("state", "mem"), False, resuming.MAP, resuming.MAP),
+        (("state",), True, resuming.MAP, resuming.STREAM),
+        (("state",), False, resuming.COPY, resuming.STREAM),
+    ],
+)
+def test_the_memory_of_a_snapshot(vm: Vm, names: tuple[str, ...], ram_file: bool, asked: str, mode: str) -> None:
+    use(vm, ram_file)
+    resuming.link_memory(vm, snapshot(vm, *names), asked)
+    assert vm.record["resume"]["memory"] == mode
+    assert sorted(os.listdir(resuming.folder(vm))) == sorted(names)
+    assert resuming.groups(vm) == ([snapshots.gid(vm.run.store, SNAPSHOT_ID)] if mode == resuming.MAP else [])
+    found = resuming.resume_of(vm)
+    assert found and found.shared == (mode == resuming.MAP) and bool(found.memory) == (mode != resuming.STREAM)
+
+
+@pytest.mark.parametrize(("ram_file", "mode"), [(True, 0o600), (False, 0o440)])
+def test_the_memory_of_one_that_sleeps(vm: Vm, ram_file: bool, mode: int) -> None:
+    """Who maps it reads it by its own rights; for all others we copy it."""
+    use(vm, ram_file)
+    folder = Path(resuming.make_folder(vm))
+    for name in ("state", "mem"):
+        (folder / name).write_bytes(b"x")
+        (folder / name).chmod(0o600)
+    resuming.settle_hibernation(vm, Saved({"a": 1}, "1", 0.1))
+    resuming.give_memory(vm)
+    assert vm.record["resume"]["memory"] == resuming.COPY and resuming.groups(vm) == []
+    assert (folder / "mem").stat().st_mode & 0o777 == mode and (folder / "state").stat().st_mode & 0o777 == 0o600

@@ -274,8 +274,9 @@ wait_for:
     - V(console) waits for O(wait_pattern) on the console.
     - V(ping) waits for an answer to an ICMP echo request.
     - V(port) waits for TCP port O(wait_port) to accept a connection.
+    - V(agent) waits for the agent in the guest to answer, which needs no network.
   type: str
-  choices: [process, console, ping, port]
+  choices: [process, console, ping, port, agent]
 wait_port:
   description:
     - TCP port for O(wait_for=port); 22 where omitted.

@@ -135,6 +135,15 @@ def site_answer(found: t.Mapping[str, list[dict[str, t.Any]]], whole: bool = Tru
     return {**answer, **failure(every)}
 
 
+def exec_answer(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:
+    """One answer from what came of a command in many guests; that of one guest stands at the top, too."""
+    answer: dict[str, t.Any] = {"changed": any(result["changed"] for result in results), "results": results}
+    if len(results) == 1:
+        words = ("rc", "stdout", "stderr", "stdout_lines", "stderr_lines")
+        answer.update({word: results[0][word] for word in words if word in results[0]})
+    return {**answer, **failure([("vm", result) for result in results])}
+
+
 def failure(every: list[tuple[str, dict[str, t.Any]]]) -> dict[str, t.Any]:
     """What is said of those that failed, if any did."""
     failed = [(kind, result) for kind, result in every if result.get("failed")]

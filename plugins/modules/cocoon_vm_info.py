@@ -31,6 +31,22 @@ options:
     description:
       - Only VMs of this owner.
     type: str
+  guest:
+    description:
+      - Ask the guests themselves, through the agents inside them.
+    type: bool
+    default: false
+  logs:
+    description:
+      - How many of the last lines of each VM's console and of its hypervisor's log to return.
+      - The guest writes its console. What it prints there, which may be a secret, is in the result.
+    type: int
+    default: 0
+  agent_timeout:
+    description:
+      - Seconds that an agent has to answer, with O(guest).
+    type: int
+    default: 5
 seealso:
   - module: cocoon.microvm.cocoon_vm
 """
@@ -39,6 +55,11 @@ EXAMPLES = r"""
 - name: All VMs of the host
   cocoon.microvm.cocoon_vm_info:
   register: found
+
+- name: What the guests say of themselves, whatever gave them their addresses
+  cocoon.microvm.cocoon_vm_info:
+    names: [web1]
+    guest: true
 
 - name: Their addresses
   ansible.builtin.debug:
@@ -50,7 +71,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vms:
-  description: The records, sorted by name; see RV(cocoon.microvm.cocoon_vm#module:vm).
+  description:
+    - The records, sorted by name; see RV(cocoon.microvm.cocoon_vm#module:vm).
+    - With O(guest) each has C(guest), what its guest says of itself, as far as its agent tells. These are C(agent),
+      C(hostname), C(os) with C(pretty_name), C(kernel_release) and the like, C(interfaces) with C(name), C(mac) and
+      C(addresses), C(users) that are logged in, and C(file_systems). C(error) stands there instead where it does not
+      answer. Of a VM that does not run it is null.
+    - With O(logs) each has C(console_path), the socket of its console while it runs and where there is one, and C(logs)
+      with C(console) and C(hypervisor), each of C(path) and C(lines).
   returned: always
   type: list
   elements: dict
@@ -86,6 +114,9 @@ def main() -> None:
         "names": {"type": "list", "elements": "str", "aliases": ["name"]},
         "labels": {"type": "dict"},
         "owner": {"type": "str"},
+        "guest": {"type": "bool", "default": False},
+        "logs": {"type": "int", "default": 0},
+        "agent_timeout": {"type": "int", "default": 5},
         **store_options(),
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)

@@ -116,7 +116,7 @@ options:
     description:
       - What to wait for with V(started), see O(cocoon.microvm.cocoon_vm#module:wait_for).
     type: str
-    choices: [process, console, ping, port]
+    choices: [process, console, ping, port, agent]
   wait_port:
     description:
       - The port to wait for.

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the controller reaches a VM that is an inventory host: at its address, through its hypervisor."""
+"""How the controller reaches a VM that is an inventory host: at its address or by its agent, through its hypervisor."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import shlex
 import typing as t
 from collections.abc import Mapping
 
-from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import host_definition
+from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import DefinitionError, host_definition
 
 Variables = t.Mapping[str, t.Any]
+# What we have found out, and what the inventory said before.
+OURS = "cocoon_reached"
+# What the inventory says for VMs that are reached through the agents inside them, and the plugin for that.
+WANTED, GUEST, PLUGIN = "cocoon_connection", "guest", "cocoon.microvm.guest"
 # Where a VM has no address that is known: a name that no resolver knows (RFC 2606), as the VM's own might be somebody
 # else's.
 NOWHERE = "cocoon-knows-no-address.invalid"
@@ -95,7 +99,7 @@ def connection(
 ) -> dict[str, t.Any]:
     """The inventory variables of the VM host *host*; what the inventory says itself is left alone."""
     address = address_of(record)
-    ours = variables.get("cocoon_connection") or {}
+    ours = variables.get(OURS) or {}
     ssh = ssh_arguments(record, name, hypervisor, ssh_args)
     theirs = ours.get("user_args", variables.get("ansible_ssh_common_args") or "")
     found: dict[str, t.Any] = {"ansible_ssh_common_args": f"{theirs} {ssh}".strip()}
@@ -106,8 +110,19 @@ def connection(
         found["ansible_user"] = str(user)
     # ansible's own path is made from address, port and user, and two hypervisors may use the same addresses.
     found["ansible_control_path"] = f"%(directory)s/cocoon-{record['id'][:16]}-%%r"
-    found["cocoon_connection"] = {"address": address, "user": user, "user_args": theirs, "id": record["id"]}
+    found[OURS] = {"address": address, "user": user, "user_args": theirs, "id": record["id"]}
     return found
+
+
+def _by_agent(host: str, variables: Variables) -> bool:
+    """Whether a VM is reached through the agent inside it: then its address does not matter.
+
+    :raises DefinitionError: neither that nor by ssh.
+    """
+    wanted = variables.get(WANTED)
+    if wanted not in (None, "ssh", GUEST):
+        raise DefinitionError(f"host '{host}': {WANTED} is 'ssh' or '{GUEST}', and not '{wanted}'")
+    return wanted == GUEST and variables.get("ansible_connection") in (None, PLUGIN)
 
 
 def _records(result: t.Any) -> list[Variables]:
@@ -118,12 +133,12 @@ def _records(result: t.Any) -> list[Variables]:
 
 def _unreached(variables: Variables) -> dict[str, t.Any] | None:
     """The variables of a VM host whose address is not known; ``None`` where the inventory says how to reach it."""
-    ours = variables.get("cocoon_connection") or {}
+    ours = variables.get(OURS) or {}
     if variables.get("ansible_host") not in (None, ours.get("address")):
         return None
     theirs = ours.get("user_args", variables.get("ansible_ssh_common_args") or "")
     closed = {**ours, "address": NOWHERE, "user_args": theirs, "id": None}
-    return {"ansible_host": NOWHERE, "ansible_ssh_common_args": theirs, "cocoon_connection": closed}
+    return {"ansible_host": NOWHERE, "ansible_ssh_common_args": theirs, OURS: closed}
 
 
 def connections(
@@ -148,11 +163,14 @@ def connections(
         records = _records(hostvars[holder].get(variable)) if holder else []
         known = {(record.get("config") or {}).get("name"): record for record in records}
         for host in hosts[hypervisor]:
-            record = known.get(host_definition(host, hostvars[host])["name"])
-            if record and address_of(record):
+            name = host_definition(host, hostvars[host])["name"]
+            record = known.get(name)
+            if _by_agent(host, hostvars[host]):
+                found.append({"host": host, "variables": {"ansible_connection": PLUGIN, "cocoon_guest_vm": name}})
+            elif record and address_of(record):
                 variables = connection(host, hostvars[host], record, hypervisor, hostvars[hypervisor], ssh_args)
                 found.append({"host": host, "variables": variables})
-            elif record is None and (holder or not hostvars[host].get("cocoon_connection")):
+            elif record is None and (holder or not hostvars[host].get(OURS)):
                 closed = _unreached(hostvars[host])
                 found += [{"host": host, "variables": closed}] if closed else []
     return found

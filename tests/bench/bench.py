@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs of each measurement (5)")
     parser.add_argument("--vms", type=int, default=20, help="VMs of a fleet (20)")
-    parser.add_argument("--only", default="1,2,3,4,5,6,7", help="items, separated by commas: 1,2,3,4,5,6,7")
+    parser.add_argument("--only", default="1,2,3,4,5,6,7,8", help="items, separated by commas: 1 to 8")
     parser.add_argument("--json", type=Path, default=WORK / "bench.json", help="where the numbers go")
     parser.add_argument("--records", default="10,1000,10000", help="sizes of the stores of item 5")
     # To try item 6 out: smaller than what its aims are for.
@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, scratch: Path) -> int:
     """Run the items, print and write what they gave."""
+    import agents
     import measures
     import pulls
     import results
@@ -72,6 +73,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> int:
         "5": ("state", lambda: measures.state(fleet, options.runs, sizes)),
         "6": ("snapshots and clones", lambda: snapshots.measure(fleet, scratch, plan, charts)),
         "7": ("images from a registry", lambda: pulls.measure(fleet(), scratch, options.runs)),
+        "8": ("the agent in a guest", lambda: agents.measure(fleet(), options.runs)),
     }
     about = results.machine(scratch)
     rows: list[results.Row] = []

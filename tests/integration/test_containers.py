@@ -232,6 +232,8 @@ def test_redis_keeps_its_data(lab: Containers) -> None:
     assert ask(lab, vm, 6379, b"PING\r\n") == b"+PONG\r\n"
     assert ask(lab, vm, 6379, b"CONFIG GET dir\r\n").endswith(b"/data\r\n")
     assert ask(lab, vm, 6379, b"SET kept yes\r\n") == b"+OK\r\n"
+    # The host's hand is in the image's root, where there is not even a shell.
+    assert lab.module("cocoon_exec", name="redis", argv=["redis-server", "--version"])["stdout"].startswith("Redis")
     assert lab.stopped("redis")["exit_code"] == 0
     vm = lab.serving("redis", 6379)
     assert ask(lab, vm, 6379, b"GET kept\r\n") == b"$3\r\nyes\r\n"

@@ -128,7 +128,16 @@ def _target(run: Run, item: Waiting) -> Target | None:
             "no NIC has an address that is known here", "wait_for", "Use a network with a subnet, or wait_for: console."
         )
         return None
-    paths = run.store.paths
+    paths, agent = run.store.paths, None
+    if kind == "agent":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._vms import guests
+
+        try:
+            agent = guests.access(paths, record)
+        except CocoonError as exc:
+            process.close()
+            item.error = exc
+            return None
     return wait.Target(
         name=item.name,
         vm_id=record["id"],
@@ -141,6 +150,7 @@ def _target(run: Run, item: Waiting) -> Target | None:
         pattern=definition.get("wait_pattern") or wait.DEFAULT_PATTERN,
         console_socket=run.driver(record["hypervisor"]).endpoints(paths.vm_run(record["id"])).console or "",
         console_log=paths.console_log(record["id"]),
+        agent=agent,
     )
 
 

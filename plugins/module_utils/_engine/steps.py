@@ -31,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     admission,
     cidata,
     container,
+    guests,
     mounts,
     power,
     reserve,
@@ -499,6 +500,7 @@ def resume(job: Job, _step: steps.Resume) -> None:
     vm = job.vm
     vm.driver.resume(vm.run_dir)
     vm.set_state(types.RUNNING, "resumed")
+    guests.set_time(vm, power.AGENT)
 
 
 def pause(job: Job, _step: steps.Pause) -> None:

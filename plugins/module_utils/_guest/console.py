@@ -10,6 +10,7 @@ import re
 
 TAIL = 64 << 10
 LAST_WORDS = 160
+MOST_LINES, MOST_LINE = 1 << 20, 4096
 OURS_RE = re.compile(r"\[ *[0-9]+\.[0-9]+\] |cocoon: ")
 PANIC_RE = re.compile(r"Kernel panic - not syncing: *([^\r\n]*)")
 # What a guest that has come up again, after a panic or anyhow, says on its console.
@@ -47,6 +48,12 @@ def size(console_log: str) -> int:
         return 0
 
 
+def last_lines(path: str, count: int) -> list[str]:
+    """The last lines of a log, without what is not printable; each of bounded length."""
+    lines = _tail(path, MOST_LINES).splitlines()[-count:] if count > 0 else []
+    return ["".join(char for char in line[:MOST_LINE] if char.isprintable()) for line in lines]
+
+
 def last_words(console_log: str) -> str:
     """The last line that is the kernel's or our own: what services print may be a secret."""
     line = next((line for line in reversed(_tail(console_log).splitlines()) if OURS_RE.match(line)), "")
@@ -62,11 +69,11 @@ def panicked(console_log: str) -> str:
     return _short(panics[-1].group(1).partition(" ]---")[0]) or "for no reason that it gave"
 
 
-def _tail(path: str) -> str:
+def _tail(path: str, most: int = TAIL) -> str:
     try:
         with open(path, "rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
-            return stream.read(TAIL).decode(errors="replace")
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - most))
+            return stream.read(most).decode(errors="replace")
     except OSError:
         return ""
 

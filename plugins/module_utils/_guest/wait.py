@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import os
 import re
 import select
@@ -22,6 +23,9 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import last_words
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Access
 
 DEFAULT_PATTERN = r"login:|cocoon: ready"
 DEFAULT_PORT = 22
@@ -48,6 +52,7 @@ class Target:
     pattern: str = DEFAULT_PATTERN
     console_socket: str = ""
     console_log: str = ""
+    agent: Access | None = None
     seconds: float | None = None
     error: str | None = None
 
@@ -59,6 +64,8 @@ class Target:
             return f"a ping of {self.ip}"
         if self.condition == "console":
             return f"'{self.pattern}' on the console"
+        if self.condition == "agent":
+            return "the agent in the guest"
         return "the hypervisor"
 
     @property
@@ -227,6 +234,80 @@ class _Console:
             self.socket = None
 
 
+class _Agent:
+    """Asks the agent who it is, and waits for its answer; asks again where a guest that boots has lost the question."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self.lock = -1
+        self.socket: socket.socket | None = None
+        self.numbers: list[int] = []
+        self.received = b""
+        self.due = 0.0
+
+    def fileno(self) -> int:
+        return -1 if self.socket is None else self.socket.fileno()
+
+    def tick(self, target: Target, now: float) -> None:
+        if now < self.due:
+            return
+        self.due = now + RETRY
+        if not self._has_turn():
+            return
+        try:
+            if self.socket is None:
+                self.socket = self.access.connect()
+                self.received, self.numbers = b"", []
+                self.socket.send(self.access.preamble())
+            self._ask()
+        except OSError:
+            self._hang_up()
+
+    def _has_turn(self) -> bool:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentError
+
+        with contextlib.suppress(OSError, AgentError):
+            if self.lock < 0:
+                self.lock = self.access.open_lock()
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    def _ask(self) -> None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent
+
+        assert self.socket is not None
+        self.numbers.append(agent.new_number())
+        self.socket.send(agent.question(self.numbers[-1]))
+        self.due = time.monotonic() + agent.ASK_AGAIN
+
+    def ready(self, target: Target) -> None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent
+
+        data = b""
+        with contextlib.suppress(OSError):
+            data = self.socket.recv(agent.GREETING_LIMIT) if self.socket else b""
+        if not data:
+            self._hang_up()
+            return
+        *lines, rest = (self.received + data).split(b"\n")
+        self.received = rest[-agent.GREETING_LIMIT :]
+        if any(agent.who_says(line, self.numbers) for line in lines):
+            target.met()
+
+    def _hang_up(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+        self.due = time.monotonic() + RETRY
+
+    def close(self) -> None:
+        self._hang_up()
+
+
 def _probe(target: Target) -> _Probe | None:
     if target.condition == "port":
         return _Port()
@@ -234,6 +315,8 @@ def _probe(target: Target) -> _Probe | None:
         return _Ping()
     if target.condition == "console":
         return _Console(target)
+    if target.condition == "agent" and target.agent is not None:
+        return _Agent(target.agent)
     return None
 
 

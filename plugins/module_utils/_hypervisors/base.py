@@ -47,7 +47,7 @@ class Capabilities:
     qcow2: bool = False
     hotplug_disks: bool = False
     hotplug_nics: bool = False
-    virtio_serials: bool = False
+    agent: bool = False
     balloon: bool = False
     watchdog: bool = False
     live_disk_resize: bool = False
@@ -381,6 +381,10 @@ class Driver(t.Protocol):
 
     def guest_channel(self, run_dir: str) -> Channel:
         """The way to the agent inside the guest."""
+
+    def agent_listens(self, run_dir: str) -> bool:
+        """Whether anybody in the guest has opened that way; true where the hypervisor cannot tell."""
+        return True
 
     def firmware(self, folder: str) -> Firmware:
         """The UEFI for the VM of *folder*, where files of its own may be there already.

@@ -65,6 +65,8 @@ def required_capabilities(definition: t.Mapping[str, t.Any], image: Record | Non
         needed.update((option, "guest_data") for option in SECRETS if definition.get(option))
     if image and not disk and not image.get("boot"):  # what it runs is told by the host
         needed["image"] = "guest_data"
+    if definition.get("wait_for") == "agent":
+        needed["wait_for"] = "agent"
     return needed
 
 
@@ -432,7 +434,8 @@ def _settle(record: Record | None, old: Definition, definition: Definition, cont
     if "storage" not in definition and "storage" not in old:
         wanted["storage"] = max(wanted["storage"], (image.get("disk") or {}).get("virtual_size") or 0)
     wanted["image_id"], wanted["image_digest"] = image["id"], image["digest"]
-    asked = {"balloon": "off", **old, **given}  # a default that a driver lacks is no reason against it
+    waits = {option: definition[option] for option in ("wait_for",) if option in definition}
+    asked = {"balloon": "off", **old, **given, **waits}  # a default that a driver lacks is no reason against it
     hypervisor, accel = choose_driver(old, definition, required_capabilities(asked, image), context)
     wanted["hypervisor"], wanted["accel"] = hypervisor, accel
     if "firmware" not in definition and record and record.get("image_digest") != image["digest"]:
@@ -442,7 +445,7 @@ def _settle(record: Record | None, old: Definition, definition: Definition, cont
             wanted[row.name] = row.instead
     _settle_queues(wanted, definition, context)
     check_image(wanted, image, context)
-    check_capabilities(hypervisor, required_capabilities(wanted, image), context)
+    check_capabilities(hypervisor, required_capabilities({**wanted, **waits}, image), context)
     wanted["firmware"] = choose_firmware(wanted, image, context)
     check_balloon(wanted["balloon"], wanted["memory"])
     return wanted
@@ -499,7 +502,7 @@ def check_update(record: Record, definition: Definition, context: Context) -> No
     changed = {
         option: capability
         for option, capability in required_capabilities(definition, None).items()
-        if option in CHANGEABLE
+        if option in (*CHANGEABLE, "wait_for")
     }
     if definition.get("firmware") and record.get("image_type") != "cloudimg":
         raise _no_firmware(record["config"].get("image", ""))

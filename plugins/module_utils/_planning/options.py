@@ -213,7 +213,9 @@ _RESOURCES = (
 )
 # How a task goes about it: never compared, never recorded.
 _CONTROLS = (
-    Option("wait_for", *_word("process", "console", "ping", "port")),
+    Option(
+        "wait_for", *_word("process", "console", "ping", "port", "agent"), lacks="has no way to an agent in the guest"
+    ),
     Option("wait_port", INT, checks.integer(1, 65535)),
     Option("wait_pattern", STR, checks.pattern),
     Option("timeout", INT, checks.seconds),

@@ -19,7 +19,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import Pro
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, container, reserve, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
+    boot,
+    cidata,
+    container,
+    guests,
+    reserve,
+    resuming,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.admission import promise_memory
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.mounts import mount_log
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
@@ -32,6 +39,8 @@ LOGIN_FILE = "login.json"
 # Seconds between two pushes of the power button.
 PRESS_AGAIN = 2.0
 CLOSING = 2.0
+# For an agent to answer; what has none has the power button.
+AGENT = 2.0
 QCOW2_OVERHEAD = 64 << 20
 
 
@@ -109,6 +118,8 @@ def start(vm: Vm, promised: bool = False) -> float:
     vm.mark("start.running")
     if resumes:
         resuming.forget(vm)
+        if not record["identity_pending"]:  # a clone is told with all the rest
+            guests.set_time(vm, AGENT)
     return begun
 
 
@@ -396,8 +407,13 @@ def not_running() -> Record:
 
 
 def _shut_down(vm: Vm, process: Process, timeout: float) -> bool:
-    """Press the power button until the guest is off; a guest that is still booting misses the first times."""
+    """Have the guest shut itself down, by its agent or else by the power button, which is pressed until it is off.
+
+    A guest that is still booting has no agent yet, and misses the first times.
+    """
     deadline = time.monotonic() + timeout
+    if guests.shut_down(vm, min(AGENT, timeout / 4)) and process.wait(min(PRESS_AGAIN, timeout / 2)):
+        return True
     while True:
         try:
             vm.driver.powerdown(vm.run_dir)

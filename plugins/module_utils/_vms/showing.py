@@ -112,6 +112,18 @@ def view(record: Record | None, paths: Paths) -> Record | None:
     return shown
 
 
+def _logs(vm: Record, paths: Paths, count: int) -> Record:
+    """Where a VM's console is, and the last lines of its logs."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import last_lines
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.channels import console
+
+    logs = {"console": paths.console_log(vm["id"]), "hypervisor": paths.hypervisor_log(vm["id"])}
+    return {
+        "console_path": console(vm["hypervisor"], paths.vm_run(vm["id"])) if vm.get("pid") else None,
+        "logs": {name: {"path": path, "lines": last_lines(path, count)} for name, path in logs.items()},
+    }
+
+
 def vm_info(params: t.Mapping[str, t.Any]) -> Record:
     """The VMs of a host, or those named, as they are now: ``vms``, and ``kept_disks`` of VMs that were removed."""
     paths = Paths.from_params(params)
@@ -128,8 +140,17 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
         if (not owner or record.get("owner") == owner)
         and all((record.get("labels") or {}).get(key) == value for key, value in labels.items())
     ]
+    shown = [found for found in (view(record, paths) for record in chosen) if found is not None]
+    if params.get("guest") and store is not None:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._vms.guests import facts_of
+
+        for vm, facts in zip(shown, facts_of(store, shown, float(params["agent_timeout"]))):
+            vm["guest"] = facts
+    if params.get("logs"):
+        for vm in shown:
+            vm.update(_logs(vm, paths, params["logs"]))
     return {
-        "vms": [shown for shown in (view(record, paths) for record in chosen) if shown is not None],
+        "vms": shown,
         "kept_disks": [
             {
                 "name": record["config"]["name"],

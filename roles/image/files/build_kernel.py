@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pieces import Packages, Tree, add_busybox, add_modules, add_program, build, write_cpio
+from pieces import Packages, Tree, add_busybox, add_modules, add_perl_library, add_program, build, write_cpio
 
 # Loaded in this order, with what they depend on; a kernel may lack those with a "?".
 MODULES = [
@@ -28,14 +28,14 @@ MODULES = [
     "?i6300esb",
     "?vmgenid",
 ]
-# Perl without its library runs the command (container/supervise), and sets a clone's clock (common/identity).
+# Perl runs the command (container/supervise), hears the host (common/agent), sets a clone's clock (common/identity).
 PROGRAMS = ["usr/bin/perl", "usr/sbin/resize2fs"]
-PERL_LIBRARY = "strict.pm"
 GUEST_FILES = {
     "container/init": ("init", 0o755),
     "container/supervise": ("usr/lib/cocoon-microvm/supervise", 0o755),
     "container/power": ("usr/lib/cocoon-microvm/acpi/PWRF/00000080", 0o755),
     "container/shutdown": ("usr/lib/cocoon-microvm/shutdown", 0o755),
+    "common/agent": ("usr/lib/cocoon-microvm/agent", 0o644),
     "common/overlay": ("usr/lib/cocoon-microvm/overlay", 0o644),
     "common/disks": ("usr/lib/cocoon-microvm/disks", 0o644),
     "common/identity": ("usr/lib/cocoon-microvm/identity", 0o644),
@@ -60,8 +60,7 @@ def build_initramfs(packages: Packages, version: str, guest: Path) -> bytes:
     for program in PROGRAMS:
         add_program(tree, packages, program)
     add_busybox(tree, packages, "usr/bin")
-    (library,) = [path for path in packages.files if path.endswith(f"/perl-base/{PERL_LIBRARY}")]
-    tree.file(library, packages.get(library))
+    add_perl_library(tree, packages)
     for name, (path, mode) in GUEST_FILES.items():
         tree.file(path, INTERPRETERS.get(name, b"") + (guest / name).read_bytes(), mode)
     add_modules(tree, packages, version, MODULES)

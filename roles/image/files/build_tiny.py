@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pieces import Packages, Tree, add_busybox, add_modules, add_program, build, write_cpio
+from pieces import Packages, Tree, add_busybox, add_modules, add_perl_library, add_program, build, write_cpio
 
 # Loaded by the initramfs, in this order, with what they depend on. A kernel may have one built
 # in; those with a "?" it may lack.
@@ -31,7 +31,7 @@ MODULES = [
     "?vmgenid",
     "?vmw_vsock_virtio_transport",
 ]
-# Perl, without its library, is there for ioctls and a vsock: see guest/common/identity and guest/common/vsock.
+# Perl is there for ioctls and a vsock, and hears the host: see guest/common/identity, vsock and agent.
 BINARIES = ["usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/sbin/resize2fs", "usr/bin/perl"]
 # Where guest files of this role go, with their modes.
 GUEST_FILES = {
@@ -44,6 +44,7 @@ GUEST_FILES = {
     "common/login": ("usr/lib/cocoon-microvm/login", 0o755),
     "common/login.awk": ("usr/lib/cocoon-microvm/login.awk", 0o644),
     "tiny/dhcp": ("usr/lib/cocoon-microvm/dhcp", 0o755),
+    "common/agent": ("usr/lib/cocoon-microvm/agent", 0o644),
     "common/identity": ("usr/lib/cocoon-microvm/identity", 0o644),
     "common/nic": ("usr/lib/cocoon-microvm/nic", 0o644),
     "common/vsock": ("usr/lib/cocoon-microvm/vsock", 0o644),
@@ -110,6 +111,7 @@ def build_rootfs(packages: Packages, version: str, guest: Path) -> Tree:
         tree.link(path, target)
     for path in BINARIES:
         add_program(tree, packages, path)
+    add_perl_library(tree, packages)
     add_busybox(tree, packages, "usr/bin")
     for name, (path, mode) in GUEST_FILES.items():
         tree.file(path, (guest / name).read_bytes(), mode)

@@ -151,6 +151,12 @@ def add_program(tree: Tree, packages: Packages, path: str) -> None:
             waiting.append(merged(loader.lstrip("/")))
 
 
+def add_perl_library(tree: Tree, packages: Packages) -> None:
+    """The one file of Perl's library that our programs use."""
+    (path,) = [path for path in packages.files if path.endswith("/perl-base/strict.pm")]
+    tree.file(path, packages.get(path))
+
+
 def unpack_module(name: str, data: bytes) -> bytes:
     """A kernel module as plain ELF: busybox loads no zstd."""
     if name.endswith(".xz"):

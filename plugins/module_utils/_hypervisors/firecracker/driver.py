@@ -88,7 +88,7 @@ class FirecrackerDriver(Driver):
     """
 
     name = "firecracker"
-    capabilities = Capabilities(balloon=True, live_disk_resize=True, snapshots=True)
+    capabilities = Capabilities(balloon=True, live_disk_resize=True, snapshots=True, agent=True)
     limits = calls.LIMITS
     nic_by: t.ClassVar[t.Literal["fd", "name"]] = "name"
     pinned = ()

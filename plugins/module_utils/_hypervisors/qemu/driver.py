@@ -84,7 +84,7 @@ class QemuDriver(Driver):
         bios=True,
         qcow2=True,
         hotplug_disks=True,
-        virtio_serials=True,
+        agent=True,
         balloon=True,
         watchdog=True,
         live_disk_resize=True,
@@ -290,6 +290,12 @@ class QemuDriver(Driver):
 
     def status(self, run_dir: str) -> RunState:
         return runstate.ask(run_dir, TURN)
+
+    def agent_listens(self, run_dir: str) -> bool:
+        with self.connect(run_dir) as qmp:
+            found = qmp.execute("query-chardev")
+        ends = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+        return any(entry.get("label") == "agent" and entry.get("frontend-open") is True for entry in ends)
 
     def powerdown(self, run_dir: str) -> None:
         self._simple(run_dir, "system_powerdown")

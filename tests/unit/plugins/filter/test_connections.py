@@ -8,6 +8,7 @@ import shlex
 import typing as t
 
 import pytest
+from ansible.errors import AnsibleFilterError
 
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_connections import cocoon_connections
 
@@ -159,3 +160,16 @@ def test_the_jump_takes_the_runs_ssh_arguments(hypervisor: Vars, expected: list[
     found = cocoon_connections(hostvars, {"hv1": ["web1"]}, {"hv1": "hv1"}, "vms_result", ssh_args)
     words = shlex.split(found[0]["variables"]["ansible_ssh_common_args"])
     assert shlex.split(words[1])[5:] == expected
+
+
+@pytest.mark.parametrize("result", [None, {"vms": {}}, {"vms": {"web1": {**RECORD, "network_configs": []}}}])
+def test_a_vm_that_is_reached_through_its_agent_needs_no_address(result: t.Any) -> None:
+    (found,) = connect({"cocoon_connection": "guest", "cocoon_vm": {"name": "w1"}}, {}, result)
+    assert found["variables"] == {"ansible_connection": "cocoon.microvm.guest", "cocoon_guest_vm": "w1"}
+
+
+def test_the_inventory_s_own_connection_stays() -> None:
+    (found,) = connect({"cocoon_connection": "guest", "ansible_connection": "paramiko"}, {})
+    assert found["variables"]["ansible_host"] == "10.0.0.5" and "ansible_connection" not in found["variables"]
+    with pytest.raises(AnsibleFilterError, match="'ssh' or 'guest', and not 'telnet'"):
+        connect({"cocoon_connection": "telnet"}, {})

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys, size
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import (
+    MOST_LINE,
+    host_keys,
+    last_lines,
+    size,
+)
 
 ED, RSA = f"ssh-ed25519 AAAA{'a' * 64}", f"ssh-rsa AAAA{'b' * 300}=="
 OURS = f"[    1.0] x\r\ncocoon: host key {ED} root@one\r\ncocoon: ready one\r\n"
@@ -47,3 +52,12 @@ def test_those_of_a_disk_that_is_gone_do_not_count(tmp_path: Path) -> None:
     assert host_keys(str(log), before) == []
     log.write_bytes((OTHER + OURS).encode())
     assert host_keys(str(log), before) == [ED]
+
+
+def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    assert last_lines(str(log), 5) == []
+    log.write_bytes(b"first\n" * 300_000 + b"\x1b[31mred\r\n\n" + b"x" * 10_000 + b"\nlast\xff")
+    assert last_lines(str(log), 4) == ["[31mred", "", "x" * MOST_LINE, "last\N{REPLACEMENT CHARACTER}"]
+    assert last_lines(str(log), 0) == last_lines(str(log), -3) == []
+    assert 100_000 < len(last_lines(str(log), 1 << 30)) < 300_000

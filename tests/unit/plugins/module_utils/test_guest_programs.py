@@ -128,10 +128,11 @@ BUILT_IN = "|".join(
 SPECIAL_RE = re.compile(rf"(?:^|[;&|({{!]|\bthen|\belse|\bdo)\s*(?:{BUILT_IN})(?:\s(?:[^;&|#$\n]|\$(?!\())*)?[<>]")
 # Run when an image is built, and no process 1 then.
 BUILDING = ("customize", "essential")
+PERL = ("supervise", "agent", "vsock")
 SHELLS = [
     path
     for path in sorted(GUEST.rglob("*"))
-    if path.is_file() and path.name not in (*BUILDING, "supervise", "vsock") and not path.suffix
+    if path.is_file() and path.name not in (*BUILDING, *PERL) and not path.suffix
 ]
 
 

@@ -123,7 +123,7 @@ WORDS_OF = {
     "watchdog": "`watchdog`",
     "snapshots": "snapshots of a running VM, clones, `hibernated`",
     "live_disk_copy": "snapshots that copy disks while the guest runs on",
-    "virtio_serials": "a port for the guest agent",
+    "agent": "a way to an agent in the guest",
     "ram_file": "`memory_backing: disk`",
 }
 COUNTS = {

@@ -65,6 +65,7 @@ class Caps:
     watchdog: bool = True
     guest_data: bool = True
     ram_file: bool = True
+    agent: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Host:
 
 
 HOST = Host()
+DEAF = Host(caps={"qemu": Caps(agent=False)})
 
 
 def made(state="running", **changes):
@@ -988,6 +990,7 @@ def test_no_watchdog_by_default_where_the_driver_has_none():
         ({"image": "tiny", "ports": ["80:80"]}, HOST, UnsupportedError, "ports", "NIC"),
         ({"image": "tiny", "ports": ["80:80"], "network": "flat"}, HOST, UnsupportedError, "ports", "subnet"),
         ({"image": "tiny", "wait_for": "ping"}, HOST, UnsupportedError, "wait_for", "NIC"),
+        ({"image": "tiny", "wait_for": "agent"}, DEAF, UnsupportedError, "wait_for", "way to an agent"),
         ({"image": "tiny", "data_disks": [{"name": "d"}]}, HOST, InputError, "data_disks[0].size", "size"),
         ({"image": "tiny", "windows": True}, HOST, UnsupportedError, "windows", "Linux"),
         ({"image": "cloud", "windows": True}, HOST, UnsupportedError, "windows", "qemu"),

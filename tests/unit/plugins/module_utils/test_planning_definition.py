@@ -198,7 +198,7 @@ def test_values(option, value, expected):
         ("watchdog", "maybe", "watchdog", "true or false"),
         ("balloon", True, "balloon", "256M"),
         ("balloon", "1.0001M", "balloon", "whole number"),
-        ("wait_for", "agent", "wait_for", "console"),
+        ("wait_for", "smoke", "wait_for", "agent"),
         ("wait_port", 0, "wait_port", "65535"),
         ("wait_pattern", "(", "wait_pattern", "regular expression"),
         ("timeout", -1, "timeout", "seconds"),

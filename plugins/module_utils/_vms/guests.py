@@ -1,0 +1,111 @@
+# Copyright (c) 2026, The cocoon.microvm authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way from a VM's record to the agent inside its guest."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, ConflictError, NotFoundError
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Access
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
+
+T = t.TypeVar("T")
+R = t.TypeVar("R")
+
+
+def access(paths: Paths, record: Record) -> Access:
+    """:raises UnsupportedError: the VM's hypervisor has no way to an agent."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Access
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.channels import guest_channel
+
+    run_dir = paths.vm_run(record["id"])
+    return Access(guest_channel(record["hypervisor"], run_dir), run_dir)
+
+
+def agent_of(vm: Vm, patience: float) -> StandardAgent | None:
+    """The agent in a running guest, if it is one that knows more than commands and answers so soon."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
+
+    driver = vm.driver
+    if not driver.capabilities.agent or vm.record.get("state") == types.PAUSED or not driver.agent_listens(vm.run_dir):
+        return None
+    way = access(vm.paths, vm.record)
+    if way.channel.kind == "vsock":  # what images listen with there knows neither the time nor an end
+        return None
+    found = agents.find(way, time.monotonic() + patience)
+    return found if isinstance(found, StandardAgent) else None
+
+
+def shut_down(vm: Vm, patience: float) -> bool:
+    """Have a guest shut itself down; whether it was told. Only where that ends the VM."""
+    if vm.driver.guest_actions.poweroff != "ends":
+        return False
+    with contextlib.suppress(CocoonError, OSError):
+        agent = agent_of(vm, patience)
+        if agent is not None:
+            agent.shut_down(time.monotonic() + patience)
+            return True
+    return False
+
+
+def set_time(vm: Vm, patience: float) -> None:
+    """Tell a guest that stood still what time it is. One without an agent finds out by itself, or does not."""
+    with contextlib.suppress(CocoonError, OSError):
+        agent = agent_of(vm, patience)
+        if agent is not None:
+            agent.set_time(time.time(), time.monotonic() + patience)
+
+
+def facts_of(store: Store, records: t.Sequence[Record], patience: float) -> list[Record | None]:
+    """What the guests of running VMs say of themselves; ``{"error": why}`` of one that says nothing."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.facts import gather
+
+    def one(record: Record) -> Record | None:
+        if record.get("state") != types.RUNNING:
+            return None
+        try:
+            way = access(store.paths, running(store, record["config"]["name"]))
+            return gather(agents.find(way, time.monotonic() + patience), time.monotonic() + patience)
+        except CocoonError as exc:
+            return {"error": str(exc)}
+
+    return in_all(one, records)
+
+
+def in_all(one: t.Callable[[T], R], items: t.Sequence[T], parallel: int = 16) -> list[R]:
+    """What *one* gives for each of them, so many at once."""
+    import concurrent.futures
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, min(parallel, len(items)))) as pool:
+        return list(pool.map(one, items))
+
+
+def running(store: Store | None, name: str) -> Record:
+    """The record of a VM whose guest can answer.
+
+    :raises NotFoundError: there is no such VM. :raises ConflictError: it does not run, or stands still.
+    """
+    record = store.vm_record(name) if store else None
+    if record is None or record.get("state") == "removed":
+        raise NotFoundError(f"there is no VM '{name}'", "names")
+    process = None if record.get("state") == types.HIBERNATED else Process.find(record.get("process"))
+    if process is None:
+        raise ConflictError(f"VM '{name}' does not run", "names", "Start it first, with wait_for: agent.")
+    process.close()
+    if record.get("state") == types.PAUSED:
+        raise ConflictError(f"VM '{name}' is paused", "names", "Start it first.")
+    return record

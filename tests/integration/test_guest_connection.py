@@ -91,7 +91,12 @@ def test_what_plays_do(play: Callable[..., Run], inventory: dict[str, Any], tmp_
     tasks[6].update(become_method="ansible.builtin.su", vars={"ansible_become_flags": "-s /bin/sh"})
     for task in tasks[4:6]:
         task["failed_when"] = False
-    whole = {"hosts": "web1", "gather_facts": False, "tasks": tasks, "vars": {"ansible_remote_tmp": "/var/tmp/ansible"}}
+    whole = {
+        "hosts": "web1",
+        "gather_facts": False,
+        "tasks": tasks,
+        "vars": {"ansible_remote_tmp": f"{tmp_path}/remote"},
+    }
     (tmp_path / "play.yml").write_text(json.dumps([whole]), encoding="utf-8")
     found = play(tmp_path / "play.yml", inventory)
     assert found.result("facts")["ansible_facts"]["ansible_hostname"] == os.uname().nodename.partition(".")[0]

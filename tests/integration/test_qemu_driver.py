@@ -24,13 +24,14 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     BusyError,
     GuestTimeoutError,
     HypervisorError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, guest_uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline, probe, sockets

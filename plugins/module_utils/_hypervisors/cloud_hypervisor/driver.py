@@ -14,6 +14,7 @@ import socket
 import time
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     GuestTimeoutError,
@@ -21,7 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm, releases, scope, vsock
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm, releases, vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     ArchiveForm,

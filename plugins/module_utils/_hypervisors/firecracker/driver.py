@@ -19,6 +19,7 @@ import stat
 import time
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     CocoonError,
@@ -31,7 +32,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import
     listening,
     private,
     releases,
-    scope,
     vsock,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher

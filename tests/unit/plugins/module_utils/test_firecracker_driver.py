@@ -20,13 +20,14 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     HypervisorError,
     InputError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, private, scope
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, private
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Disk,
     Jail,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ToolError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import scope
 
 
 def test_the_request_has_as_many_properties_as_it_says() -> None:

@@ -25,9 +25,9 @@ def present() -> bool:
     return os.path.isdir(SYSTEMD)
 
 
-def unit_name(vm_id: str, pid: int) -> str:
+def unit_name(object_id: str, pid: int) -> str:
     """One name for each start: the scope of the previous one may still be on its way out."""
-    return f"cocoon-microvm-{vm_id}-{pid}.scope"
+    return f"cocoon-microvm-{object_id}-{pid}.scope"
 
 
 def request(unit: str, pid: int, description: str) -> list[str]:
@@ -43,12 +43,12 @@ def request(unit: str, pid: int, description: str) -> list[str]:
     return ["busctl", "--system", "--quiet", "call", *manager, *call]
 
 
-def adopt(vm_id: str, pid: int, description: str, timeout: float = 10.0) -> str:
+def adopt(object_id: str, pid: int, description: str, timeout: float = 10.0) -> str:
     """Have systemd move *pid* into a transient scope; gives the scope's name.
 
     :raises HypervisorError: systemd refused, or cannot be reached.
     """
-    unit = unit_name(vm_id, pid)
+    unit = unit_name(object_id, pid)
     try:
         run_tool(request(unit, pid, description), timeout=timeout, package="systemd")
     except ToolError as exc:

@@ -34,6 +34,19 @@ adopt:
       and there are no rules, no NAT and no published ports.
     - V(false) where omitted at creation, and never changed on an existing network.
   type: bool
+uplink:
+  description:
+    - An interface of the host to put on the bridge, so that guests are on the Ethernet behind it. It may have no
+      address of the host's; otherwise make a bridge yourself, and use O(adopt).
+    - Excludes O(nat), O(dhcp) and O(subnet6), which are for networks of our own.
+    - None where omitted at creation, and never changed on an existing network.
+  type: str
+vlan_filtering:
+  description:
+    - Keep VLANs apart on the bridge, so that each NIC can be in one, see C(vlan) of a NIC of
+      M(cocoon.microvm.cocoon_vm). O(uplink) carries all of them, with tags.
+    - V(false) where omitted at creation. Not switched off while VMs use the network.
+  type: bool
 subnet:
   description:
     - IPv4 subnet of the guests, such as V(10.0.0.0/24), from which each gets an address.
@@ -49,6 +62,23 @@ gateway:
     - On an adopted bridge, the gateway to tell the guests; none where omitted.
     - Cannot be changed while VMs use the network.
   type: str
+subnet6:
+  description:
+    - IPv6 subnet of 64 bits, such as V(fd00:1:2:3::/64), beside O(subnet) or without it. A dnsmasq of the network's own
+      advertises it, and guests make their addresses from it and their MACs (SLAAC, EUI-64), and so always the same.
+    - The host has its first address. Not for adopted bridges. An empty string takes it away.
+    - None where omitted at creation. May be changed at any time, and guests follow.
+  type: str
+routing6:
+  description:
+    - How guests get out with O(subnet6). With V(none) they do not, with V(nat) behind the host's address (NAT66), and
+      with V(routed) under their own, for which the routers outside must know the way.
+    - Nobody outside begins a connection to a guest with any of these.
+    - The host must forward IPv6 for it (C(net.ipv6.conf.all.forwarding=1)), which is a switch for all of its interfaces
+      and so never ours to set.
+    - V(none) where omitted at creation.
+  type: str
+  choices: [none, nat, routed]
 range_start:
   description:
     - First address that is given out; the first of O(subnet) where omitted.
@@ -58,11 +88,17 @@ range_end:
   description:
     - Last address that is given out; the last of O(subnet) where omitted.
   type: str
+reserved:
+  description:
+    - Addresses that are not given out, each one of them or a range such as V(10.0.0.2-10.0.0.9).
+    - A VM may ask for one of them. None where omitted at creation.
+  type: list
+  elements: str
 nat:
   description:
     - Let guests out through the host's default routes, behind the host's address. Without it the network reaches
       the host and itself only.
-    - V(true) where omitted at creation of a network with a subnet and a bridge of its own.
+    - V(true) where omitted at creation of a network with a subnet and a bridge of its own without O(uplink).
     - Needed for published ports.
   type: bool
 isolated:
@@ -79,7 +115,8 @@ anti_spoofing:
   type: bool
 mtu:
   description:
-    - MTU of the bridge and of guests that start from now on. The bridge has 1500 where omitted at creation.
+    - MTU of the bridge and of guests that start from now on. The bridge has 1500 where omitted at creation. Not more
+      than that of O(uplink).
     - An adopted bridge keeps its own; the guests are told this one.
   type: int
 dns:
@@ -94,6 +131,25 @@ dns_search:
     - None where omitted at creation.
   type: list
   elements: str
+names:
+  description:
+    - Have guests find each other by the names of their VMs, C(web1) and C(web1.NETWORK), with or without DHCP. A
+      dnsmasq of the network's own answers on O(gateway), which is the name server that guests are told, and asks
+      O(dns) for other names.
+    - V(false) where omitted at creation. Guests learn of a change when they start next.
+  type: bool
+dhcp:
+  description:
+    - Answer guests that ask by DHCP, each with the address that it has anyway. A dnsmasq of the network's own does.
+    - Guests are told their addresses by us unless their NIC asks, so this is for those that cannot be told.
+    - V(false) where omitted at creation. Not switched off while guests ask.
+  type: bool
+dhcp_range:
+  description:
+    - Addresses for others that ask by DHCP, such as V(10.0.0.200-10.0.0.239); VMs get none of these. Without it nobody
+      else is answered.
+    - An empty string takes it away. Needs O(dhcp).
+  type: str
 owner:
   description:
     - Who the network belongs to; the store's ID where omitted at creation.

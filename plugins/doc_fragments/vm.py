@@ -140,6 +140,48 @@ nics:
         metric:
           description: Metric of the route.
           type: int
+    dhcp:
+      description:
+        - V(true) has the guest ask by DHCP for the address that it is given anyway. Needs C(dhcp) of the network, see
+          M(cocoon.microvm.cocoon_network).
+        - Otherwise the guest is told, if the network has a subnet.
+      type: bool
+    vlan:
+      description:
+        - The VLAN that the NIC is in, 1 to 4094. The guest knows nothing of it.
+        - The network has C(vlan_filtering) and no subnet, see M(cocoon.microvm.cocoon_network), or is an adopted bridge
+          that keeps VLANs apart.
+      type: int
+    limits:
+      description:
+        - How fast the NIC is. What is too much waits a little on its way to the guest, and is dropped on its way from
+          it.
+      type: dict
+      suboptions:
+        rx:
+          description: What the guest receives.
+          type: dict
+          suboptions:
+            rate:
+              description: Bytes a second, such as V(10M). At least V(8K).
+              type: str
+              required: true
+            burst:
+              description:
+                - Bytes at once; what comes in a tenth of a second where omitted, and not less than V(128K).
+              type: str
+        tx:
+          description: What the guest sends.
+          type: dict
+          suboptions:
+            rate:
+              description: Bytes a second, such as V(10M). At least V(8K).
+              type: str
+              required: true
+            burst:
+              description:
+                - Bytes at once; what comes in a tenth of a second where omitted, and not less than V(128K).
+              type: str
 ports:
   description:
     - Ports of the host that lead to the guest, such as V(8080:80), V(5353:53/udp), V(192.0.2.1:443:443) or

@@ -29,6 +29,7 @@ TOOL_PACKAGES = (
     (("mkfs.erofs",), "image layers", "erofs-utils", "erofs-utils", FAIL),
     (("mkfs.ext4", "e2fsck", "resize2fs"), "system and data disks", "e2fsprogs", "e2fsprogs", FAIL),
     (("nft",), "NAT, published ports and isolation", "nftables", "nftables", FAIL),
+    (("dnsmasq",), "networks with names or DHCP", "dnsmasq-base", "dnsmasq", WARN),
     (("zstd",), "images that are compressed with it", "zstd", "zstd", WARN),
     (("skopeo",), "images from registries", "skopeo", "skopeo", WARN),
     (("openssl",), "passwords of guests", "openssl", "openssl", WARN),

@@ -29,6 +29,7 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "e2fsck": ("-V",),
     "resize2fs": (),
     "nft": ("--version",),
+    "dnsmasq": ("--version",),
     "zstd": ("--version",),
     "skopeo": ("--version",),
     "openssl": ("version",),
@@ -53,7 +54,7 @@ class Facts:
     :param nft_error: why nft could not list chains, if so.
     :param default_kernel: the image with the kernel for images that bring none.
     :param halted: of VMs whose guests do nothing though nobody asked for it, the name and why.
-    :param orphans: what is held for VMs and snapshots that are not there, in words, by their ids.
+    :param orphans: what is held for VMs and snapshots that are not there, in words, by their ids, or by TAPs.
     :param damaged: documents that cannot be read, each with what is wrong.
     :param uid_overlaps: lines of the subordinate id files that meet the store's uid range.
     """

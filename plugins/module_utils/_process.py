@@ -21,6 +21,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ResourceError, ToolError
 
 Identity = dict[str, t.Any]
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KILL_TIMEOUT = 10.0
 DYING_TIMEOUT = 5.0
 
@@ -184,7 +185,7 @@ def run_tool(
             stderr=subprocess.PIPE,
             timeout=timeout,
             pass_fds=tuple(fds),
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            env={"PATH": SEARCH_PATH, "LC_ALL": "C"},
             **extra,
         )
     except FileNotFoundError:

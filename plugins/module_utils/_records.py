@@ -28,8 +28,8 @@ class Network(t.TypedDict, total=False):
 class NetworkConfig(t.TypedDict, total=False):
     """One NIC attached to a VM (Go: ``types.NetworkConfig``); what comes after ``network`` is ours.
 
-    ``default_route``, ``gateway``, ``metric`` and ``routes`` are what was asked for; ``way_out`` and ``next_hop``
-    what came of it. The gateway in ``network`` is that of the guest's default route, empty where it has none here.
+    ``default_route``, ``gateway`` and the rest of ``settings.ASKED`` are what was asked for; ``way_out`` and
+    ``next_hop`` what came of it. The gateway in ``network`` is that of the default route, empty where it has none here.
     """
 
     tap: str
@@ -47,6 +47,9 @@ class NetworkConfig(t.TypedDict, total=False):
     dns_search: list[str]
     isolated: bool
     default_route: bool
+    dhcp: bool
+    vlan: int
+    limits: dict[str, dict[str, int]]
     gateway: str
     metric: int
     routes: list[Record]
@@ -259,6 +262,8 @@ class NetworkRecord(t.TypedDict, total=False):
     backend: str
     bridge: str
     adopted: bool
+    uplink: str | None
+    vlan_filtering: bool
     subnet: str | None
     gateway: str | None
     range_start: str | None
@@ -269,6 +274,12 @@ class NetworkRecord(t.TypedDict, total=False):
     mtu: int | None
     dns: list[str]
     dns_search: list[str]
+    subnet6: str | None
+    routing6: t.Literal["none", "nat", "routed"]
+    reserved: list[str]
+    names: bool
+    dhcp: bool
+    dhcp_range: str | None
     owner: str
     labels: dict[str, str]
     created_at: str
@@ -310,7 +321,13 @@ _SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "
 _IMAGE_SINCE: Record = {"boot": None, "disk": None, "folders": [], "features": [], "labels": {}, "config": {}}
 # Of bridges of our own; to an adopted one they mean nothing.
 GUARDED: Record = {"isolated": False, "anti_spoofing": True}
-_NETWORK_SINCE: Record = {"subnet": None, "gateway": None, "mtu": None, "dns": [], "dns_search": []}
+# Without a server of ours.
+UNSERVED: Record = {"names": False, "dhcp": False, "dhcp_range": None}
+_NETWORK_SINCE: Record = {
+    **{"subnet": None, "gateway": None, "mtu": None, "dns": [], "dns_search": [], "reserved": []},
+    **{"subnet6": None, "routing6": "none", "uplink": None, "vlan_filtering": False},
+    **UNSERVED,
+}
 
 MOUNT_POINT = "/mnt/{}"
 ROLES: t.Final = {"cocoon-cow": "cow", "cocoon-cidata": "cidata"}
@@ -395,6 +412,7 @@ def damaged_network(network_id: str, name: str, why: str, seen: Record) -> Recor
     Without a bridge of ours there is nothing for rules to guard, as with one that was adopted.
     """
     return {
+        **copy.deepcopy(_NETWORK_SINCE),
         **{"id": network_id, "name": name, "backend": "bridge", "state": ERROR, "reason": why, "damaged": why},
         **{"bridge": "", "adopted": True, "nat": False, "subnet": None, "gateway": None, "range_start": None},
         **{"range_end": None, "isolated": True, "anti_spoofing": True, "mtu": None, "dns": [], "dns_search": []},

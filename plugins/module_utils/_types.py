@@ -168,6 +168,12 @@ def check_ip(address: str, option: str) -> str:
         raise InputError(f"'{address}' is not an IPv4 address", option, "Write it as 10.0.0.2.") from None
 
 
+def is_domain(text: str) -> bool:
+    """Whether *text* is the name of a domain, in small letters and without a dot at the end."""
+    label = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+    return bool(len(text) <= 253 and re.match(rf"{label}(\.{label})*\Z", text))
+
+
 def new_id() -> str:
     """26 random base32 characters, lower case (usable in interface, netns and unit names)."""
     import base64
@@ -183,5 +189,9 @@ def derive_mac(seed: str, attempt: int = 0) -> str:
 
 def now() -> str:
     """The time in RFC 3339, UTC, microseconds."""
-    seconds = time.time()
+    return rfc3339(time.time())
+
+
+def rfc3339(seconds: float) -> str:
+    """A time in seconds since 1970 as records have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1e6):06d}Z"

@@ -24,6 +24,7 @@ description:
     everything back. The same goes for rules that somebody else has flushed.
 requirements:
   - nftables, pyroute2 0.7.2 or newer
+  - dnsmasq, for networks with O(names), O(dhcp) or O(subnet6)
 extends_documentation_fragment:
   - cocoon.microvm.network
   - cocoon.microvm.store
@@ -45,6 +46,27 @@ EXAMPLES = r"""
     name: inside
     subnet: 10.89.1.0/24
     nat: false
+
+- name: A network whose guests find each other as web1 or web1.shop, and whose first addresses are kept for others
+  cocoon.microvm.cocoon_network:
+    name: shop
+    subnet: 10.89.2.0/24
+    names: true
+    reserved:
+      - 10.89.2.2-10.89.2.19
+
+- name: Addresses of both kinds
+  cocoon.microvm.cocoon_network:
+    name: dual
+    subnet: 10.89.3.0/24
+    subnet6: fd00:89:3::/64
+    routing6: nat
+
+- name: Guests on the Ethernet behind eth1, each NIC in a VLAN of it
+  cocoon.microvm.cocoon_network:
+    name: trunk
+    uplink: eth1
+    vlan_filtering: true
 
 - name: Guests on the bridge that the host has in the office LAN
   cocoon.microvm.cocoon_network:
@@ -102,6 +124,16 @@ network:
       type: bool
       returned: success
       sample: false
+    uplink:
+      description: The interface on the bridge that leads out, or V(null).
+      type: str
+      returned: success
+      sample: null
+    vlan_filtering:
+      description: Whether VLANs are kept apart on the bridge.
+      type: bool
+      returned: success
+      sample: false
     subnet:
       description: The guests' subnet, or V(null).
       type: str
@@ -112,6 +144,16 @@ network:
       type: str
       returned: success
       sample: 10.89.0.1
+    subnet6:
+      description: The guests' IPv6 subnet, or V(null).
+      type: str
+      returned: success
+      sample: fd00:89::/64
+    routing6:
+      description: How guests get out with IPv6.
+      type: str
+      returned: success
+      sample: nat
     range_start:
       description: First address that is given out, if it is limited.
       type: str
@@ -122,6 +164,12 @@ network:
       type: str
       returned: success
       sample: null
+    reserved:
+      description: Addresses and ranges that are not given out.
+      type: list
+      elements: str
+      returned: success
+      sample: [10.89.0.2-10.89.0.9]
     nat:
       description: Whether guests get out behind the host's address.
       type: bool
@@ -154,6 +202,21 @@ network:
       elements: str
       returned: success
       sample: [lab.example.com]
+    names:
+      description: Whether guests find each other by name.
+      type: bool
+      returned: success
+      sample: true
+    dhcp:
+      description: Whether guests that ask by DHCP are answered.
+      type: bool
+      returned: success
+      sample: false
+    dhcp_range:
+      description: Addresses for others that ask by DHCP, or V(null).
+      type: str
+      returned: success
+      sample: null
     owner:
       description: Who it belongs to.
       type: str

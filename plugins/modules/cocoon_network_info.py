@@ -12,7 +12,7 @@ short_description: List networks of microVMs
 version_added: 0.1.0
 author: The cocoon.microvm authors (@cocoonstack)
 description:
-  - Returns the networks of a store with their VMs, leased addresses and published ports.
+  - Returns the networks of a store with their VMs, addresses, names, published ports and traffic.
 options:
   name:
     description:
@@ -66,12 +66,40 @@ networks:
       sample:
         - {id: 6p2hq7w3ovx4n5m6k7j2r3s4t5, name: web1}
     leases:
-      description: The addresses that VMs have, in order.
+      description:
+        - The addresses that VMs have, in order, with the NIC's C(mac), and C(ip6) where the network has a C(subnet6).
+        - C(names) are those under which it is found in the network, none without C(names) of the network.
       type: list
       elements: dict
       returned: success
       sample:
-        - {ip: 10.89.0.17, vm_id: 6p2hq7w3ovx4n5m6k7j2r3s4t5, vm: web1}
+        - ip: 10.89.0.17
+          ip6: fd00:89::5e:10ff:fe9f:26c
+          mac: "02:5e:10:9f:02:6c"
+          names: [web1.lab, web1]
+          vm: web1
+          vm_id: 6p2hq7w3ovx4n5m6k7j2r3s4t5
+    other_leases:
+      description: Addresses of C(dhcp_range) that others have got by DHCP, and until when.
+      type: list
+      elements: dict
+      returned: success
+      sample:
+        - {ip: 10.89.0.200, mac: "52:54:00:12:34:56", expires_at: "2026-03-01T10:30:00.000000Z"}
+    nics:
+      description: The NICs that running VMs have on the network, and what they have sent and received.
+      type: list
+      elements: dict
+      returned: success
+      sample:
+        - ip: 10.89.0.17
+          mac: "02:5e:10:9f:02:6c"
+          nic: 0
+          received: {bytes: 7840, dropped: 0, packets: 80}
+          sent: {bytes: 6720, dropped: 0, packets: 69}
+          tap: cm6p2hq7w3-0
+          up: true
+          vm: web1
     ports:
       description: The published ports. C(host_ip) is V(null) for every address of the host.
       type: list
@@ -88,8 +116,8 @@ networks:
           vm_id: 6p2hq7w3ovx4n5m6k7j2r3s4t5
     missing:
       description:
-        - What the kernel lacks of the network, such as C(bridge), C(address), C(rules) or C(uplink). The next run of
-          M(cocoon.microvm.cocoon_network) repairs it.
+        - What the host lacks of the network, such as C(bridge), C(address), C(rules), C(uplink) or C(dnsmasq).
+          The next run of M(cocoon.microvm.cocoon_network) repairs it.
       type: list
       elements: str
       returned: success
@@ -110,7 +138,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.engine import describe
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.listing import describe
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:

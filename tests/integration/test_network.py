@@ -15,14 +15,14 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import giving_back, orphans
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     CocoonError,
@@ -35,20 +35,27 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     engine,
     forwarding,
+    guard,
     kernel,
     links,
+    listing,
     manager,
     nftables,
+    wires,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import make_named, open_tap, take_over
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import now
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
+from ansible_collections.cocoon.microvm.tests.integration.support.hosts import (
+    INTERNET,
+    UPLINK,
+    Host,
+    MakeNetns,
+    make_host,
+)
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import COLLECTIONS, Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.networking import (
-    Guest,
     address,
-    guest,
     in_child,
     inside,
     ping,
@@ -61,90 +68,12 @@ from ansible_collections.cocoon.microvm.tests.integration.support.networking imp
     udp_reaches,
 )
 
-MakeNetns = Callable[[], Netns]
-UPLINK = "198.51.100.2"
-INTERNET = "203.0.113.1"
 TAP = "cmtestaaaa-0"
-
-
-@dataclass
-class Host:
-    """A host: its namespace, one store, and what is outside."""
-
-    netns: Netns
-    outside: Netns
-    dirs: dict[str, str]
-    make_netns: MakeNetns
-    vms: list[str] = field(default_factory=list)
-
-    @property
-    def store(self) -> Store:
-        return Store.open(Paths.from_params(self.dirs))
-
-    def network(self, name: str, check: bool = False, **options: Any) -> dict[str, Any]:
-        """What cocoon_network does."""
-        params = {"name": name, "state": "present", "lock_timeout": 10, **self.dirs, **options}
-        return inside(self.netns, engine.converge, params, check)
-
-    def record(self, name: str) -> dict[str, Any]:
-        found = manager.load(self.store, name)
-        assert found
-        return found
-
-    def guest(self, name: str, number: int) -> Guest:
-        """A pseudo guest with the address that ends in *number*."""
-        net = self.record(name)
-        base, prefix = net["subnet"].split("/")
-        ip = base.rpartition(".")[0] + f".{number}"
-        return guest(self.make_netns, self.netns, net["bridge"], f"{ip}/{prefix}", net["gateway"])
-
-    def vm(self, vm_id: str) -> str:
-        """A VM of which only the record exists."""
-        os.makedirs(self.store.paths.vm_dir(vm_id), exist_ok=True)
-        record = {
-            **{"id": vm_id, "hypervisor": "qemu", "state": "stopped", "created_at": now(), "image_type": "oci"},
-            "config": {"name": f"name-of-{vm_id}", "cpu": 1, "memory": 1 << 27, "storage": 1 << 27},
-            **{"login": {}, "labels": {}, "uid": 0, "promised_disk": 0},
-        }
-        lists = ("network_configs", "storage_configs", "data_disks", "detached_disks", "ports", "nics")
-        path = os.path.join(self.store.paths.vm_dir(vm_id), "vm.json")
-        write_json(path, {**record, **{key: [] for key in lists}})
-        return vm_id
-
-    def publish(self, network: str, vm_id: str, ip: str, *ports: str) -> None:
-        inside(self.netns, manager.publish, self.store, self.record(network), vm_id, ip, ports)
-        inside(self.netns, manager.sync, self.store)
-
-    def sysctl(self, key: str) -> str:
-        return inside(self.netns, Path("/proc/sys/net/ipv4", key).read_text).strip()
-
-    def rules(self) -> str:
-        return self.netns.run("nft", "list", "ruleset")
-
-    def footprint(self) -> dict[str, Any]:
-        """Everything in the namespace that networks have to do with."""
-        names = inside(self.netns, socket.if_nameindex)
-        keys = [f"conf/{name}/forwarding" for _index, name in names]
-        return {
-            "links": sorted(name for _index, name in names),
-            # Without interface numbers, and without the carrier, which comes and goes with ports.
-            "addresses": [line.split()[1:4] for line in self.netns.run("ip", "-4", "-o", "addr").splitlines()],
-            "routes": self.netns.run("ip", "-4", "route").replace(" linkdown", ""),
-            "rules": self.rules(),
-            "forwarding": {key: self.sysctl(key) for key in [*keys, "conf/all/forwarding", "conf/default/forwarding"]},
-            "notes": inside(self.netns, lambda: os.path.exists(forwarding._directory())),
-        }
 
 
 @pytest.fixture()
 def host(make_netns: MakeNetns, make_store: Callable[[], dict[str, str]]) -> Host:
-    netns, outside = make_netns(), make_netns()
-    plug(netns, "up0", outside, "out0")
-    address(netns, "up0", f"{UPLINK}/24")
-    address(outside, "out0", "198.51.100.1/24")
-    address(outside, "lo", f"{INTERNET}/32")
-    route(netns, "default", "via", "198.51.100.1")
-    return Host(netns, outside, make_store(), make_netns)
+    return make_host(make_netns, make_store())
 
 
 @pytest.fixture()
@@ -282,6 +211,46 @@ def test_guests_do_not_get_to_the_loopback(lab: Host, source: str, target: str) 
         lab.netns.run("nft", "flush", "ruleset")
         if target == "127.0.0.1":  # from a loopback address nothing is taken from outside, rules or not
             assert hears()
+    os.close(fd)
+
+
+@pytest.mark.parametrize("way", ["rx", "tx"])
+def test_a_nic_is_as_fast_as_it_may_be(lab: Host, way: str) -> None:
+    """One guest sends at once what takes five seconds; the other receives the burst and little more."""
+    limit = {way: {"rate": 100 << 10, "burst": 128 << 10}}
+    configs: list[Any] = [
+        {"tap": f"cmlimit{index}-0", "mac": f"02:00:00:00:00:0{index}", "bridge_dev": "cm-lab"} for index in range(2)
+    ]
+    configs[0 if way == "tx" else 1]["limits"] = limit
+    fds = [inside(lab.netns, open_tap, config, 1)[0] for config in configs]
+    network = {**lab.record("lab"), "anti_spoofing": False}
+    inside(lab.netns, guard.ensure, lab.store, [guard.Nic(config, network, ()) for config in configs])
+    frame = bytes(10) + b"\xff" * 6 + bytes.fromhex(configs[0]["mac"].replace(":", "")) + b"\x88\xb5" + bytes(1400)
+    deadline = time.monotonic() + 10
+    while not select.select([fds[1]], [], [], 0.1)[0]:  # the bridge needs a moment for its ports
+        os.write(fds[0], frame)
+        assert time.monotonic() < deadline
+    for _number in range(450):
+        os.write(fds[0], frame)
+    heard = 0
+    while select.select([fds[1]], [], [], 0.2)[0] and time.monotonic() < deadline:
+        heard += len(os.read(fds[1], 4096)) > 1400
+    assert 50 < heard < 250, heard
+    assert inside(lab.netns, lambda: wires.faults(configs[1], network, wires.look())) == []
+    for fd in fds:
+        os.close(fd)
+    inside(lab.netns, guard.remove, lab.store, [config["tap"] for config in configs])
+
+
+def test_traffic_is_counted(lab: Host) -> None:
+    mac = "02:00:00:00:00:01"
+    (fd,) = inside(lab.netns, open_tap, {"tap": TAP, "mac": mac, "bridge_dev": "cm-lab"}, 1)
+    before = inside(lab.netns, wires.look)[TAP].traffic
+    request = arp_request(mac, "10.90.0.10", "10.90.0.1")
+    exchange([fd], request)
+    after = inside(lab.netns, wires.look)[TAP].traffic
+    assert after.received_packets > before.received_packets and after.sent_bytes >= before.sent_bytes + 42
+    assert after.received_bytes >= before.received_bytes + 42
     os.close(fd)
 
 
@@ -643,6 +612,19 @@ def test_killed_at_any_step(host: Host, monkeypatch: pytest.MonkeyPatch, action:
     assert not os.listdir(os.path.join(host.dirs["root_dir"], "index", "network"))
 
 
+def test_rules_for_nobody_are_found_and_removed(lab: Host) -> None:
+    network, here = lab.record("lab"), lab.vm("k" * 26)
+    taps = [f"cm{here[:8]}-0", "cmgoneaaaa-0"]
+    nics = [guard.Nic({"tap": tap, "mac": "02:00:00:00:00:01", "bridge_dev": "cm-lab"}, network, ()) for tap in taps]
+    inside(lab.netns, guard.ensure, lab.store, nics)
+    found = inside(lab.netns, orphans.find, lab.store)
+    assert found == {taps[1]: [f"rules of TAP {taps[1]}"]}
+    inside(lab.netns, giving_back.remove, Run(lab.store, Options()), found)
+    assert inside(lab.netns, orphans.find, lab.store) == {}
+    assert inside(lab.netns, guard.guarded, lab.store) == taps[:1]
+    inside(lab.netns, guard.remove, lab.store, taps[:1])
+
+
 # -- many at once ---------------------------------------------------------------------------------------------------
 
 
@@ -664,7 +646,7 @@ def test_sixteen_processes_at_once(lab: Host) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(COLLECTIONS), os.environ.get("PYTHONPATH", "")])}
     running = [subprocess.Popen([*words, str(number)], env=env) for number in range(16)]
     assert [child.wait(120) for child in running] == [0] * 16
-    described = inside(lab.netns, engine.describe, {**lab.dirs, "name": "lab"})[0]
+    described = inside(lab.netns, listing.describe, {**lab.dirs, "name": "lab"})[0]
     assert len({lease["ip"] for lease in described["leases"]}) == len(described["leases"]) == 80
     assert described["missing"] == []
     assert lab.rules().count(" . 80") == 80

@@ -26,7 +26,7 @@ BOOT = 900
 NICS: list[dict[str, Any]] = [
     {"network": "lab", "routes": [{"to": "10.77.0.0/16", "via": "10.94.0.9", "metric": 7}]},
     {"network": "pub"},
-    {"network": "other"},
+    {"network": "other", "dhcp": True},
 ]
 SMALL = {"cpu": 1, "memory": "96M", "storage": "64M", "accel": "tcg", "nics": NICS, "timeout": BOOT}
 
@@ -81,6 +81,13 @@ def check_routes(text: str, metric: bool = True) -> None:
     assert not metric or "metric 7" in extra[0], text
 
 
+def check_asked(site: Site, name: str, port: int) -> None:
+    """The third NIC has got, by asking, the address that the record says."""
+    nic = site.run("cocoon_vm_info", name=name)["vms"][0]["network_configs"][2]
+    script = f"for n in 1 2 3 4 5 6 7 8 9; do ip route | grep -w {nic['network']['ip']} && break; sleep 2; done"
+    assert "dev eth2" in site.ssh(port, script)
+
+
 @pytest.fixture(scope="module", name="site")
 def fixture_site(
     make_netns: Callable[[], Netns],
@@ -97,7 +104,7 @@ def fixture_site(
     site = Site(modules(netns, make_store()), netns, outside, make_key(tmp_path_factory.mktemp("keys")))
     site.run("cocoon_network", name="lab", subnet="10.94.0.0/24", nat=False)
     site.run("cocoon_network", name="pub", subnet="10.95.0.0/24", dns=["192.0.2.53"], dns_search=["pub.example"])
-    site.run("cocoon_network", name="other", subnet="10.96.0.0/24")
+    site.run("cocoon_network", name="other", subnet="10.96.0.0/24", dhcp=True, names=True)
     site.image("tiny", tiny_image)
     yield site
     names = [vm["config"]["name"] for vm in site.run("cocoon_vm_info")["vms"]]
@@ -121,14 +128,17 @@ def test_tiny_and_its_clone(site: Site) -> None:
     options = {"image": "tiny", "ssh_keys": [site.key.public], **SMALL}
     made, port = site.vm("one", **options)
     check_routes(site.ssh(port, "ip route"))
+    check_asked(site, "one", port)
+    assert "10.96." in site.ssh(port, "nslookup one.other 10.96.0.1 | tail -n +3")
     resolver = site.ssh(port, "cat /etc/resolv.conf")
-    assert resolver.count("nameserver") == 2 + 1  # other's two and pub's one
+    assert resolver.count("nameserver") == 1  # pub's, as nobody has to ask for any
     assert "search pub.example" in resolver
     again, _port = site.vm("one", **{**options, "ports": made["vm"]["ports"]})
     assert not again.changed
     site.run("cocoon_snapshot", name="warm", vm="one")
     # The clone's networks are in another order, and with it the way out.
-    nics = [{"network": "other"}, {"network": "lab"}, {"network": "pub", "mac": "02:00:00:00:77:01"}]
+    pub = {"network": "pub", "mac": "02:00:00:00:77:01"}
+    nics: list[dict[str, Any]] = [{"network": "other", "dhcp": True}, {"network": "lab"}, pub]
     _clone, port = site.vm("two", snapshot="warm", nics=nics, timeout=BOOT)
     found = site.ssh(port, "ip route")
     assert found.count("default") == 1 and "default via 10.96.0.1 dev eth0" in found, found

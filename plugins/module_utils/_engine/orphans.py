@@ -8,28 +8,38 @@ This looks through the whole store. Nothing but the doctor and a prune comes her
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, leases
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
 ID_RE = re.compile(r"[a-z2-7]{26}\Z")
+# A TAP bears the beginning of its VM's id.
+TAP_RE = re.compile(r"cm([a-z2-7]{8})-[0-9]+\Z")
 
 
 def find(store: Store) -> dict[str, list[str]]:
-    """What is held for nobody, in words, by the id that it bears.
+    """What is held for nobody, in words, by the id that it bears, or by the TAP that it is for.
 
     Who takes something has a name before, and a folder; so what is held is looked at first, and then who there is.
     """
     held: dict[str, list[str]] = {}
     for holder, words in _holdings(store):
         held.setdefault(holder, []).append(words)
-    known = {holder for kind in ("vm", "snapshot") for _name, holder in store.index(kind).entries()}
+    known = {holder for kind in ("vm", "snapshot", "network") for _name, holder in store.index(kind).entries()}
     for folder in ("vms", "snapshots"):
         known.update(_names(os.path.join(store.paths.root, folder)))
-    return {holder: words for holder, words in sorted(held.items()) if ID_RE.match(holder) and holder not in known}
+    return {holder: words for holder, words in sorted(held.items()) if _is_nobody(holder, known)}
+
+
+def _is_nobody(holder: str, known: set[str]) -> bool:
+    tap = TAP_RE.match(holder)
+    if tap:
+        return not any(vm_id.startswith(tap.group(1)) for vm_id in known)
+    return bool(ID_RE.match(holder)) and holder not in known
 
 
 def _names(path: str) -> list[str]:
@@ -52,6 +62,9 @@ def _holdings(store: Store) -> t.Iterator[tuple[str, str]]:
     for kind in ("mac", "uid"):
         for name, holder in store.index(kind).entries():
             yield holder, f"{kind} {name}"
-    for folder in (store.paths.run, store.paths.ram):
+    with contextlib.suppress(OSError):  # a kernel that does not say
+        for tap in guard.guarded(store):
+            yield tap, f"rules of TAP {tap}"
+    for folder in (store.paths.run, store.paths.ram, os.path.join(store.paths.run, "networks")):
         for name in _names(folder):
             yield name, f"{os.path.join(folder, name)}"

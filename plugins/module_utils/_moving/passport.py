@@ -14,7 +14,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.checks import MAX_METRIC, MAX_PORTS
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.checks import MAX_METRIC, MAX_PORTS, MAX_VLAN
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_CPU, MAX_NICS, MIN_CPU
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_suspended
@@ -86,6 +86,9 @@ _NIC: Record = {
         "ip": _or_null({"type": "string", "maxLength": 15}),
         "mtu": _NUMBER,
         "default_route": _FLAG,
+        "dhcp": _FLAG,
+        "limits": {"type": "object", "maxProperties": 2},
+        "vlan": {"type": "integer", "minimum": 1, "maximum": MAX_VLAN},
         "gateway": {"type": "string", "maxLength": 15},
         "metric": {"type": "integer", "minimum": 0, "maximum": MAX_METRIC},
         "routes": {"type": "array", "maxItems": MAX_ROUTES, "items": {"type": "object"}},

@@ -20,11 +20,20 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     NotFoundError,
     StateError,
+    UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import guests, leases, links, manager, plan, ports
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    guests,
+    leases,
+    links,
+    listing,
+    manager,
+    plan,
+    ports,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, remove_tree, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, new_id, now
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, new_id, now
 
 CREATING = "creating"
 UPDATING = "updating"
@@ -73,7 +82,7 @@ def converge(params: t.Mapping[str, t.Any], check_mode: bool, gone: Gone = NOBOD
     return {
         "changed": decision.changed,
         "action": decision.action,
-        "network": shown(record),
+        "network": listing.shown(record),
         "diff": {"before": decision.before, "after": decision.after},
     }
 
@@ -90,13 +99,6 @@ def checked(params: t.Mapping[str, t.Any], paths: Paths) -> plan.Definition:
         if params["state"] != "absent" and new:
             plan.target(definition, None, None)
     return definition
-
-
-def shown(record: Record | None) -> Record | None:
-    """The record without what is only bookkeeping."""
-    if record is None:
-        return None
-    return {key: value for key, value in record.items() if key != "phase"}
 
 
 # -- looking --------------------------------------------------------------------------------------------------------
@@ -128,15 +130,11 @@ def facts_of(store: Store | None, name: str, absent: bool, without: t.Collection
         record=record,
         users=tuple(sorted(leases.vm_name(store, vm_id) for vm_id in users if vm_id not in without)),
         leases=len(leases.names(store, network_id, "leases")),
-        ports=tuple(str(_port(item)) for item in ports.published(store, network_id)),
+        ports=tuple(str(ports.of_record(item)) for item in ports.published(store, network_id)),
         missing=tuple(missing),
         nics=nics,
         foreign_ports=() if users else tuple(foreign),
     )
-
-
-def _port(item: Record) -> ports.Port:
-    return ports.Port(item["protocol"], item["host_ip"], item["host_port"], item["guest_port"])
 
 
 def _decide(
@@ -154,15 +152,40 @@ def _decide(
 
 
 def _check_host(store: Store | None, made: Record, facts: plan.Facts, gone: t.Collection[str]) -> None:
-    """What only the host can tell: the bridge, and whether the subnet is free, once the networks *gone* are."""
+    """What only the host can tell: tools, the bridge, and whether the subnet is free, once the networks *gone* are."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel, serving
+
     record = facts.record
+    serving.check_installed(made)
+    if record is not None and record.get("dhcp") and not made["dhcp"]:
+        _check_asking(store, record)
     if record is None:
         _check_bridge(store, made, gone)
     if made["subnet"] and made["adopted"]:
         link = links.look(made["bridge"])
         plan.check_room(made, link.address.partition("/")[0] if link and link.address else None)
-    if made["subnet"] and (record is None or made["subnet"] != record["subnet"]):
-        plan.check_overlap(made["name"], made["subnet"], _used(store, made, gone))
+    for key in ("subnet", "subnet6"):
+        if made[key] and (record is None or made[key] != record[key]):
+            plan.check_overlap(made["name"], made[key], _used(store, made, gone, key))
+    if made["uplink"]:
+        plan.check_uplink(made, links.look(made["uplink"]), kernel.kind(made["uplink"]), kernel.master(made["uplink"]))
+    _check_ipv6(made)
+
+
+def _check_asking(store: Store | None, record: Record) -> None:
+    """:raises ChangeRefusedError: VMs would ask for their addresses, and nobody would answer."""
+    vms = [store.load_vm(vm_id) or {} for vm_id in leases.users(store, record["id"])] if store else []
+    asking = [
+        vm["config"]["name"]
+        for vm in vms
+        if any(nic.get("dhcp") and nic.get("network_id") == record["id"] for nic in vm.get("network_configs") or ())
+    ]
+    if asking:
+        raise ChangeRefusedError(
+            f"cannot be switched off while guests ask on network '{record['name']}': {', '.join(sorted(asking)[:10])}",
+            "dhcp",
+            "Leave dhcp out of those VMs' nics first.",
+        )
 
 
 def _check_bridge(store: Store | None, made: Record, gone: t.Collection[str] = ()) -> None:
@@ -205,21 +228,32 @@ def _others(store: Store | None, name: str) -> list[Record]:
     return [record for record in found if record]
 
 
-def _used(store: Store | None, made: Record, gone: t.Collection[str]) -> list[tuple[str, str]]:
+def _check_ipv6(made: Record) -> None:
+    """:raises UnsupportedError: the host does not do for IPv6 what the network needs."""
+    if made["subnet6"] and not links.has_ipv6():
+        raise UnsupportedError(
+            "the host has no IPv6", "subnet6", "Boot it without ipv6.disable=1, or leave subnet6 out."
+        )
+    if made["routing6"] != "none" and links.get_sysctl("ipv6", "all", "forwarding") != "1":
+        raise UnsupportedError(
+            "the host does not forward IPv6, which is a switch for all of its interfaces",
+            "routing6",
+            "Set net.ipv6.conf.all.forwarding=1, and accept_ra=2 of the uplink if it learns its own routes that way.",
+        )
+
+
+def _used(store: Store | None, made: Record, gone: t.Collection[str], key: str) -> list[tuple[str, str]]:
     """Subnets that others have; those of an adopted bridge's own interface are what it is adopted for."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
     others = _others(store, made["name"])
-    used = [
-        (other["subnet"], f"network '{other['name']}'")
-        for other in others
-        if other["subnet"] and other["name"] not in gone
-    ]
+    used = [(other[key], f"network '{other['name']}'") for other in others if other[key] and other["name"] not in gone]
     own = made["bridge"]
     if own is None and store is not None:
         own = _left_over_bridge(store, made["name"])
     if not made["adopted"]:
-        used += kernel.used_ranges([own, *(other["bridge"] for other in others if other["name"] in gone)])
+        left = [own, *(other["bridge"] for other in others if other["name"] in gone)]
+        used += kernel.used_ranges(left, kernel.AF_INET if key == "subnet" else kernel.AF_INET6)
     return used
 
 
@@ -294,7 +328,7 @@ def _finish(store: Store, record: Record) -> None:
 
 def _bring_up(store: Store, record: Record) -> None:
     """:func:`manager.ensure`, step by step for the tests."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
 
     with locked(store.paths, firewall.lock_names(), manager.LOCK_TIMEOUT):
         if not record["adopted"]:
@@ -304,6 +338,10 @@ def _bring_up(store: Store, record: Record) -> None:
         checkpoint("rules")
         if not record["adopted"]:
             kernel.activate(record)
+    if not record["adopted"]:
+        checkpoint("bridge up")
+        serving.ensure(store, record)
+        checkpoint("dnsmasq")
     guests.mend(store, record)
 
 
@@ -338,8 +376,10 @@ def _remove(store: Store, name: str) -> None:
     if record is not None:
         _mark_removed(store, record)
         checkpoint("marked")
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
 
+        serving.stop(store, network_id)
+        checkpoint("dnsmasq")
         with locked(store.paths, firewall.lock_names(), manager.LOCK_TIMEOUT):
             # The bridge first: while it has its address and is up, the rules are there.
             kernel.delete(record)
@@ -363,73 +403,3 @@ def _mark_removed(store: Store, record: Record) -> None:
             write_json(_path(store, record["id"]), record)
         names = ", ".join(sorted(leases.vm_name(store, vm_id) for vm_id in users[:10]))
         raise ChangeRefusedError(f"network '{record['name']}' has VMs: {names}", "state", "Remove those VMs first.")
-
-
-# -- listing --------------------------------------------------------------------------------------------------------
-
-
-def describe(params: t.Mapping[str, t.Any]) -> list[Record]:
-    """All networks, or the one named: records with ``users``, ``leases``, ``ports`` and ``missing``."""
-    store = Store.load(Paths.from_params(params))
-    if store is None:
-        return []
-    name = params.get("name")
-    names = [name] if name else [entry for entry, _id in store.index("network").entries()]
-    return [found for item in names for found in [_described(store, item)] if found is not None]
-
-
-# What is said of a network that cannot be read.
-_NOTHING: Record = {"state": ERROR, "owner": None, "missing": [], "faults": []}
-_NOBODY: Record = {"users": [], "leases": [], "ports": []}
-
-
-def _described(store: Store, name: str) -> Record | None:
-    """A network as users see it, ``None`` if there is none; one that is damaged says so, alone."""
-    try:
-        network_id = store.index("network").lookup(name)
-    except StateError as exc:
-        return {**_NOTHING, **_NOBODY, "id": None, "name": name, "reason": str(exc)}
-    record = leases.seen(store, network_id, name) if network_id else None
-    if record is None or record.get("phase") == leases.REMOVING:
-        return None
-    if is_damaged(record):
-        return {**_NOTHING, "id": network_id, "name": name, "reason": record["reason"], **_held(store, record)}
-    return {
-        **t.cast(Record, shown(record)),
-        "missing": _missing(store, record),
-        "faults": [f"{label}: {trouble}" for label, trouble in guests.troubles(store, record).items()],
-        **_held(store, record),
-    }
-
-
-def _held(store: Store, record: Record) -> Record:
-    """Who uses a network, and what they have of it."""
-    known: dict[str, str] = {}
-
-    def vm_name(vm_id: str) -> str:
-        if vm_id not in known:
-            known[vm_id] = leases.vm_name(store, vm_id)
-        return known[vm_id]
-
-    addresses = leases.names(store, record["id"], "leases")
-    holders = [(ip, leases.lease_holder(store, record["id"], ip)) for ip in addresses]
-    return {
-        "users": [{"id": vm_id, "name": vm_name(vm_id)} for vm_id in leases.users(store, record["id"])],
-        "leases": [{"ip": ip, "vm_id": vm_id, "vm": vm_name(vm_id)} for ip, vm_id in _by_address(holders)],
-        "ports": [
-            {**item, "vm": vm_name(item["vm_id"]), "port": str(_port(item))}
-            for item in ports.published(store, record["id"])
-        ],
-    }
-
-
-def _by_address(holders: t.Iterable[tuple[str, str | None]]) -> list[tuple[str, str]]:
-    found = [(ip, vm_id) for ip, vm_id in holders if vm_id]
-    return sorted(found, key=lambda pair: tuple(int(part) for part in pair[0].split(".")))
-
-
-def _missing(store: Store, record: Record) -> list[str]:
-    try:
-        return manager.missing(store, record)
-    except (ConflictError, NotFoundError):
-        return ["bridge"]

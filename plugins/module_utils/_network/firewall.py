@@ -29,12 +29,15 @@ def _inputs(store: Store) -> Inputs:
     nat = [net for net in nets if net["nat"]]
     uplinks = forwarding.uplinks() if nat else ()
     # An uplink that is a bridge of ours (a route through a guest) is none.
-    uplinks = tuple(name for name in uplinks if name not in {net["bridge"] for net in nets})
+    bridges = {net["bridge"] for net in nets}
+    uplinks = tuple(name for name in uplinks if name not in bridges)
+    uplinks6 = forwarding.uplinks6() if any(net["routing6"] != "none" for net in nets) else ()
     return Inputs(
         networks=tuple(nets),
         ports=tuple(port for net in nat for port in ports.published(store, net["id"])),
         uplinks=uplinks,
         guarded=forwarding.guarded(uplinks),
+        uplinks6=tuple(name for name in uplinks6 if name not in bridges),
     )
 
 

@@ -34,6 +34,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 
 REGISTRY = "/run/cocoon-microvm-forwarding"
 ROUTES = "/proc/thread-self/net/route"
+ROUTES6 = "/proc/thread-self/net/ipv6_route"
 SO_NETNS_COOKIE = 71
 RTF_UP = 0x1
 RTF_REJECT = 0x200
@@ -52,6 +53,18 @@ def uplinks() -> tuple[str, ...]:
             if fields[7] in DEFAULT_MASKS and flags & RTF_UP and not flags & RTF_REJECT and fields[0] != "*":
                 found.add(fields[0])
     return tuple(sorted(found))
+
+
+def uplinks6() -> tuple[str, ...]:
+    """Interfaces of the default routes of IPv6, sorted. That the host forwards it is up to its administrator."""
+    found = set()
+    with contextlib.suppress(FileNotFoundError), open(ROUTES6, encoding="ascii") as stream:
+        for line in stream:
+            fields = line.split()
+            flags = int(fields[8], 16)
+            if fields[0] == "0" * 32 and fields[1] == "00" and flags & RTF_UP and not flags & RTF_REJECT:
+                found.add(fields[9])
+    return tuple(sorted(found - {"lo"}))
 
 
 def host_forwards() -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import ipaddress
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import nftables
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import nftables, subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.ruleset import table_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -58,19 +58,35 @@ def _address(config: Config) -> str | None:
 
 
 def is_wanted(nic: Nic) -> bool:
-    """Whether a NIC is guarded: on our own bridges unless told otherwise, on others only if told."""
-    config, network = nic.config, nic.network
-    if not config.get("bridge_dev") or config.get("netns_path"):
+    """Whether a NIC has rules: against spoofing on our own bridges unless told otherwise, on others only if told."""
+    if not nic.config.get("bridge_dev") or nic.config.get("netns_path"):
         return False
-    told = network.get("anti_spoofing")
-    return bool(not network.get("adopted") if told is None else told)
+    return _is_held(nic) or bool(_sending(nic))
+
+
+def _is_held(nic: Nic) -> bool:
+    told = nic.network.get("anti_spoofing")
+    return bool(not nic.network.get("adopted") if told is None else told)
+
+
+def _sending(nic: Nic) -> t.Mapping[str, int] | None:
+    """How fast a guest may send, if that is limited."""
+    return (nic.config.get("limits") or {}).get("tx")
 
 
 def rules(nic: Nic) -> list[str]:
-    """What is dropped of what comes from one guest. Pure.
+    """What is dropped of what comes from one guest. Pure."""
+    found, limit = _holding(nic) if _is_held(nic) else [], _sending(nic)
+    if limit:
+        found.append(f"limit rate over {limit['rate']} bytes/second burst {limit['burst']} bytes drop")
+    return found
+
+
+def _holding(nic: Nic) -> list[str]:
+    """What it has no right to send.
 
     Another source MAC, tags of a VLAN; where we gave the address, any but the VM's own in IPv4 and ARP, and in IPv6
-    any but the link-local one that follows from the MAC, claims to other neighbours' addresses, and what only routers
+    any but those that follow from the MAC, claims to other neighbours' addresses, and what only routers
     and servers send.
     """
     mac = nic.config["mac"]
@@ -79,14 +95,16 @@ def rules(nic: Nic) -> list[str]:
         "ether type { 8021q, 0x88a8 } drop",
         f"arp saddr ether != {mac} drop",
     ]
+    if nic.network.get("dhcp"):
+        found.append("ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept")
     if _address(nic.config):
         own = ", ".join(nic.addresses)
-        local = ipaddress.IPv6Address(_link_local(mac))
+        found += [f"arp saddr ip != {{ 0.0.0.0, {own} }} drop", f"ip saddr != {{ {own} }} drop"]
+    if _address(nic.config) or nic.network.get("subnet6"):
+        own6 = _own6(nic)
         found += [
-            f"arp saddr ip != {{ 0.0.0.0, {own} }} drop",
-            f"ip saddr != {{ {own} }} drop",
-            f"ip6 saddr != {{ ::, {local} }} drop",
-            f"icmpv6 type nd-neighbor-advert @th,64,128 != {int(local):#034x} drop",
+            f"ip6 saddr != {{ ::, {', '.join(map(str, own6))} }} drop",
+            f"icmpv6 type nd-neighbor-advert {' '.join(f'@th,64,128 != {int(ip):#034x}' for ip in own6)} drop",
             "icmpv6 type { nd-router-advert, nd-redirect } drop",
             "ether type ip udp sport 67 drop",
             "ether type ip6 udp sport 547 drop",
@@ -94,10 +112,12 @@ def rules(nic: Nic) -> list[str]:
     return found
 
 
-def _link_local(mac: str) -> int:
-    """The IPv6 link-local address that follows from a MAC (modified EUI-64)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    return (0xFE80 << 112) + int.from_bytes(bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:], "big")
+def _own6(nic: Nic) -> list[ipaddress.IPv6Address]:
+    """The IPv6 addresses that a guest makes itself from its MAC: that of the link, and one of the network's subnet."""
+    mac = nic.config["mac"]
+    own = [ipaddress.IPv6Address((0xFE80 << 112) + subnets.interface_id(mac))]
+    wide = subnets.address6(nic.network, mac)
+    return [*own, ipaddress.IPv6Address(wide)] if wide else own
 
 
 def _digest(nic: Nic) -> str:
@@ -161,6 +181,11 @@ def remove(store: Store, taps: t.Iterable[str]) -> None:
     there = [tap for tap in taps if nftables.has_element(table, MAP, tap)]
     if there:
         nftables.load(removal(table, there))
+
+
+def guarded(store: Store) -> list[str]:
+    """The TAPs that have rules, whether they are there or not."""
+    return [chain for chain in nftables.chains(table_name(store.store_id), nftables.BRIDGE) if chain != ARRIVING]
 
 
 def remove_all(store: Store) -> None:

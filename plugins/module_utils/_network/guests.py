@@ -13,8 +13,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
-def running(store: Store, network: Record) -> t.Iterator[tuple[str, guard.Nic]]:
-    """(what to call it, NIC) of each NIC that a running VM has on the network."""
+def running(store: Store, network: Record) -> t.Iterator[tuple[str, int, guard.Nic]]:
+    """(VM, place, NIC) of each NIC that a running VM has on the network."""
     for vm_id in leases.users(store, network["id"]):
         record = store.load_vm(vm_id) or {}
         if not wires.is_settled(record):
@@ -26,14 +26,20 @@ def running(store: Store, network: Record) -> t.Iterator[tuple[str, guard.Nic]]:
         configs = record["network_configs"]
         for index, nic in enumerate(guard.nics(configs, lambda _config: network)):
             if nic.config.get("network_id") == network["id"]:
-                yield f"nics[{index}] of {record['config']['name']}", nic
+                yield record["config"]["name"], index, nic
+
+
+def _labelled(store: Store, network: Record) -> t.Iterator[tuple[str, guard.Nic]]:
+    """(what to call it, NIC) of each of these."""
+    for vm, index, nic in running(store, network):
+        yield f"nics[{index}] of {vm}", nic
 
 
 def troubles(store: Store, network: Record) -> dict[str, str]:
     """What is wrong with those NICs and can be mended, in words; usually nothing."""
     links = None
     found = {}
-    for label, nic in running(store, network):
+    for label, nic in _labelled(store, network):
         links = wires.look() if links is None else links
         wrong = wires.faults(nic.config, network, links) + guard.faults(store.store_id, nic)
         if wrong and wires.GONE not in wrong:  # what is gone only a restart brings back
@@ -48,7 +54,7 @@ def mend(store: Store, network: Record) -> None:
     """
     for label in troubles(store, network):
         # Looked up again: in between the VM may have ended, and begun anew as somebody who is to be kept off.
-        nic = dict(running(store, network)).get(label)
+        nic = dict(_labelled(store, network)).get(label)
         if nic is not None:
             guard.ensure(store, [nic])
             wires.mend(nic.config, network)

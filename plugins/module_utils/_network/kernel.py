@@ -11,6 +11,7 @@ guests see the same gateway after every reboot.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import typing as t
 
@@ -19,14 +20,18 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     NotFoundError,
     ToolError,
+    UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, subnets, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, derive_mac
 
 DEFAULT_MTU = 1500
-RT_SCOPE_HOST = 254
+RT_SCOPE_LINK = 253
 RT_TABLE_MAIN = 254
-AF_INET = 2
+AF_INET, AF_INET6 = 2, 10
+IFA_F_NODAD = 0x02
+# Of a bridge with IPv6: it is the router, so it listens to none, and nobody else can have its addresses.
+ROUTER6 = {"accept_ra": "0", "autoconf": "0", "accept_dad": "0"}
 
 
 @contextlib.contextmanager
@@ -44,6 +49,10 @@ def _netlink() -> t.Iterator[t.Any]:
         try:
             yield ipr
         except NetlinkError as exc:
+            if exc.code == errno.EOPNOTSUPP:
+                raise UnsupportedError(
+                    "the kernel does not do that with interfaces", remedy="It may lack VLANs on bridges, or bridges."
+                ) from exc
             raise CocoonError(f"the kernel refused a change of the network: {exc.args[-1]}") from exc
 
 
@@ -76,7 +85,7 @@ def _cidr(record: Record) -> str | None:
 
 
 def missing(record: Record) -> list[str]:
-    """What the bridge lacks: some of ``bridge``, ``mtu``, ``address``, ``ipv6``, ``up``, ``forwarding``.
+    """What the bridge lacks: some of ``bridge mtu address ipv6 up port vlans forwarding``.
 
     :raises ConflictError: something that is not ours has its name.
     :raises NotFoundError: an adopted bridge is not there.
@@ -105,16 +114,38 @@ def missing(record: Record) -> list[str]:
     # The ioctl shows the first address only; there may be more.
     if address is not None and link.address != address and not _has_address(link.index, address):
         found.append("address")
-    if links.get_sysctl("ipv6", record["bridge"], "disable_ipv6") == "0":
+    if _lacks_ipv6(record, link):
         found.append("ipv6")
     if not link.up:
         found.append("up")
+    if record.get("uplink") and wires.master_of(record["uplink"]) != link.index:
+        found.append("port")
+    if wires.filters(link.index) != bool(record.get("vlan_filtering")):
+        found.append("vlans")
     if any(
         (links.get_sysctl("ipv4", record["bridge"], key) == "1") != record["nat"]
         for key in ("forwarding", "route_localnet")
     ):
         found.append("forwarding")
     return found
+
+
+def _lacks_ipv6(record: Record, link: links.Link) -> bool:
+    disabled = links.get_sysctl("ipv6", record["bridge"], "disable_ipv6")
+    if not record.get("subnet6"):
+        return disabled == "0"
+    return disabled != "0" or not has_address6(link.index, subnets.gateway6(record))
+
+
+def has_address6(index: int, ip: str) -> bool:
+    """Whether an interface has an IPv6 address."""
+    wanted = ipaddress.IPv6Address(ip).packed.hex()
+    try:
+        with open("/proc/thread-self/net/if_inet6", encoding="ascii") as stream:
+            rows = [line.split() for line in stream]
+    except FileNotFoundError:
+        return False
+    return any(row[0] == wanted and int(row[1], 16) == index for row in rows)
 
 
 def _has_address(index: int, address: str) -> bool:
@@ -148,6 +179,8 @@ def create(record: Record) -> None:
                 mtu=record["mtu"] or DEFAULT_MTU,
                 br_stp_state=0,
                 br_forward_delay=0,
+                # Kernels without it refuse even to be told that it is not wanted.
+                **({"br_vlan_filtering": 1} if record.get("vlan_filtering") else {}),
             )
             index = links.index_of(record["bridge"])
             ipr.link("set", index=index, ifalias=f"cocoon-microvm network {record['name']}")
@@ -163,13 +196,24 @@ def activate(record: Record) -> None:
     if "mtu" in lacking:
         with links.Control() as control:
             control.set_mtu(name, record["mtu"])
-    # Guests have no business with the host over IPv6, which no subnet of ours speaks.
-    links.set_sysctl("ipv6", name, "disable_ipv6", "1")
+    # Guests have no business with the host over IPv6, unless their network speaks it.
+    if record.get("subnet6"):
+        for key, value in ROUTER6.items():
+            links.set_sysctl("ipv6", name, key, value)
+    links.set_sysctl("ipv6", name, "disable_ipv6", "0" if record.get("subnet6") else "1")
     if "address" in lacking or "up" in lacking:
         _set_address(record)
     if "up" in lacking:
         with links.Control() as control:
             control.set_up(name)
+    if "ipv6" in lacking or "up" in lacking:
+        _set_address6(record)
+    if "vlans" in lacking:
+        with _netlink() as ipr:
+            index, filtering = links.index_of(name), int(record["vlan_filtering"])
+            ipr.link("set", index=index, kind="bridge", br_vlan_filtering=filtering)
+    if record.get("uplink") and ("port" in lacking or "vlans" in lacking):
+        _set_uplink(record)
     links.set_sysctl("ipv4", name, "forwarding", "1" if record["nat"] else "0")
     # For ports on the host's loopback. Rules that are there by now keep guests away from it.
     links.set_sysctl("ipv4", name, "route_localnet", "1" if record["nat"] else "0")
@@ -193,17 +237,51 @@ def _set_address(record: Record) -> None:
             ipr.addr("add", index=index, address=ip, prefixlen=int(prefix), broadcast=broadcast)
 
 
+def _set_address6(record: Record) -> None:
+    """Exactly the record's address beside the link's own."""
+    index = links.index_of(record["bridge"])
+    wanted = subnets.gateway6(record) if record.get("subnet6") else None
+    with _netlink() as ipr:
+        for message in ipr.get_addr(family=AF_INET6, index=index):
+            ip = ipaddress.IPv6Address(message.get_attr("IFA_ADDRESS"))
+            if message["index"] == index and not ip.is_link_local and str(ip) != wanted:
+                ipr.addr("del", index=index, address=str(ip), prefixlen=message["prefixlen"], family=AF_INET6)
+        if wanted and not has_address6(index or 0, wanted):
+            ipr.addr("add", index=index, address=wanted, prefixlen=64, family=AF_INET6, flags=IFA_F_NODAD)
+
+
+def _set_uplink(record: Record) -> None:
+    """Put the record's uplink on the bridge, with all VLANs if there are any."""
+    name = record["uplink"]
+    index = links.index_of(name)
+    if index is None:
+        raise NotFoundError(f"there is no interface {name}", "uplink", "Bring it back, it is the network's uplink.")
+    with _netlink() as ipr:
+        ipr.link("set", index=index, master=links.index_of(record["bridge"]))
+    with links.Control() as control:
+        control.set_up(name)
+    if record["vlan_filtering"]:
+        wires.add_all_vlans(index)
+
+
+def master(name: str) -> str | None:
+    """The interface that *name* is a part of."""
+    index = wires.master_of(name)
+    return links.name_of(index) if index else None
+
+
 def foreign_ports(record: Record) -> list[str]:
-    """Interfaces on our bridge; with no VM on the network they are not ours."""
+    """Interfaces on our bridge beside its uplink; with no VM on the network they are not ours."""
     index = links.index_of(record["bridge"])
     if record["adopted"] or index is None:
         return []
     with _netlink() as ipr:
-        return sorted(link.get_attr("IFLA_IFNAME") for link in ipr.get_links() if link.get_attr("IFLA_MASTER") == index)
+        found = [link.get_attr("IFLA_IFNAME") for link in ipr.get_links() if link.get_attr("IFLA_MASTER") == index]
+        return sorted(name for name in found if name != record.get("uplink"))
 
 
 def delete(record: Record) -> None:
-    """Remove the bridge if it is there and ours; an adopted one is left alone."""
+    """Remove the bridge if it is there and ours; an adopted one is left alone. An uplink is let go of."""
     link = links.look(record["bridge"])
     if record["adopted"] or link is None or link.mac != bridge_mac(record["id"]):
         return
@@ -215,29 +293,30 @@ def delete(record: Record) -> None:
             raise
 
 
-def used_ranges(exclude: t.Container[str | None] = ()) -> list[tuple[str, str]]:
-    """Parts of the IPv4 space that the host uses, and for what, in words.
+def used_ranges(exclude: t.Container[str | None] = (), family: int = AF_INET) -> list[tuple[str, str]]:
+    """Parts of the IPv4 or IPv6 space that the host uses, and for what, in words.
 
-    Default routes do not count, nor does what goes through the interfaces *exclude*.
+    Default routes do not count, nor does what goes through the interfaces *exclude*, nor what is of a link alone.
     """
     found = []
     with _netlink() as ipr:
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
-        for message in ipr.get_addr(family=AF_INET):
+        for message in ipr.get_addr(family=family):
             ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             name = names.get(message["index"], "?")
-            if message["scope"] != RT_SCOPE_HOST and name not in exclude:
+            if message["scope"] < RT_SCOPE_LINK and name not in exclude:
                 found.append((_canonical(ip, message["prefixlen"]), f"an address of the host's interface {name}"))
-        for message in ipr.get_routes(family=AF_INET, table=RT_TABLE_MAIN):
+        for message in ipr.get_routes(family=family, table=RT_TABLE_MAIN):
             name = names.get(message.get_attr("RTA_OIF"), "?")
-            if message["dst_len"] > 1 and name not in exclude:
+            local = family == AF_INET6 and (message.get_attr("RTA_DST") or "").startswith(("fe80", "ff"))
+            if message["dst_len"] > 1 and name not in exclude and not local:
                 subnet = _canonical(message.get_attr("RTA_DST"), message["dst_len"])
                 found.append((subnet, f"a route of the host through {name}"))
     return found
 
 
 def _canonical(ip: str, prefix: int) -> str:
-    return str(ipaddress.IPv4Network((ip, prefix), strict=False))
+    return str(ipaddress.ip_interface(f"{ip}/{prefix}").network)
 
 
 def kind(name: str) -> str | None:

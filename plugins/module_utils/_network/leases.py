@@ -162,6 +162,11 @@ def check_wanted(network: Record, wanted: str) -> str:
         raise InputError(f"{ip} is not in {subnet} of network '{network['name']}'", "ip", "Use an address of it.")
     if address in (subnet.network_address, subnet.broadcast_address):
         raise InputError(f"{ip} is the network or broadcast address of {subnet}", "ip", "Use another address.")
+    for first, last in subnets.ranges(network.get("dhcp_range")):
+        if first <= address <= last:
+            raise InputError(
+                f"{ip} is in dhcp_range of network '{network['name']}'", "ip", "Use an address outside of it."
+            )
     if ip in _reserved(network):
         raise InputError(
             f"{ip} is the gateway or the host on network '{network['name']}'", "ip", "Use another address."
@@ -199,17 +204,16 @@ def choose_ip(
         return ip
     if not network.get("subnet"):
         raise InputError(f"network '{network['name']}' has no subnet", "network", "Give it one with cocoon_network.")
-    first, last = subnets.bounds(network)
-    reserved, size = _reserved(network), last - first + 1
+    free, reserved = subnets.Free(network), _reserved(network)
     start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
-    for attempt in range(size):
-        ip = str(ipaddress.IPv4Address(first + (start + attempt) % size))
+    for attempt in range(free.size):
+        ip = free[(start + attempt) % free.size]
         if ip not in reserved and ip not in taken and not os.path.lexists(os.path.join(leases, ip)):
             return ip
     raise ResourceError(
         f"network '{network['name']}' has no free address in {network['subnet']}",
         "network",
-        "Remove VMs, widen range_start and range_end, or use another network.",
+        "Remove VMs, widen what is given out (range_start, range_end, reserved), or use another network.",
     )
 
 

@@ -51,6 +51,14 @@ def index_of(name: str) -> int | None:
         return None
 
 
+def name_of(index: int) -> str | None:
+    """The name of the interface with that index, or ``None``."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return None
+
+
 class Control:
     """A socket for interface ioctls; it belongs to the network namespace it was opened in."""
 
@@ -73,6 +81,9 @@ class Control:
 
     def set_up(self, name: str) -> None:
         self.call(SIOCSIFFLAGS, name, struct.pack("H", self.flags(name) | IFF_UP))
+
+    def set_down(self, name: str) -> None:
+        self.call(SIOCSIFFLAGS, name, struct.pack("H", self.flags(name) & ~IFF_UP))
 
     def mtu(self, name: str) -> int:
         return t.cast(int, struct.unpack_from("i", self.call(SIOCGIFMTU, name))[0])
@@ -113,6 +124,11 @@ def look(name: str) -> Link | None:
             index, control.mac(name), bool(control.flags(name) & IFF_UP), control.mtu(name), control.address(name)
         )
     return None
+
+
+def has_ipv6() -> bool:
+    """Whether the kernel does IPv6 at all."""
+    return os.path.isdir("/proc/sys/net/ipv6/conf")
 
 
 def _sysctl(family: str, name: str, key: str) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.leases import (
     REMOVING,
     allocate,
@@ -14,9 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network.leases imp
     detach,
     lease,
     lease_holder,
-    purge,
     read_record,
-    release,
     users,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.ports import (
@@ -64,36 +63,57 @@ def load(store: Store, name: str) -> Record | None:
     return None if record is None or record.get("phase") == REMOVING else record
 
 
+def release(store: Store, network_id: str, ip: str, vm_id: str) -> None:
+    """Give *ip* back if the VM has it; it is not found there any more."""
+    if leases.lease_holder(store, network_id, ip) == vm_id:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import serving
+
+        serving.withdraw(store, network_id, ip)
+        leases.release(store, network_id, ip, vm_id)
+
+
+def purge(store: Store, vm_id: str) -> bool:
+    """Take everything from a VM on every network: for records whose writer died. Looks at all leases.
+
+    :return: whether published ports were among it (:func:`sync` is due then).
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import serving
+
+    serving.withdraw_all(store, vm_id)
+    return leases.purge(store, vm_id)
+
+
 def missing(store: Store, network: Record) -> list[str]:
     """What the kernel lacks of a network; empty in the usual case.
 
     :raises ConflictError: an interface that is not ours has the bridge's name.
     :raises NotFoundError: the bridge of an adopted network is not there.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
 
     found = kernel.missing(network)
-    return found if network["adopted"] else found + firewall.missing(store)
+    return found if network["adopted"] else found + firewall.missing(store) + serving.missing(store, network)
 
 
 def ensure(store: Store, network: Record, timeout: float = LOCK_TIMEOUT) -> bool:
-    """Bring bridge, address, forwarding and rules up where they are missing (after a reboot, say).
+    """Bring bridge, address, forwarding, rules and dnsmasq up where they are missing (after a reboot, say).
 
     :return: whether anything was to be done.
     :raises BusyError: others kept the lock for *timeout* seconds.
     :raises ConflictError: an interface that is not ours has the bridge's name.
     :raises NotFoundError: the bridge of an adopted network is not there.
-    :raises ToolError: nft is missing or refused the rules.
+    :raises ToolError: nft or dnsmasq is missing, or refused what it is told.
     """
     if not missing(store, network):
         return False
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
 
     with locked(store.paths, firewall.lock_names(), timeout):
         # First the bridge without an address, then the rules, then what lets packets pass.
         kernel.create(network)
         firewall.apply(store)
         kernel.activate(network)
+    serving.ensure(store, network)
     return True
 
 

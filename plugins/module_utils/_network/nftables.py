@@ -19,12 +19,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import run
 
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_GETTABLE = 1
+NFT_MSG_NEWCHAIN = 3
+NFT_MSG_GETCHAIN = 4
 NFT_MSG_NEWRULE = 6
 NFT_MSG_GETRULE = 7
 NFT_MSG_GETSETELEM = 13
 INET, BRIDGE = 1, 7
 NFTA_TABLE_NAME = NFTA_RULE_TABLE = 1
 NFTA_RULE_CHAIN = 2
+NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 1, 3
 NFTA_RULE_USERDATA = 7
 NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 2, 3
 NFTA_LIST_ELEM = NFTA_SET_ELEM_KEY = NFTA_DATA_VALUE = 1
@@ -91,6 +94,20 @@ def comments(table: str, chain: str | None = None, family: int = INET) -> list[b
         if found is not None:
             return found
     return []  # rules that change all the time are not ours as we left them
+
+
+def chains(table: str, family: int = INET) -> list[str]:
+    """The names of a table's chains; [] if it is not there."""
+    found, question = [], _request(NFT_MSG_GETCHAIN, netlink.DUMP, family, b"")
+    for kind, _flags, data in netlink.messages(netlink.NETFILTER, question):
+        if kind == netlink.ERROR:
+            _failed(struct.unpack_from("=i", data)[0])
+            return []
+        if kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWCHAIN:
+            values = netlink.attributes(data[4:])
+            if values.get(NFTA_CHAIN_TABLE) == table.encode() + b"\0":
+                found.append(values[NFTA_CHAIN_NAME].rstrip(b"\0").decode(errors="replace"))
+    return found
 
 
 def _dump_once(table: str, chain: str | None, family: int) -> list[bytes] | None:

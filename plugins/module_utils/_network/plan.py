@@ -14,40 +14,54 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ChangeRefusedError,
     ConflictError,
     InputError,
+    NotFoundError,
     StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED, is_damaged
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip, check_labels, check_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED, UNSERVED, is_damaged
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
+    Record,
+    check_ip,
+    check_labels,
+    check_name,
+    is_domain,
+)
 
 # What a user can set, in the order of the documentation; names as in the record.
 FIELDS = (
     "bridge",
     "adopted",
+    "uplink",
+    "vlan_filtering",
     "subnet",
     "gateway",
+    "subnet6",
     "range_start",
     "range_end",
+    "reserved",
     "nat",
+    "routing6",
     "isolated",
     "anti_spoofing",
     "mtu",
     "dns",
     "dns_search",
+    "names",
+    "dhcp",
+    "dhcp_range",
     "owner",
     "labels",
 )
 BRIDGE_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}\Z")
-DOMAIN_RE = re.compile(
-    r"^(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)*\Z"
-)
 # What every resolver takes of a search list.
 MAX_DOMAINS, MAX_SEARCH = 6, 256
 # /proc/sys/net/*/conf has these beside the interfaces.
 RESERVED_BRIDGES = ("all", "default", "lo")
 MIN_PREFIX, MAX_PREFIX = 8, 30
-MIN_MTU, MAX_MTU = 576, 65521
+MIN_MTU, MAX_MTU, DEFAULT_MTU = 576, 65521, 1500
+PREFIX6 = 64  # what addresses that follow from MACs need
+UNUSABLE6 = tuple(ipaddress.IPv6Network(text) for text in ("::/8", "fe80::/10", "ff00::/8"))
 UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
 
 Definition = dict[str, t.Any]
@@ -102,18 +116,30 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
     check_name(params["name"])
     given = {key: value for key, value in params.items() if value is not None}
     found: Definition = {
-        key: given[key] for key in ("nat", "isolated", "anti_spoofing", "owner", "force") if key in given
+        key: given[key]
+        for key in ("nat", "isolated", "anti_spoofing", "names", "dhcp", "vlan_filtering", "owner", "force")
+        if key in given
     }
     found["name"] = params["name"]
     if "adopt" in given:
         found["adopted"] = given["adopt"]
     if "bridge" in given:
         found["bridge"] = _check_bridge(given["bridge"])
+    if "uplink" in given:
+        found["uplink"] = _check_bridge(given["uplink"], "uplink") if given["uplink"] else None
     if "subnet" in given:
         found["subnet"] = check_subnet(given["subnet"])
+    if "subnet6" in given:
+        found["subnet6"] = check_subnet6(given["subnet6"]) if given["subnet6"].strip() else None
+    if "routing6" in given:
+        found["routing6"] = given["routing6"]
     for key in ("gateway", "range_start", "range_end"):
         if key in given:
             found[key] = check_ip(given[key], key)
+    if "reserved" in given:
+        found["reserved"] = [_check_range(text, "reserved") for text in given["reserved"]]
+    if "dhcp_range" in given:
+        found["dhcp_range"] = _check_range(given["dhcp_range"], "dhcp_range") if given["dhcp_range"].strip() else None
     if "mtu" in given:
         found["mtu"] = _check_mtu(given["mtu"])
     if "dns" in given:
@@ -125,11 +151,11 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
     return found
 
 
-def _check_bridge(name: str) -> str:
+def _check_bridge(name: str, option: str = "bridge") -> str:
     if not BRIDGE_RE.match(name) or name in RESERVED_BRIDGES:
         raise InputError(
-            f"'{name}' is not a name for a bridge",
-            "bridge",
+            f"'{name}' is not a name for {'a bridge' if option == 'bridge' else 'an interface'}",
+            option,
             "Use at most 15 letters, digits, dots, underscores and hyphens, beginning with a letter or digit.",
         )
     return name
@@ -150,6 +176,32 @@ def check_subnet(text: str) -> str:
     return str(subnet)
 
 
+def check_subnet6(text: str) -> str:
+    """A canonical IPv6 subnet whose guests make their addresses from their MACs."""
+    try:
+        subnet = ipaddress.IPv6Network(text.strip())
+    except ValueError as exc:
+        remedy = "Leave out what comes after the prefix." if "host bits" in str(exc) else "Write it as fd00:1:2:3::/64."
+        raise InputError(f"'{text}' is not an IPv6 subnet", "subnet6", remedy) from None
+    if subnet.prefixlen != PREFIX6:
+        raise InputError(f"'{text}' has no usable prefix", "subnet6", "Use one of 64 bits, as in fd00:1:2:3::/64.")
+    if any(subnet.overlaps(other) for other in UNUSABLE6):
+        raise InputError(f"'{text}' is not for guests", "subnet6", "Use a private one, such as fd00:1:2:3::/64.")
+    return str(subnet)
+
+
+def _check_range(text: str, option: str) -> str:
+    """A canonical range: ``10.0.0.2-10.0.0.9``, or a single address."""
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    first = check_ip(first, option)
+    if not dash:
+        return first
+    last = check_ip(last, option)
+    if ipaddress.IPv4Address(first) > ipaddress.IPv4Address(last):
+        raise InputError(f"{last} comes before {first}", option, "Swap the two.")
+    return first if first == last else f"{first}-{last}"
+
+
 def _check_mtu(mtu: int) -> int:
     if not MIN_MTU <= mtu <= MAX_MTU:
         raise InputError(f"{mtu} is not a usable MTU", "mtu", f"Use a value from {MIN_MTU} to {MAX_MTU}.")
@@ -166,7 +218,7 @@ def _check_dns(servers: t.Sequence[str]) -> list[str]:
 def _check_domains(domains: t.Sequence[str]) -> list[str]:
     found = [domain.strip().rstrip(".").lower() for domain in domains]
     for domain in found:
-        if not DOMAIN_RE.match(domain):
+        if not is_domain(domain):
             raise InputError(f"'{domain}' is not a domain", "dns_search", "Write it as lab.example.com.")
     if len(found) > MAX_DOMAINS or len(" ".join(found)) > MAX_SEARCH:
         raise InputError(
@@ -199,7 +251,7 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
     else:
         made = {key: record.get(key) for key in FIELDS}
         if "subnet" in wanted and wanted["subnet"] != record["subnet"]:
-            made.update(gateway=None, range_start=None, range_end=None)
+            made.update(gateway=None, range_start=None, range_end=None, reserved=[], dhcp_range=None)
         made.update(wanted)
         if made["subnet"] and not made["gateway"] and not made["adopted"]:
             made["gateway"] = _first(made["subnet"])
@@ -216,19 +268,25 @@ def _first(subnet: str) -> str:
 def _defaults(wanted: Definition, store_id: str | None) -> Record:
     """What applies at creation to options that are not given."""
     adopted, subnet = wanted.get("adopted", False), wanted.get("subnet")
-    nat = wanted.get("nat", bool(subnet) and not adopted)
+    nat = wanted.get("nat", bool(subnet) and not adopted and not wanted.get("uplink"))
     made: Record = {
         "bridge": None,
         "adopted": adopted,
+        "uplink": None,
+        "vlan_filtering": False,
         "subnet": subnet,
         "gateway": _first(subnet) if subnet and not adopted else None,
+        "subnet6": None,
+        "routing6": "none",
         "range_start": None,
         "range_end": None,
+        "reserved": [],
         "nat": nat,
         **{key: None if adopted else value for key, value in GUARDED.items()},
         "mtu": None,
         "dns": list(settings.DEFAULT_DNS) if nat or (adopted and wanted.get("gateway")) else [],
         "dns_search": [],
+        **UNSERVED,
         "owner": store_id,
         "labels": {},
     }
@@ -245,8 +303,10 @@ def _check_target(made: Record) -> None:
             )
     elif made["nat"] and not made["subnet"]:
         raise InputError("NAT needs a subnet", "nat", "Give the network a subnet.")
+    _check_layer2(made)
+    _check_served(made)
     if not made["subnet"]:
-        for key in ("gateway", "range_start", "range_end"):
+        for key in ("gateway", "range_start", "range_end", "reserved"):
             if made[key]:
                 raise InputError("needs a subnet", key, "Give the network a subnet.")
         return
@@ -259,7 +319,84 @@ def _check_target(made: Record) -> None:
     if made["range_start"] and made["range_end"]:
         if ipaddress.IPv4Address(made["range_start"]) > ipaddress.IPv4Address(made["range_end"]):
             raise InputError(f"{made['range_end']} comes before range_start", "range_end", "Swap the two.")
+    for key, texts in (("reserved", made["reserved"]), ("dhcp_range", [made["dhcp_range"]])):
+        for first, last in subnets.ranges(*filter(None, texts)):
+            if first not in subnet or last not in subnet:
+                raise InputError(f"{first}-{last} is not in {subnet}", key, "Use addresses of the subnet.")
     check_room(made)
+
+
+def _check_layer2(made: Record) -> None:
+    """Whom a bridge of ours leads to without routing."""
+    for key in ("uplink", "vlan_filtering"):
+        if made[key] and made["adopted"]:
+            raise InputError(f"{made['bridge']} is yours", key, "Set it up there.")
+    for key, trouble in (
+        ("nat", "guests get out by the uplink under their own addresses"),
+        ("dhcp", "it would answer everybody behind the uplink"),
+        ("subnet6", "it would be advertised to everybody behind the uplink"),
+    ):
+        if made["uplink"] and made[key]:
+            raise InputError(trouble, key, "Leave it out, or the uplink.")
+    if made["uplink"] is not None and made["uplink"] == made["bridge"]:
+        raise InputError("is the bridge itself", "uplink", "Name the interface that leads out.")
+
+
+def check_uplink(made: Record, link: t.Any, kind: str | None, master: str | None) -> None:
+    """That an interface can be a port of the network's bridge.
+
+    :param link: what it is like, ``None`` if it is not there. :param master: the bridge or bond that it is part of.
+    :raises CocoonError: it cannot, or the host, or frames, would be lost.
+    """
+    name, mtu = made["uplink"], made["mtu"] or DEFAULT_MTU
+    if link is None:
+        raise NotFoundError(f"there is no interface {name}", "uplink", "Name one that leads out.")
+    if kind == "bridge" or master not in (None, made["bridge"]):
+        raise ConflictError(
+            f"{name} is {'a bridge' if kind == 'bridge' else f'part of {master}'}",
+            "uplink",
+            "Name another one, or adopt.",
+        )
+    if link.address is not None:
+        raise ConflictError(
+            f"{name} has the address {link.address} of the host, which could not be reached any more",
+            "uplink",
+            "Make a bridge yourself that has the address, and use adopt: true.",
+        )
+    if mtu > link.mtu:
+        raise InputError(
+            f"{mtu} is beyond the {link.mtu} of the uplink {name}", "mtu", f"Use {link.mtu}, or raise that of {name}."
+        )
+
+
+def _check_served(made: Record) -> None:
+    """What dnsmasq is to do on the network."""
+    for key in ("names", "dhcp"):
+        if made[key] and made["adopted"]:
+            raise InputError(
+                f"{made['bridge']} is not ours to serve", key, "Leave it to who serves there, or use a network of ours."
+            )
+        if made[key] and not made["subnet"]:
+            raise InputError("needs a subnet", key, "Give the network a subnet.")
+    if made["subnet6"] and made["adopted"]:
+        raise InputError(
+            f"{made['bridge']} is not ours to route for",
+            "subnet6",
+            "Leave it to the router there, who tells the guests.",
+        )
+    if made["routing6"] != "none" and not made["subnet6"]:
+        raise InputError("needs an IPv6 subnet", "routing6", "Give the network a subnet6.")
+    if made["names"] and not is_domain(settings.domain(made)):
+        raise InputError(f"'{made['name']}' is no name for a domain", "names", "Give the network another name.")
+    if made["names"] and made["gateway"] in made["dns"]:
+        raise InputError(
+            f"{made['gateway']} is what guests ask already", "dns", "Name the servers that are asked for other names."
+        )
+    if made["dhcp_range"] and not made["dhcp"]:
+        raise InputError("needs DHCP", "dhcp_range", "Use dhcp: true.")
+    for first, last in subnets.ranges(made["dhcp_range"]):
+        if first <= ipaddress.IPv4Address(made["gateway"]) <= last:
+            raise InputError(f"the gateway {made['gateway']} is in it", "dhcp_range", "Leave it out.")
 
 
 def check_room(made: Record, host: str | None = None) -> None:
@@ -270,7 +407,11 @@ def check_room(made: Record, host: str | None = None) -> None:
     """
     first, last = subnets.bounds(made)
     taken = {int(ipaddress.IPv4Address(ip)) for ip in (made["gateway"], host) if ip}
-    if last - first + 1 <= sum(first <= number <= last for number in taken):
+    free = subnets.Free(made)
+    if free.size <= sum(number in free for number in taken):
+        if made["reserved"] or made["dhcp_range"]:
+            option = "reserved" if made["reserved"] else "dhcp_range"
+            raise InputError("no address is left for a guest", option, "Have it leave some.")
         narrowed = made["range_start"] or made["range_end"]
         raise InputError(
             f"no address is left for a guest between {ipaddress.IPv4Address(first)} and {ipaddress.IPv4Address(last)}"
@@ -321,7 +462,11 @@ def _check_changes(definition: Definition, made: Record, facts: Facts, changes: 
     record = t.cast(Record, facts.record)
     check_owner(definition, record)
     kind = "an adopted bridge" if record["adopted"] else "a bridge of its own"
-    for key, option, has in (("adopted", "adopt", kind), ("bridge", "bridge", f"the bridge {record['bridge']}")):
+    for key, option, has in (
+        ("adopted", "adopt", kind),
+        ("bridge", "bridge", f"the bridge {record['bridge']}"),
+        ("uplink", "uplink", f"the uplink {record['uplink']}" if record["uplink"] else "no uplink"),
+    ):
         if key in changes:
             raise ChangeRefusedError(
                 f"network '{record['name']}' has {has}, and this is never changed",
@@ -335,6 +480,12 @@ def _check_changes(definition: Definition, made: Record, facts: Facts, changes: 
                 key,
                 "Remove those VMs first, or make another network.",
             )
+    if "vlan_filtering" in changes and not made["vlan_filtering"] and facts.users:
+        raise ChangeRefusedError(
+            f"cannot be switched off while network '{record['name']}' has {_users(facts)}",
+            "vlan_filtering",
+            "Remove those VMs first.",
+        )
     if "nat" in changes and not made["nat"] and facts.ports:
         raise ChangeRefusedError(
             f"cannot be switched off while ports are published on network '{record['name']}': "
@@ -396,9 +547,10 @@ def check_overlap(name: str, subnet: str, used: t.Iterable[tuple[str, str]]) -> 
     :param used: pairs of a subnet and what has it, in words.
     :raises ConflictError: naming the first that overlaps.
     """
-    mine = ipaddress.IPv4Network(subnet)
+    mine = ipaddress.ip_network(subnet)
+    option = "subnet" if mine.version == 4 else "subnet6"
     for other, holder in used:
-        if mine.overlaps(ipaddress.IPv4Network(other)):
+        if mine.overlaps(ipaddress.ip_network(other)):
             raise ConflictError(
-                f"{subnet} of network '{name}' overlaps {other}, which is {holder}", "subnet", "Use another subnet."
+                f"{subnet} of network '{name}' overlaps {other}, which is {holder}", option, "Use another subnet."
             )

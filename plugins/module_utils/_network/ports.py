@@ -58,6 +58,11 @@ class Port:
         return f"{where}{self.host_port}:{self.guest_port}{suffix}"
 
 
+def of_record(item: Record) -> Port:
+    """A published port from what is noted of it."""
+    return Port(item["protocol"], item["host_ip"], item["host_port"], item["guest_port"])
+
+
 def parse_port(text: str) -> Port:
     """One item of ``ports``.
 

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 # Chains in the order in which the kernel is to get them: what is jumped to comes first.
@@ -37,6 +38,7 @@ class Inputs:
     :param networks: records of networks whose bridge is ours (not adopted, not being removed).
     :param ports: published ports of those networks, see :func:`_ports.published`.
     :param uplinks: interfaces that lead out.
+    :param uplinks6: interfaces that lead out with IPv6.
     :param guarded: uplinks whose forwarding was off before us, on a host that does not forward otherwise.
     """
 
@@ -44,6 +46,7 @@ class Inputs:
     ports: tuple[Record, ...]
     uplinks: tuple[str, ...]
     guarded: tuple[str, ...]
+    uplinks6: tuple[str, ...] = ()
 
 
 def table_name(store_id: str) -> str:
@@ -63,6 +66,7 @@ def _from_guest(inputs: Inputs) -> list[str]:
     shared = [net for net in nets if not net.get("isolated")]
     rules = [f'iifname "{net["bridge"]}" oifname "{net["bridge"]}" accept' for net in shared]
     rules.append(f"oifname {_names(net['bridge'] for net in nets)} drop")
+    rules += _from_guest6(inputs)
     if nat:
         bridges = _names(net["bridge"] for net in nat)
         rules += ["meta nfproto != ipv4 drop", "ct state invalid drop"]
@@ -73,6 +77,21 @@ def _from_guest(inputs: Inputs) -> list[str]:
     return [*rules, "drop"]
 
 
+def _from_guest6(inputs: Inputs) -> list[str]:
+    """The same of IPv6, where a network's leads out."""
+    rules = []
+    for net in _leading6(inputs):
+        mine = f'iifname "{net["bridge"]}" meta nfproto ipv6'
+        rules.append(f"{mine} ct state established,related accept")
+        if inputs.uplinks6:
+            rules.append(f"{mine} ip6 saddr {net['subnet6']} oifname {_names(inputs.uplinks6)} accept")
+    return rules
+
+
+def _leading6(inputs: Inputs) -> list[Record]:
+    return [net for net in inputs.networks if net.get("subnet6") and net["routing6"] != "none"]
+
+
 def _to_guest(inputs: Inputs) -> list[str]:
     """Forwarded packets that go to a guest and do not come from one."""
     nat = [net["bridge"] for net in inputs.networks if net["nat"]]
@@ -80,6 +99,9 @@ def _to_guest(inputs: Inputs) -> list[str]:
     if nat:
         rules.append(f"oifname {_names(nat)} ct state established,related accept")
         rules.append(f"oifname {_names(nat)} ct status dnat accept")
+    if _leading6(inputs):
+        bridges = _names(net["bridge"] for net in _leading6(inputs))
+        rules.append(f"oifname {bridges} meta nfproto ipv6 ct state established,related accept")
     return [*rules, "drop"]
 
 
@@ -91,7 +113,26 @@ def _guest_to_host(inputs: Inputs) -> list[str]:
                 f'iifname "{net["bridge"]}" ip saddr {net["subnet"]} ip daddr {net["gateway"]} '
                 "icmp type echo-request accept"
             )
+        if net.get("names"):
+            to_gateway = f'iifname "{net["bridge"]}" ip saddr {net["subnet"]} ip daddr {net["gateway"]}'
+            rules += [f"{to_gateway} {protocol} dport 53 accept" for protocol in ("udp", "tcp")]
+        if net.get("subnet6"):
+            rules += _guest_to_router(net)
+        if net.get("dhcp"):
+            rules.append(f'iifname "{net["bridge"]}" meta nfproto ipv4 udp sport 68 udp dport 67 accept')
     return [*rules, "drop"]
+
+
+def _guest_to_router(net: Record) -> list[str]:
+    """What a guest needs of the host to use IPv6, and ping and names as with IPv4."""
+    mine, gateway = f'iifname "{net["bridge"]}"', subnets.gateway6(net)
+    rules = [
+        f"{mine} icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept",
+        f"{mine} ip6 daddr {gateway} icmpv6 type echo-request accept",
+    ]
+    if net.get("names"):
+        rules += [f"{mine} ip6 daddr {gateway} {protocol} dport 53 accept" for protocol in ("udp", "tcp")]
+    return rules
 
 
 def _forward(inputs: Inputs, digest: str) -> list[str]:
@@ -140,8 +181,10 @@ def _chains(inputs: Inputs, digest: str) -> tuple[Chains, dict[str, str]]:
         "input": "type filter hook input priority 0; policy accept;",
     }
     nat = [net for net in inputs.networks if net["nat"]]
-    if nat:
+    nat6 = [net for net in _leading6(inputs) if net["routing6"] == "nat"]
+    if nat or nat6:
         chains["postrouting"] = [f'ip saddr {net["subnet"]} oifname != "{net["bridge"]}" masquerade' for net in nat]
+        chains["postrouting"] += [f'ip6 saddr {net["subnet6"]} oifname != "{net["bridge"]}" masquerade' for net in nat6]
         hooks["postrouting"] = "type nat hook postrouting priority 100; policy accept;"
     if inputs.ports:
         chains["published"] = _published(inputs.ports)

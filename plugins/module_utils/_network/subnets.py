@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -19,3 +20,58 @@ def bounds(network: Record) -> tuple[int, int]:
     if network.get("range_end"):
         last = min(last, int(ipaddress.IPv4Address(network["range_end"])))
     return first, last
+
+
+def gateway6(network: Record) -> str:
+    """The host's IPv6 address on a network that has a subnet for it."""
+    return str(ipaddress.IPv6Network(network["subnet6"])[1])
+
+
+def interface_id(mac: str) -> int:
+    """The lower half of the IPv6 addresses that follow from a MAC (modified EUI-64)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return int.from_bytes(bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:], "big")
+
+
+def address6(network: Record, mac: str) -> str | None:
+    """The address that a guest makes itself on a network with IPv6."""
+    if not network.get("subnet6"):
+        return None
+    return str(ipaddress.IPv6Network(network["subnet6"])[interface_id(mac)])
+
+
+def ranges(*texts: str | None) -> list[tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]]:
+    """First and last address of each, as the record has them: ``10.0.0.2-10.0.0.9`` or ``10.0.0.2``."""
+    found = []
+    for text in filter(None, texts):
+        first, _dash, last = text.partition("-")
+        found.append((ipaddress.IPv4Address(first), ipaddress.IPv4Address(last or first)))
+    return found
+
+
+class Free:
+    """The addresses that may be given out without being asked for, numbered from 0. Its cost is that of the ranges."""
+
+    def __init__(self, network: Record) -> None:
+        first, last = bounds(network)
+        kept = ranges(*(network.get("reserved") or ()), network.get("dhcp_range"))
+        self._parts: list[tuple[int, int]] = []
+        for begin, end in sorted((int(begin), int(end)) for begin, end in kept):
+            if begin > first:
+                self._parts.append((first, min(begin - 1, last)))
+            first = max(first, end + 1)
+            if first > last:
+                break
+        if first <= last:
+            self._parts.append((first, last))
+        self.size = sum(end - begin + 1 for begin, end in self._parts)
+
+    def __getitem__(self, number: int) -> str:
+        for begin, end in self._parts:
+            if number <= end - begin:
+                return str(ipaddress.IPv4Address(begin + number))
+            number -= end - begin + 1
+        raise IndexError(number)
+
+    def __contains__(self, number: t.Any) -> bool:
+        return any(begin <= number <= end for begin, end in self._parts)

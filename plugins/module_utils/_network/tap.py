@@ -27,7 +27,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ResourceError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink, shaping, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 
@@ -199,7 +199,10 @@ def join_bridge(config: NetworkConfig) -> None:
         try:
             if config.get("bridge_dev"):
                 _bridge_mtu(control, config["bridge_dev"])
+                if config.get("vlan"):  # not up before it is in its VLAN
+                    control.set_down(config["tap"])
                 _attach(control, config)
+                control.set_up(config["tap"])
         except OSError as exc:
             if exc.errno != errno.EBUSY:  # it is on the bridge already
                 raise CocoonError(f"cannot put the TAP {config['tap']} on its bridge: {exc.strerror}") from exc
@@ -218,13 +221,26 @@ def _configure(config: NetworkConfig, attached: bool) -> None:
             mtu = _bridge_mtu(control, bridge) if bridge else config.get("mtu")
             if mtu:
                 control.set_mtu(name, mtu)
-            if _set_noqueue(links.index_of(name) or 0):
+            limit = (config.get("limits") or {}).get("rx")
+            if limit:
+                _limit(links.index_of(name) or 0, limit)
+            if limit or _set_noqueue(links.index_of(name) or 0):
                 control.set_queue_length(name, QUEUE_LENGTH)
             if bridge and attached:
                 _attach(control, config)
             control.set_up(name)
         except OSError as exc:
             raise CocoonError(f"cannot set up the TAP {name}: {exc.strerror}") from exc
+
+
+def _limit(index: int, limit: t.Mapping[str, int]) -> None:
+    code = shaping.shape(index, limit)
+    if code:
+        raise ResourceError(
+            f"the kernel does not limit what a NIC receives: {os.strerror(code)}",
+            "limits",
+            "Load its module sch_tbf (modprobe sch_tbf), or leave rx out.",
+        )
 
 
 def _set_noqueue(index: int) -> bool:
@@ -252,7 +268,22 @@ def _attach(control: links.Control, config: NetworkConfig) -> None:
         if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             raise ConflictError(f"{bridge} is not a bridge", "bridge", "Name a Linux bridge.") from exc
         raise
+    if config.get("vlan"):
+        _set_vlan(config, index)
     if config.get("isolated"):
         code = wires.set_port(index, isolated=True)
         if code:
             raise OSError(code, os.strerror(code))
+
+
+def _set_vlan(config: NetworkConfig, index: int) -> None:
+    bridge = config["bridge_dev"]
+    if not wires.filters(links.index_of(bridge) or 0):
+        raise ConflictError(
+            f"the bridge {bridge} keeps no VLANs apart",
+            "vlan",
+            f"Run ip link set {bridge} type bridge vlan_filtering 1.",
+        )
+    code = wires.set_vlan(index, config["vlan"])
+    if code:
+        raise OSError(code, os.strerror(code))

@@ -12,22 +12,43 @@ import struct
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink, shaping
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import PAUSED, RUNNING, Record
 
 RTM_NEWLINK = 16
 RTM_GETLINK = 18
 RTM_SETLINK = 19
+RTM_DELLINK = 17
 LINK = struct.Struct("=BxHiII")
+COUNTERS = struct.Struct("=8Q")
 IFF_UP = 0x1
 IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO = 3, 4, 10, 12, 18
+IFLA_STATS64 = 23
 IFLA_NET_NS_FD = 28
-IFLA_INFO_SLAVE_DATA = 5
+IFLA_AF_SPEC, IFLA_EXT_MASK = 26, 29
+IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 2, 5
+IFLA_BR_VLAN_FILTERING = 7
+IFLA_BRIDGE_VLAN_INFO = 2
+VLAN_PVID, VLAN_UNTAGGED, VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x2, 0x4, 0x8, 0x10
+EXT_VLANS = 0x2
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 NLA_F_NESTED = 0x8000
 DEFAULT_MTU = 1500
 
 GONE = "there is no TAP"
+
+
+class Traffic(t.NamedTuple):
+    """What has gone through an interface, as the host sees it, in the kernel's order (struct rtnl_link_stats64)."""
+
+    received_packets: int = 0
+    sent_packets: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    received_errors: int = 0
+    sent_errors: int = 0
+    received_dropped: int = 0
+    sent_dropped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +61,7 @@ class Wire:
     master: int
     hairpin: bool = False
     isolated: bool = False
+    traffic: Traffic = Traffic()
 
 
 def look() -> dict[str, Wire]:
@@ -59,6 +81,7 @@ def look() -> dict[str, Wire]:
                 master=_number(values, IFLA_MASTER),
                 hairpin=port.get(IFLA_BRPORT_MODE) == b"\1",
                 isolated=port.get(IFLA_BRPORT_ISOLATED) == b"\1",
+                traffic=Traffic(*COUNTERS.unpack_from(values[IFLA_STATS64])) if IFLA_STATS64 in values else Traffic(),
             )
     return found
 
@@ -96,6 +119,11 @@ def faults(config: t.Mapping[str, t.Any], network: Record, links: t.Mapping[str,
     mtu = wanted_mtu(config, network)
     if mtu and wire.mtu != mtu:
         found.append(f"MTU {wire.mtu} and not {mtu}")
+    limit = (config.get("limits") or {}).get("rx")
+    if limit and not shaping.is_shaped(wire.index, limit):
+        found.append("not limited")
+    if wire.master and config.get("vlan") and not is_in(wire.index, config["vlan"]):
+        found.append(f"not in VLAN {config['vlan']}")
     if wire.master and is_ours(network):
         if wire.hairpin:
             found.append("in hairpin mode")
@@ -128,13 +156,89 @@ def mend(config: t.Mapping[str, t.Any], network: Record) -> None:
         )
     mtu = wanted_mtu(config, network)
     values = [(IFLA_MASTER, master), *([(IFLA_MTU, mtu)] if mtu else [])]
-    body = LINK.pack(socket.AF_UNSPEC, 0, index, IFF_UP, IFF_UP)
-    body += b"".join(netlink.attribute(kind, struct.pack("=I", value)) for kind, value in values)
-    code = netlink.ask(netlink.ROUTE, RTM_SETLINK, body)
+    # Not up before it is in its VLAN, and in no other.
+    code = _set(index, 0 if config.get("vlan") else IFF_UP, values)
     if not code and is_ours(network):
         code = set_port(index, bool(network.get("isolated")))
+    if not code and config.get("vlan"):
+        code = set_vlan(index, config["vlan"]) or _set(index, IFF_UP, [])
+    limit = (config.get("limits") or {}).get("rx")
+    if not code and limit:
+        code = shaping.shape(index, limit)
     if code:
         raise CocoonError(f"cannot put the TAP {config['tap']} on {config['bridge_dev']}: {os.strerror(code)}")
+
+
+def _set(index: int, flags: int, values: t.Iterable[tuple[int, int]]) -> int:
+    body = LINK.pack(socket.AF_UNSPEC, 0, index, flags, IFF_UP)
+    body += b"".join(netlink.attribute(kind, struct.pack("=I", value)) for kind, value in values)
+    return netlink.ask(netlink.ROUTE, RTM_SETLINK, body)
+
+
+def master_of(name: str) -> int:
+    """The index of what an interface is a part of; 0 for nothing."""
+    values = _one(links.index_of(name) or 0)
+    return _number(values, IFLA_MASTER)
+
+
+def filters(index: int) -> bool:
+    """Whether a bridge keeps VLANs apart."""
+    info = netlink.attributes(_one(index).get(IFLA_LINKINFO, b""))
+    return netlink.attributes(info.get(IFLA_INFO_DATA, b"")).get(IFLA_BR_VLAN_FILTERING) == b"\1"
+
+
+def _one(index: int) -> dict[int, bytes]:
+    """The attributes of one interface; none if it is not there."""
+    with netlink.channel(netlink.ROUTE) as line:
+        line.send(netlink.request(RTM_GETLINK, 0, LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)))
+        data = line.recv(1 << 17)
+    if not index or netlink.HEADER.unpack_from(data)[1] != RTM_NEWLINK:
+        return {}
+    return netlink.attributes(data[netlink.HEADER.size + LINK.size :])
+
+
+def vlans(index: int) -> dict[int, int]:
+    """The VLANs of a port of a bridge, each with its flags."""
+    found: dict[int, int] = {}
+    body = LINK.pack(socket.AF_BRIDGE, 0, 0, 0, 0) + netlink.attribute(IFLA_EXT_MASK, struct.pack("=I", EXT_VLANS))
+    for kind, _flags, data in netlink.messages(netlink.ROUTE, netlink.request(RTM_GETLINK, netlink.DUMP, body)):
+        if kind == RTM_NEWLINK and LINK.unpack_from(data)[2] == index:
+            spec = netlink.attributes(data[LINK.size :]).get(IFLA_AF_SPEC, b"")
+            for offset in range(0, len(spec) - 7, 8):  # attributes of one size, and of one type
+                length, sort, flags, vid = struct.unpack_from("=HHHH", spec, offset)
+                if length == 8 and sort & netlink.TYPE_MASK == IFLA_BRIDGE_VLAN_INFO:
+                    found[vid] = flags
+    return found
+
+
+def is_in(index: int, vlan: int) -> bool:
+    """Whether a port is in that VLAN and in no other."""
+    return vlans(index) == {vlan: VLAN_PVID | VLAN_UNTAGGED}
+
+
+def set_vlan(index: int, vlan: int) -> int:
+    """Put a port in that VLAN and no other: what is behind it knows nothing of VLANs. :return: 0 or an errno."""
+    code = _vlans(RTM_SETLINK, index, [(VLAN_PVID | VLAN_UNTAGGED, vlan)])
+    for other in vlans(index):
+        if other != vlan and not code:
+            code = _vlans(RTM_DELLINK, index, [(0, other)])
+    return code
+
+
+def add_all_vlans(index: int) -> None:
+    """Let everything through a port, with tags but for VLAN 1, which it is in already.
+
+    :raises CocoonError: the kernel refuses it.
+    """
+    code = _vlans(RTM_SETLINK, index, [(VLAN_RANGE_BEGIN, 2), (VLAN_RANGE_END, 4094)])
+    if code:
+        raise CocoonError(f"cannot set the VLANs of {links.name_of(index)}: {os.strerror(code)}")
+
+
+def _vlans(kind: int, index: int, entries: t.Iterable[tuple[int, int]]) -> int:
+    spec = b"".join(netlink.attribute(IFLA_BRIDGE_VLAN_INFO, struct.pack("=HH", *entry)) for entry in entries)
+    body = LINK.pack(socket.AF_BRIDGE, 0, index, 0, 0) + netlink.attribute(IFLA_AF_SPEC | NLA_F_NESTED, spec)
+    return netlink.ask(netlink.ROUTE, kind, body)
 
 
 def move(name: str, namespace: int) -> int:

@@ -32,6 +32,9 @@ MAX_KERNEL_ARGS = 1024
 MAX_WORD = 64 << 10
 MAX_PORTS = 1024
 MAX_METRIC = (1 << 32) - 1
+MAX_VLAN = 4094
+# What comes at once may be a packet of 64 KiB that is cut up later.
+MIN_RATE, MIN_BURST = 8 << 10, 128 << 10
 
 _PORT_RE = re.compile(r"^(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?\Z")
 _RANGE_RE = re.compile(
@@ -325,6 +328,17 @@ def routes(value: t.Any, option: str) -> list[Definition]:
             raise InputError(f"{route['to']} is there twice", where, "Give one of them a metric.")
         seen.add(key)
     return routes
+
+
+def limits(value: t.Any, option: str) -> Definition:
+    return mapping_of(value, option, {"rx": _limit, "tx": _limit})
+
+
+def _limit(value: t.Any, option: str) -> Definition:
+    found = mapping_of(value, option, {"rate": size(MIN_RATE, 1), "burst": size(MIN_BURST, 1)})
+    if "rate" not in found:
+        raise InputError("is missing", f"{option}.rate", "Say how many bytes a second, such as 10M.")
+    return {"burst": max(found["rate"] // 10, MIN_BURST), **found}
 
 
 def disk_name(value: t.Any, option: str) -> str:

@@ -118,6 +118,7 @@ def _container(name: str, spec: Spec, check: checks.Check, default: t.Any, schem
 
 _METRIC = checks.integer(1, checks.MAX_METRIC)
 _ROUTE: Spec = {"to": {"type": "str", "required": True}, "via": STR, "metric": INT}
+_LIMIT: Spec = {"type": "dict", "options": {"rate": {"type": "str", "required": True}, "burst": STR}}
 _NIC_SPEC, _NIC_CHECKS = _fields(
     ("network", STR, checks.name),
     ("mac", STR, checks.mac),
@@ -126,6 +127,9 @@ _NIC_SPEC, _NIC_CHECKS = _fields(
     ("gateway", STR, checks.address),
     ("metric", INT, _METRIC),
     ("routes", _list("dict", options=_ROUTE), checks.routes),
+    ("dhcp", BOOL, checks.flag),
+    ("vlan", INT, checks.integer(1, checks.MAX_VLAN)),
+    ("limits", {"type": "dict", "options": {"rx": _LIMIT, "tx": _LIMIT}}, checks.limits),
 )
 _DISK_SPEC, _DISK_CHECKS = _fields(
     ("name", {"type": "str", "required": True}, checks.disk_name),

@@ -19,7 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
 MAX_DNS = 2  # as many as the kernel's ip= parameter takes
 # What a NIC may be told besides its network and addresses; as options of a NIC, and in the record.
-ASKED = ("default_route", "gateway", "metric", "routes")
+ASKED = ("default_route", "gateway", "metric", "routes", "dhcp", "vlan", "limits")
 MAX_ROUTES = 16
 
 
@@ -82,7 +82,7 @@ def _nic(config: NetworkConfig, name: str) -> GuestNic:
         "mtu": config.get("mtu") or None,
         "metric": config.get("metric"),
     }
-    if not network.get("ip"):
+    if not network.get("ip") or config.get("dhcp"):
         return GuestNic(**common, way_out=config.get("way_out", True))
     hop = config.get("next_hop") or network.get("gateway") or ""
     routes = [Route(item["to"], item.get("via") or hop, item.get("metric")) for item in config.get("routes") or ()]
@@ -98,9 +98,26 @@ def _nic(config: NetworkConfig, name: str) -> GuestNic:
     )
 
 
+def domain(network: Record) -> str:
+    """The domain that guests of a network with names are in."""
+    return str(network["name"]).lower()
+
+
+def servers(network: Record) -> list[str]:
+    """The name servers that guests of a network are told."""
+    return [network["gateway"]] if network.get("names") else list(network.get("dns") or ())
+
+
+def domains(network: Record) -> list[str]:
+    """The domains that guests of a network look names up in."""
+    own = [domain(network)] if network.get("names") else []
+    return list(dict.fromkeys([*own, *(network.get("dns_search") or ())]))
+
+
 def asked(nic: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """What a NIC's definition or record asks for of :data:`ASKED`."""
-    return {key: nic[key] for key in ASKED if nic.get(key) not in (None, [])}
+    found = {key: nic[key] for key in ASKED if nic.get(key) not in (None, [], {})}
+    return {key: value for key, value in found.items() if value or key != "dhcp"}
 
 
 # -- which NIC is the way out ---------------------------------------------------------------------------------------
@@ -152,6 +169,8 @@ def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record |
         if not asked(nic) or network is None:
             continue
         where = f"nics[{index}]"
+        if nic.get("vlan"):
+            _check_vlan(network, where)
         _check_hops(nic, network, where)
         if nic.get("default_route"):
             first = metrics.setdefault(nic.get("metric") or 0, index)
@@ -164,6 +183,8 @@ def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record |
 
 
 def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+    if nic.get("dhcp"):
+        _check_asking(nic, network, where)
     hops = [(f"{where}.gateway", nic.get("gateway"))] if nic.get("gateway") else []
     known = nic.get("gateway") or network.get("gateway")
     for number, item in enumerate(nic.get("routes") or ()):
@@ -177,6 +198,8 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
             hops[0][0],
             "Leave it out, or give the network a subnet.",
         )
+    if hops and nic.get("dhcp"):
+        raise InputError("the DHCP server tells the ways", hops[0][0], f"Leave it out, or {where}.dhcp.")
     import ipaddress
 
     for option, hop in hops:
@@ -189,6 +212,38 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
     if nic.get("default_route") and network.get("subnet") and not known:
         raise InputError(
             f"network '{network['name']}' has no gateway", f"{where}.default_route", f"Give one in {where}.gateway."
+        )
+
+
+def _check_vlan(network: Record, where: str) -> None:
+    """That the network has VLANs. Those of an adopted bridge are its owner's to know, and looked at by the start."""
+    if network.get("adopted"):
+        return
+    if not network.get("vlan_filtering"):
+        raise InputError(
+            f"network '{network['name']}' keeps no VLANs apart",
+            f"{where}.vlan",
+            "Use vlan_filtering: true of the network.",
+        )
+    if network.get("subnet"):
+        raise InputError(
+            f"the gateway of network '{network['name']}' is in no VLAN",
+            f"{where}.vlan",
+            "Use a network without a subnet, or adopt a bridge.",
+        )
+
+
+def _check_asking(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+    """That somebody answers a guest that asks by DHCP for the address that it has."""
+    if network.get("subnet") and not network.get("dhcp"):
+        raise InputError(
+            f"nobody of ours answers on network '{network['name']}'", f"{where}.dhcp", "Use dhcp: true of the network."
+        )
+    if nic.get("default_route") and network.get("subnet") and not network.get("nat"):
+        raise InputError(
+            f"network '{network['name']}' leads nowhere, so its DHCP server names no router",
+            f"{where}.default_route",
+            f"Leave out {where}.dhcp, and give {where}.gateway.",
         )
 
 

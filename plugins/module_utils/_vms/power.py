@@ -13,6 +13,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools, create_copy
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import no_kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
@@ -164,8 +165,8 @@ def _refresh_nics(vm: Vm) -> None:
     """What the network says of its guests reaches them at their next start."""
     for config in vm.record["network_configs"]:
         network = vm.run.known_network(config["network_name"])
-        config.update(mtu=network.get("mtu") or 0, dns=network.get("dns") or [])
-        config.update(isolated=bool(network.get("isolated")), dns_search=network.get("dns_search") or [])
+        config.update(mtu=network.get("mtu") or 0, isolated=bool(network.get("isolated")))
+        config.update(dns=settings.servers(network), dns_search=settings.domains(network))
     reserve.route_nics(vm.run, vm.record["network_configs"])
 
 

@@ -133,8 +133,8 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Seque
         "network_id": network["id"],
         "network_name": name,
         "mtu": network.get("mtu") or 0,
-        "dns": network.get("dns") or [],
-        "dns_search": network.get("dns_search") or [],
+        "dns": settings.servers(network),
+        "dns_search": settings.domains(network),
         "isolated": bool(network.get("isolated")),
         **t.cast(NetworkConfig, settings.asked(nic)),
     }
@@ -167,7 +167,7 @@ def _free_mac(run: Run, seed: str) -> str:
 
 def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> None:
     """Reserve MACs, addresses and networks of *configs*, which the record on disk lists already."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager, serving
 
     for index, config in enumerate(configs):
         try:
@@ -180,6 +180,8 @@ def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> N
         if config.get("network", {}).get("ip"):
             manager.lease(run.store, network, config["network"]["ip"], record["id"])
             run.mark("create.lease")
+            serving.publish(run.store, network, config["network"]["ip"], config["mac"], record["config"]["name"])
+            run.mark("create.name_served")
 
 
 def give_back_nics(

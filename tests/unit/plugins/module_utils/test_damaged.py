@@ -22,7 +22,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager, references
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine, firewall, kernel, leases, ports
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    engine,
+    firewall,
+    kernel,
+    leases,
+    listing,
+    ports,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import image as planning
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Remove
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
@@ -120,7 +127,7 @@ def shown(site: Site, kind: str, name: str | None = None) -> dict[str, Record]:
         every = [name] if name else [entry for entry, _id in site.store.index(kind).entries()]
         return {entry: snapshots.load(site.store, entry) or {} for entry in every}
     if kind == "network":
-        return {item["name"]: item for item in engine.describe({**site.dirs, "name": name})}
+        return {item["name"]: item for item in listing.describe({**site.dirs, "name": name})}
     return {item["name"]: item for item in manager.info(site.store.paths, name)}
 
 
@@ -220,7 +227,7 @@ def test_damaged_leases_and_ports_are_nobodys_and_taken(site: Site) -> None:
         assert any(str(path) in words for words in _host.damaged_documents(site.store))
     with pytest.raises(ConflictError, match="damaged"):
         leases.choose_ip(site.store, network, "seed", "10.1.0.7")
-    (network_shown,) = engine.describe({**site.dirs, "name": SOUND})
+    (network_shown,) = listing.describe({**site.dirs, "name": SOUND})
     assert (network_shown["leases"], network_shown["ports"]) == ([], [])
     assert ports.published(site.store, network_id) == []
     leases.purge(site.store, vm_id)

@@ -87,6 +87,7 @@ def tools(**missing: None) -> dict[str, t.Any]:
         ({"tools": {**GOOD.tools, "mkfs.erofs": None}}, "mkfs.erofs", "FAIL", "Install erofs-utils"),
         ({"tools": tools(resize2fs=None)}, "mkfs.ext4", "FAIL", "Install e2fsprogs"),
         ({"tools": tools(nft=None)}, "nft", "FAIL", "Install nftables"),
+        ({"tools": tools(dnsmasq=None)}, "dnsmasq", "WARN", "Install dnsmasq-base"),
         ({"tools": tools(zstd=None)}, "zstd", "WARN", "Install zstd"),
         ({"tools": tools(skopeo=None)}, "skopeo", "WARN", "Install skopeo"),
         ({"nft_error": "Operation not permitted"}, "nftables", "FAIL", "nf_tables"),

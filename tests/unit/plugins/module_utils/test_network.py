@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import ipaddress
 import json
 import os
 import socket
@@ -23,14 +25,17 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    dnsmasq,
     firewall,
     forwarding,
     guests,
     leases,
+    links,
     manager,
     plan,
     ports,
     ruleset,
+    subnets,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import boot_id
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
@@ -41,8 +46,12 @@ OLD: dict[str, Any] = {
     "backend": "bridge",
     "bridge": "cm-lab",
     "adopted": False,
+    "uplink": None,
+    "vlan_filtering": False,
     "subnet": "10.1.0.0/24",
     "gateway": "10.1.0.1",
+    "subnet6": None,
+    "routing6": "none",
     "range_start": None,
     "range_end": None,
     "nat": True,
@@ -51,9 +60,16 @@ OLD: dict[str, Any] = {
     "mtu": None,
     "dns": ["8.8.8.8", "1.1.1.1"],
     "dns_search": [],
+    "reserved": [],
+    "names": False,
+    "dhcp": False,
+    "dhcp_range": None,
     "owner": "me",
     "labels": {},
 }
+
+
+SUBNET = {"subnet": "10.0.0.0/24"}
 
 
 def network(**changes: Any) -> dict[str, Any]:
@@ -119,6 +135,33 @@ def add(store: Store, record: dict[str, Any]) -> None:
         ({"dns_search": ["-lab.example"]}, "dns_search"),
         ({"dns_search": [f"d{number}.example" for number in range(7)]}, "dns_search"),
         ({"dns": ["1.1.1.1", "1.0.0.1", "8.8.8.8"]}, "dns"),
+        ({"uplink": "a b"}, "uplink"),
+        ({"uplink": "br0", "bridge": "br0"}, "uplink"),
+        ({"adopt": True, "bridge": "br0", "uplink": "eth1"}, "uplink"),
+        ({"adopt": True, "bridge": "br0", "vlan_filtering": True}, "vlan_filtering"),
+        ({**SUBNET, "uplink": "eth1", "nat": True}, "nat"),
+        ({**SUBNET, "uplink": "eth1", "dhcp": True}, "dhcp"),
+        ({"uplink": "eth1", "subnet6": "fd00::/64"}, "subnet6"),
+        ({"subnet6": "10.0.0.0/24"}, "subnet6"),
+        ({"subnet6": "fd00::/48"}, "subnet6"),
+        ({"subnet6": "fd00::1/64"}, "subnet6"),
+        ({"subnet6": "fe80::/64"}, "subnet6"),
+        ({**SUBNET, "adopt": True, "bridge": "br0", "subnet6": "fd00::/64"}, "subnet6"),
+        ({**SUBNET, "routing6": "nat"}, "routing6"),
+        ({"names": True}, "names"),
+        ({"dhcp": True}, "dhcp"),
+        ({**SUBNET, "adopt": True, "bridge": "br0", "dhcp": True}, "dhcp"),
+        ({**SUBNET, "name": "a..b", "names": True}, "names"),
+        ({**SUBNET, "names": True, "dns": ["10.0.0.1"]}, "dns"),
+        ({**SUBNET, "dhcp_range": "10.0.0.9"}, "dhcp_range"),
+        ({**SUBNET, "dhcp": True, "dhcp_range": "10.0.0.9-10.0.0.8"}, "dhcp_range"),
+        ({**SUBNET, "dhcp": True, "dhcp_range": "10.0.0.9-10.0.1.8"}, "dhcp_range"),
+        ({**SUBNET, "dhcp": True, "dhcp_range": "10.0.0.0-10.0.0.8"}, "dhcp_range"),
+        ({**SUBNET, "dhcp": True, "dhcp_range": "10.0.0.2-10.0.0.254"}, "dhcp_range"),
+        ({**SUBNET, "reserved": ["10.0.0.9-"]}, "reserved"),
+        ({**SUBNET, "reserved": ["10.0.1.9"]}, "reserved"),
+        ({**SUBNET, "reserved": ["10.0.0.2-10.0.0.99", "10.0.0.80-10.0.0.254"]}, "reserved"),
+        ({"reserved": ["10.0.0.9"]}, "reserved"),
     ],
 )
 def test_definitions_that_cannot_work(options: dict[str, Any], option: str) -> None:
@@ -126,6 +169,68 @@ def test_definitions_that_cannot_work(options: dict[str, Any], option: str) -> N
         plan.target(plan.define({"name": "lab", **options}), None, "store")
     assert caught.value.option == option
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("reserved", "dhcp_range", "wanted"),
+    [
+        ([], None, [*range(1, 15)]),
+        (["10.0.0.1-10.0.0.3", "10.0.0.14"], None, [*range(4, 14)]),
+        (["10.0.0.5", "10.0.0.3-10.0.0.6", "10.0.0.4"], "10.0.0.9-10.0.0.12", [1, 2, 7, 8, 13, 14]),
+        (["10.0.0.0-10.0.0.15"], None, []),
+    ],
+)
+def test_what_is_given_out(reserved: list[str], dhcp_range: str | None, wanted: list[int]) -> None:
+    free = subnets.Free(network(subnet="10.0.0.0/28", reserved=reserved, dhcp_range=dhcp_range))
+    assert [free[number] for number in range(free.size)] == [f"10.0.0.{number}" for number in wanted]
+    first = int(ipaddress.IPv4Address("10.0.0.0"))
+    assert [number for number in range(16) if first + number in free] == wanted
+    with pytest.raises(IndexError):
+        free[free.size]
+
+
+PLACE = dnsmasq.Place("/run/x", "/var/x/leases", "nobody", "nogroup")
+
+
+def test_what_dnsmasq_is_told() -> None:
+    served = network(names=True, dhcp=True, dhcp_range="10.1.0.9", mtu=1400, dns_search=["example.com"])
+    lines = dnsmasq.config(served, PLACE).splitlines()
+    assert {
+        *("interface=cm-lab", "bind-dynamic", "user=nobody", "no-hosts", "no-resolv", "domain=lab", "local=/lab/"),
+        *("server=8.8.8.8", "server=1.1.1.1", "dhcp-ignore-names", "dhcp-leasefile=/var/x/leases"),
+        *("dhcp-range=10.1.0.0,static,255.255.255.0,12h", "dhcp-range=10.1.0.9,10.1.0.9,255.255.255.0,1h"),
+        *("dhcp-option=option:router,10.1.0.1", "dhcp-option=option:dns-server,10.1.0.1"),
+        *("dhcp-option=option:domain-search,lab,example.com", "dhcp-option=option:mtu,1400"),
+    } <= set(lines)
+    alone = dnsmasq.config(network(dhcp=True, nat=False, dns=[]), PLACE).splitlines()
+    assert {"port=0", "dhcp-option=option:router", "dhcp-option=option:dns-server"} <= set(alone)
+    assert not [line for line in alone if line.startswith(("server=", "hostsdir=", "domain="))]
+    assert not [line for line in dnsmasq.config(network(names=True), PLACE).splitlines() if "dhcp" in line]
+
+
+@pytest.mark.parametrize(
+    ("vm", "line"),
+    [
+        ("web1", "10.1.0.5 web1.lab web1\n"),
+        ("Web_1", "10.1.0.5 web_1.lab web_1\n"),
+        ("www.example.com", "10.1.0.5 www.example.com.lab\n"),
+        ("odd.", ""),
+        ("odd-", ""),
+    ],
+)
+def test_names_of_a_guest(vm: str, line: str) -> None:
+    entry = dnsmasq.Entry("10.1.0.5", "02:00:00:00:00:01", vm)
+    assert dnsmasq.host_lines(network(name="Lab", names=True), entry) == line
+    dual = dnsmasq.host_lines(network(name="Lab", names=True, subnet6="fd00:1::/64"), entry)
+    assert dual == line + line.replace("10.1.0.5", "fd00:1::ff:fe00:1")
+    assert dnsmasq.host_lines(network(), entry) == ""
+    assert dnsmasq.reservation(entry) == "02:00:00:00:00:01,10.1.0.5,12h\n"
+
+
+def test_leases_of_dnsmasq() -> None:
+    text = "170 02:00:00:00:00:AA 10.1.0.5 * 01:02\nduid 00:01\n171 02:00:00:00:00:0b 10.1.0.6 x *\n"
+    assert dnsmasq.read_leases(text) == {"10.1.0.5": "02:00:00:00:00:aa", "10.1.0.6": "02:00:00:00:00:0b"}
+    assert dnsmasq.without(text, {"10.1.0.5"}) == text[text.index("duid") :]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +280,17 @@ def test_bridge_names(name: str, taken: bool, bridge: str) -> None:
         ({"nat": False}, {"users": ("a",)}, "update", {"nat": False}),
         ({"labels": {"a": "b"}}, {"users": ("a",)}, "update", {"labels": {"a": "b"}}),
         ({"range_start": "10.1.0.9"}, {"users": ("a",)}, "update", {"range_start": "10.1.0.9"}),
+        ({"reserved": [" 10.1.0.9 - 10.1.0.9"]}, {"users": ("a",)}, "update", {"reserved": ["10.1.0.9"]}),
+        ({"names": True, "dhcp": True}, {"users": ("a",)}, "update", {"names": True, "dhcp": True}),
+        ({"dhcp_range": ""}, {}, "none", {}),
+        ({"subnet6": "", "routing6": "none"}, {}, "none", {}),
+        (
+            {"subnet6": "FD00:0:0:1::/64", "routing6": "routed"},
+            {"users": ("a",)},
+            "update",
+            {"subnet6": "fd00:0:0:1::/64", "routing6": "routed"},
+        ),
+        ({}, {"missing": ("dnsmasq",)}, "repair", {}),
         ({"isolated": False}, {"users": ("a",)}, "none", {}),
         ({"dns_search": []}, {"users": ("a",)}, "none", {}),
         ({"dns_search": ["Lab.Example.com."]}, {"users": ("a",)}, "update", {"dns_search": ["lab.example.com"]}),
@@ -211,6 +327,7 @@ def test_an_unfinished_network_is_finished() -> None:
         ({"gateway": "10.1.0.9"}, {"users": ("web1",)}, ChangeRefusedError, "^gateway: "),
         ({"bridge": "br7"}, {}, ChangeRefusedError, "^bridge: .*never changed"),
         ({"adopt": True}, {}, ChangeRefusedError, "^adopt: |^nat: "),
+        ({"uplink": "eth1", "nat": False}, {}, ChangeRefusedError, "^uplink: .*never changed"),
         ({"nat": False}, {"ports": ("8080:80",)}, ChangeRefusedError, "^nat: .*8080:80"),
         ({"owner": "you"}, {}, ConflictError, "^owner: .*'me'"),
         ({"range_start": "10.2.0.1"}, {}, InputError, "^range_start: "),
@@ -222,6 +339,38 @@ def test_changes_that_are_refused(
     options = {"nat": False, **options} if "adopt" in options else options
     with pytest.raises(error, match=message):
         plan.plan_present(plan.define({"name": "lab", **options}), plan.Facts(record=network(), **facts), "store")
+
+
+LINK = links.Link(7, "02:00:00:00:00:01", True, 1500, None)
+
+
+@pytest.mark.parametrize(
+    ("link", "kind", "master", "mtu", "error", "message"),
+    [
+        (None, None, None, None, NotFoundError, "^uplink: there is no interface eth1"),
+        (LINK, "bridge", None, None, ConflictError, "^uplink: eth1 is a bridge"),
+        (LINK, "", "bond0", None, ConflictError, "^uplink: eth1 is part of bond0"),
+        (
+            dataclasses.replace(LINK, address="192.0.2.1/24"),
+            "",
+            None,
+            None,
+            ConflictError,
+            "^uplink: eth1 has the address 192.0.2.1/24",
+        ),
+        (LINK, "", None, 9000, InputError, "^mtu: 9000 is beyond the 1500 of the uplink eth1"),
+        (LINK, "", "cm-lab", 1400, None, ""),
+    ],
+)
+def test_what_can_be_an_uplink(
+    link: Any, kind: str | None, master: str | None, mtu: int | None, error: type[CocoonError] | None, message: str
+) -> None:
+    made = network(uplink="eth1", mtu=mtu, nat=False)
+    if error is None:
+        plan.check_uplink(made, link, kind, master)
+        return
+    with pytest.raises(error, match=message):
+        plan.check_uplink(made, link, kind, master)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +437,36 @@ def rendered(*networks: dict[str, Any], **named: Any) -> ruleset.Ruleset:
 def test_no_network_no_rules() -> None:
     assert ruleset.render("cocoon_x", ruleset.Inputs((), (), ("eth0",), ())) is None
     assert ruleset.table_name("abcdefghijkl") == "cocoon_abcdefgh"
+
+
+def test_what_guests_may_ask_the_host() -> None:
+    text = rendered(network(names=True, dhcp=True)).text
+    asked = 'iifname "cm-lab" ip saddr 10.1.0.0/24 ip daddr 10.1.0.1'
+    assert f"{asked} udp dport 53 accept" in text and f"{asked} tcp dport 53 accept" in text
+    assert 'iifname "cm-lab" meta nfproto ipv4 udp sport 68 udp dport 67 accept' in text
+    assert "dport" not in rendered(network()).text
+
+
+@pytest.mark.parametrize(
+    ("routing6", "out", "masked"), [("none", False, False), ("routed", True, False), ("nat", True, True)]
+)
+def test_the_way_out_of_ipv6(routing6: str, out: bool, masked: bool) -> None:
+    text = rendered(network(subnet6="fd00:1::/64", routing6=routing6, nat=False), uplinks=(), uplinks6=("eth0",)).text
+    lines = [line.strip() for line in text.splitlines()]
+    way = 'iifname "cm-lab" meta nfproto ipv6 ip6 saddr fd00:1::/64 oifname { "eth0" } accept'
+    assert (way in lines) is out
+    assert ('ip6 saddr fd00:1::/64 oifname != "cm-lab" masquerade' in lines) is masked
+    assert ("type nat hook postrouting priority 100; policy accept;" in lines) is masked
+    assert 'iifname "cm-lab" ip6 daddr fd00:1::1 icmpv6 type echo-request accept' in lines
+    assert sum("nfproto ipv6 ct state established" in line for line in lines) == 2 * out
+
+
+def test_what_is_advertised() -> None:
+    lines = dnsmasq.config(network(subnet6="fd00:1::/64", names=True), PLACE).splitlines()
+    assert {"enable-ra", "dhcp-range=fd00:1::,ra-only,64,12h", "ra-param=cm-lab,600,0"} <= set(lines)
+    assert "dhcp-option=option6:dns-server,[fd00:1::1]" in lines
+    out = dnsmasq.config(network(subnet6="fd00:1::/64", routing6="nat"), PLACE)
+    assert "ra-param" not in out and "dns-server" not in out and "port=0" in out
 
 
 def test_the_whole_text() -> None:

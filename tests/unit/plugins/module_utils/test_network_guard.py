@@ -87,3 +87,32 @@ def test_one_transaction_for_many() -> None:
         assert mine[-1] == f'add element bridge cocoon_x guards {{ "{nic["tap"]}" : goto {nic["tap"]} }}'
         assert len(mine) == 3 + len(rules(nic))
     assert all("comment" in line for line in lines if line.startswith("add rule"))
+
+
+def test_a_guest_may_ask_by_dhcp_where_somebody_answers() -> None:
+    (nic,) = guard.nics([WITH_ADDRESS], lambda _config: {**OURS, "dhcp": True})
+    found = guard.rules(nic)
+    asks = "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept"
+    assert found.index("ether saddr != 02:ab:00:00:00:0a drop") < found.index(asks)
+    assert found.index(asks) < found.index("ip saddr != { 10.1.0.7 } drop")
+    assert found[-1] == "ether type ip6 udp sport 547 drop"
+
+
+def test_a_guest_with_ipv6_has_the_addresses_that_follow_from_its_mac() -> None:
+    for config in (WITH_ADDRESS, NIC):
+        (nic,) = guard.nics([config], lambda _config: {**OURS, "subnet6": "fd00:1::/64"})
+        found = guard.rules(nic)
+        assert "ip6 saddr != { ::, fe80::ab:ff:fe00:a, fd00:1::ab:ff:fe00:a } drop" in found
+        wanted = "@th,64,128 != 0xfe8000000000000000ab00fffe00000a @th,64,128 != 0xfd0000010000000000ab00fffe00000a"
+        assert f"icmpv6 type nd-neighbor-advert {wanted} drop" in found
+        assert ("ip saddr != { 10.1.0.7 } drop" in found) is (config is WITH_ADDRESS)
+
+
+def test_how_fast_a_guest_may_send() -> None:
+    config = {**NIC, "limits": {"tx": {"rate": 1000, "burst": 2000}}}
+    rule = "limit rate over 1000 bytes/second burst 2000 bytes drop"
+    held, free = (guard.Nic(config, network, ()) for network in (OURS, ADOPTED))
+    assert guard.is_wanted(held) and guard.is_wanted(free)
+    assert guard.rules(held)[-1] == rule and len(guard.rules(held)) > 1
+    assert guard.rules(free) == [rule]
+    assert not guard.is_wanted(guard.Nic({**NIC, "limits": {"rx": {"rate": 1, "burst": 1}}}, ADOPTED, ()))

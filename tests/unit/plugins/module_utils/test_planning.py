@@ -423,6 +423,7 @@ ROWS = [
     ("nic network", {}, {"nics": [{"network": "dmz"}]}, "restart", ["set_nics"]),
     ("nic added", {}, {"nics": [{}, {"network": "flat"}]}, "restart", ["set_nics"]),
     ("nic metric", {}, {"nics": [{"metric": 5}]}, "restart", ["set_nics"]),
+    ("nic limits", {}, {"nics": [{"limits": {"tx": {"rate": "10M"}}}]}, "restart", ["set_nics"]),
     ("nic route", {}, {"nics": [{"routes": [{"to": "10.9.0.0/16"}]}]}, "restart", ["set_nics"]),
     ("nic no way out", {}, {"nics": [{"default_route": False}]}, "restart", ["set_nics"]),
     ("nics gone", {}, {"nics": [], "ports": []}, "restart", ["set_nics"]),

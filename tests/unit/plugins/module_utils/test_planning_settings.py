@@ -169,6 +169,13 @@ CASES: list[tuple[list[tuple[Record, Record]], list[str], list[str], list[Record
         ],
     ),
     (
+        # It asks for what it would be told.
+        [(NAT, {"dhcp": True, "dns": ["10.1.0.1"], "dns_search": ["lab"]})],
+        [],
+        ["nic old0 02:00:00:00:00:00 - - -"],
+        [{"dhcp4": True}],
+    ),
+    (
         [(FLAT, {})],
         [],
         ["nic old0 02:00:00:00:00:00 - - -"],
@@ -233,6 +240,12 @@ def test_a_record_of_an_earlier_version() -> None:
         ([{}, {"routes": [{"to": "10.9.0.0/16", "via": "10.9.0.1"}]}], [NAT, NAT2], "nics[1].routes[0].via"),
         ([{"routes": [{"to": "10.9.0.0/16"}]}], [ISLAND], "nics[0].routes[0].via"),
         ([{"routes": [{"to": "10.9.0.0/16", "via": "10.1.0.1"}]}], [LAN], "nics[0].routes[0].via"),
+        ([{"dhcp": True}], [NAT], "nics[0].dhcp"),
+        ([{"vlan": 20}], [FLAT], "nics[0].vlan"),
+        ([{"vlan": 20}], [{**INSIDE, "vlan_filtering": True}], "nics[0].vlan"),
+        ([{"dhcp": True, "gateway": "10.1.0.9"}], [{**NAT, "dhcp": True}], "nics[0].gateway"),
+        ([{"dhcp": True, "routes": [{"to": "10.9.0.0/16"}]}], [{**NAT, "dhcp": True}], "nics[0].routes[0].via"),
+        ([{"dhcp": True, **YES}], [{**INSIDE, "dhcp": True}], "nics[0].default_route"),
     ],
 )
 def test_routes_that_cannot_work(nics: list[Record], networks: list[Record], option: str) -> None:
@@ -248,6 +261,9 @@ def test_routes_that_cannot_work(nics: list[Record], networks: list[Record], opt
         ([{**YES, "gateway": "10.5.0.1"}], [ISLAND]),
         ([YES], [LAN]),
         ([YES], [INSIDE]),
+        ([{"dhcp": True}, {"dhcp": True}], [{**NAT, "dhcp": True}, FLAT]),
+        ([{"dhcp": True}], [{**INSIDE, "dhcp": True}]),
+        ([{"vlan": 20}, {"vlan": 30}], [{**FLAT, "vlan_filtering": True}, LAN]),
         ([{"gateway": "10.5.0.1", "routes": [{"to": "10.9.0.0/16"}]}], [ISLAND]),
     ],
 )
@@ -263,3 +279,21 @@ def test_what_is_no_route(text: str) -> None:
 
 def test_a_route_to_one_machine() -> None:
     assert settings.check_route(" 10.0.0.1 ", "to") == "10.0.0.1/32"
+
+
+@pytest.mark.parametrize(
+    ("network", "servers", "domains"),
+    [
+        ({"name": "Lab", "gateway": "10.1.0.1", "dns": ["9.9.9.9"]}, ["9.9.9.9"], []),
+        ({"name": "Lab", "gateway": "10.1.0.1", "dns": ["9.9.9.9"], "names": True}, ["10.1.0.1"], ["lab"]),
+        ({"name": "lab", "gateway": "10.1.0.1", "names": True, "dns_search": ["x", "lab"]}, ["10.1.0.1"], ["lab", "x"]),
+    ],
+)
+def test_whom_guests_ask_for_names(network: Record, servers: list[str], domains: list[str]) -> None:
+    assert settings.servers(network) == servers
+    assert settings.domains(network) == domains
+
+
+def test_a_nic_that_does_not_ask_is_as_one_that_says_nothing() -> None:
+    assert settings.asked({"dhcp": False, "default_route": False}) == {"default_route": False}
+    assert settings.asked({"dhcp": True}) == {"dhcp": True}

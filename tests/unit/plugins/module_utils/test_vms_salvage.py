@@ -17,7 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._engine import givi
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.engine import describe
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.listing import describe
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Remove
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged, read_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots

@@ -55,8 +55,8 @@ class Hypervisor:
             if self.greeting is None:
                 line.close()
             else:
-                line.sendall(self.greeting)
                 self.lines.append(line)
+                line.sendall(self.greeting)
 
 
 def test_a_guest_is_told(path: str) -> None:
@@ -89,7 +89,7 @@ def test_nothing_of_what_follows_is_lost(path: str) -> None:
 def test_nobody_listens_in_the_guest(
     path: str, monkeypatch: pytest.MonkeyPatch, greeting: bytes | None, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr(vsock, "TIMEOUT", 0.2)
+    monkeypatch.setattr(vsock, "TIMEOUT", 0.5)
     Hypervisor(path, greeting)
     with pytest.raises(error):
         vsock.connect(path, os.getuid())

@@ -259,7 +259,7 @@ class _Agent:
                 self.socket = self.access.connect()
                 self.received, self.numbers = b"", []
                 self.socket.send(self.access.preamble())
-            self._ask()
+            self._ask(self.socket)
         except OSError:
             self._hang_up()
 
@@ -273,12 +273,11 @@ class _Agent:
             return True
         return False
 
-    def _ask(self) -> None:
+    def _ask(self, line: socket.socket) -> None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent
 
-        assert self.socket is not None
         self.numbers.append(agent.new_number())
-        self.socket.send(agent.question(self.numbers[-1]))
+        line.send(agent.question(self.numbers[-1]))
         self.due = time.monotonic() + agent.ASK_AGAIN
 
     def ready(self, target: Target) -> None:

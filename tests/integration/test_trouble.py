@@ -142,7 +142,7 @@ def test_what_the_forecast_could_not_see(
         wanted["storage"] = "90T"
     if lacking == "image":
         monkeypatch.setattr(images, "pin", images_gone)
-    monkeypatch.setattr(forecast, "check", lambda *_args: None)
+    monkeypatch.setattr(forecast, "check", lambda _run, _record, plan: plan)
     assert engine.with_options(**poor).refused(**wanted, **options)
     assert (audit.held(engine), audit.ledger(engine)) == before
     assert not audit.wrong(engine)

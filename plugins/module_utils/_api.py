@@ -20,7 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import view, vm_info
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import view
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine.site import Share
@@ -245,4 +245,4 @@ def _address(record: Record | None, plan: Plan | None) -> str | None:
     return t.cast("str | None", (nics[0].get("network") or {}).get("ip"))
 
 
-__all__ = ["CocoonError", "converge_site", "converge_vms", "tell_unlisted", "vm_info"]
+__all__ = ["CocoonError", "converge_site", "converge_vms", "tell_unlisted"]

@@ -23,7 +23,12 @@ def plainly(value: t.Any) -> str:
 
 
 def invalid(error: t.Any) -> str:
-    """What a JSON schema has against a value, by jsonschema's error, which itself would show the value in Python."""
+    """Where in a document what is that its JSON schema has something against; jsonschema itself shows it in Python."""
+    where = ".".join(str(part) for part in error.absolute_path) or "the whole"
+    return f"{where[:80]}: {_broken(error)[:200]}"
+
+
+def _broken(error: t.Any) -> str:
     rule, wanted, value = error.validator, error.validator_value, error.instance
     if rule == "type":
         return f"not of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"

@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils import _api, _host
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import start_time
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving, showing
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
     GUEST,
@@ -460,7 +460,7 @@ def test_a_damaged_vm_fails_alone_and_can_be_removed(engine: Engine) -> None:
     path = Path(engine.paths.vm_dir(record["id"])) / "vm.json"
     path.write_bytes(path.read_bytes()[:-100])
     assert "vm.json is damaged" in engine.refused(name="src", state="stopped")
-    shown = {vm["config"]["name"]: vm for vm in _api.vm_info({**engine.dirs})["vms"]}
+    shown = {vm["config"]["name"]: vm for vm in showing.vm_info({**engine.dirs})["vms"]}
     assert (shown["src"]["state"], shown["other"]["state"]) == ("error", "running")
     assert "state: absent" in shown["src"]["reason"]
     engine.vm(name="other", state="restarted", allow_restart=True)
@@ -711,7 +711,7 @@ def narrow(engine: Engine, name: str) -> Iterator[str]:
 
 
 def info_of(engine: Engine, name: str) -> Any:
-    (shown,) = _api.vm_info({**engine.dirs, "names": [name]})["vms"]
+    (shown,) = showing.vm_info({**engine.dirs, "names": [name]})["vms"]
     return shown
 
 

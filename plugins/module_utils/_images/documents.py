@@ -184,8 +184,7 @@ def checked(document: t.Any, kind: str, name: str) -> t.Any:
             "Install python3-jsonschema, or run the role cocoon.microvm.host.",
         ) from None
     for error in jsonschema.Draft7Validator(SCHEMAS[kind]).iter_errors(document):
-        where = "/".join(str(part) for part in error.path) or "the whole"
-        raise BadArchive(f"{name} is not a valid {NAMES[kind]}: {where}: {invalid(error)[:200]}", AGAIN)
+        raise BadArchive(f"{name} is not a valid {NAMES[kind]}: {invalid(error)}", AGAIN)
     return document
 
 

@@ -198,9 +198,8 @@ def check(found: t.Any, driver: t.Callable[[str], Driver]) -> Record:
         own = {"properties": {"pins": pins, "resume": resume}}
         jsonschema.validate(found, own, cls=jsonschema.Draft7Validator)
     except jsonschema.ValidationError as exc:
-        where = ".".join(str(part) for part in exc.absolute_path) or "the whole"
         raise InputError(
-            f"what has come of the VM is not valid ({where}: {invalid(exc)[:120]})",
+            f"what has come of the VM is not valid ({invalid(exc)})",
             "path",
             "Move it between hosts that are managed by the same version of the collection.",
         ) from None

@@ -369,8 +369,7 @@ def _check_envelope(data: bytes) -> Record:
             "Install python3-jsonschema, or run the role cocoon.microvm.host.",
         ) from None
     for error in jsonschema.Draft7Validator(SCHEMA).iter_errors(document):
-        where = "/".join(str(part) for part in error.path) or "the whole"
-        raise BadArchive(f"{ENVELOPE} is not valid: {where[:80]}: {invalid(error)[:200]}")
+        raise BadArchive(f"{ENVELOPE} is not valid: {invalid(error)}")
     _refuse_floats(document)
     return t.cast(Record, document)
 

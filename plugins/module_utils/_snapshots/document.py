@@ -99,9 +99,8 @@ def check(document: t.Any, form: ArchiveForm) -> Record:
     try:
         jsonschema.validate(document, schema_of(form), cls=jsonschema.Draft7Validator)
     except jsonschema.ValidationError as exc:
-        where = ".".join(str(part) for part in exc.absolute_path) or "the whole"
         raise InputError(
-            f"cocoon.json of the archive is not valid ({where}: {invalid(exc)[:120]})",
+            f"cocoon.json of the archive is not valid ({invalid(exc)})",
             "path",
             "Archives that this collection exported can be imported.",
         ) from None

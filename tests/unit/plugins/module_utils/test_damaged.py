@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils import _api, _host
+from ansible_collections.cocoon.microvm.plugins.module_utils import _host
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import orphans, steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
@@ -35,6 +35,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import showing
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
@@ -121,7 +122,7 @@ def hurt(site: Site, kind: str, damage: str = "cut off") -> Path:
 def shown(site: Site, kind: str, name: str | None = None) -> dict[str, Record]:
     """What the info module of that kind gives, by name."""
     if kind == "vm":
-        found = _api.vm_info({**site.dirs, "names": [name] if name else None})["vms"]
+        found = showing.vm_info({**site.dirs, "names": [name] if name else None})["vms"]
         return {vm["config"]["name"]: vm for vm in found}
     if kind == "snapshot":
         every = [name] if name else [entry for entry, _id in site.store.index(kind).entries()]

@@ -11,9 +11,9 @@ import typing as t
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils import _api
 from ansible_collections.cocoon.microvm.plugins.module_utils import _host as host
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths, check_directories
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import opening
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
@@ -114,7 +114,7 @@ def test_run_dir_is_too_long_in_check_mode_as_well(tmp_path: pathlib.Path, check
     params = {"root_dir": str(tmp_path / "root"), "run_dir": "/run/" + "x" * 56, "log_dir": str(tmp_path / "log")}
     defaults = {"lock_timeout": 1, "memory_reserve": "0", "memory_overcommit": 1, "disk_overcommit": 1}
     with pytest.raises(InputError) as caught:
-        _api.open_run({**defaults, **params}, check)
+        opening.open_run({**defaults, **params}, check)
     assert caught.value.option == "run_dir" and "at most 60" in str(caught.value)
     assert not (tmp_path / "root").exists()
     Paths(run="/run/" + "x" * 55).check()

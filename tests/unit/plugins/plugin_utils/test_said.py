@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ansible_collections.cocoon.microvm.plugins.filter.cocoon_said import FilterModule
 from ansible_collections.cocoon.microvm.plugins.plugin_utils import _said
@@ -51,9 +50,10 @@ def test_every_variable_is_one_of_the_role() -> None:
 
 def test_every_failure_of_the_role_is_told_so() -> None:
     """What a module has said reaches the user through the filter."""
-    for path in (ROLE / "tasks").glob("*.yml"):
-        text = path.read_text(encoding="utf-8")
-        assert yaml.safe_load(text)
-        for line in text.splitlines():
-            if ".msg | default(" in line and "gave no answer" in line:
-                assert "cocoon_said" in line, f"{path.name}: {line}"
+    found = [
+        f"{path.name}: {line}"
+        for path in (ROLE / "tasks").glob("*.yml")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if ".msg | default(" in line and "gave no answer" in line
+    ]
+    assert len(found) > 1 and [line for line in found if "cocoon_said" not in line] == []

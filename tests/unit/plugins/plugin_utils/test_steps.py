@@ -29,7 +29,7 @@ def loaded(path: str) -> t.Any:
         (["all"], [], ALL),
         (["tagged"], [], ALL),
         (["all"], ["images"], ["networks", "vms"]),
-        (["host"], [], []),
+        (["my own"], [], ALL),
         (["vms"], [], ["vms"]),
         (["guests", "images", "host", "networks"], [], ["networks", "images"]),
         (["networks", "vms"], ["vms"], ["networks"]),

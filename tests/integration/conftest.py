@@ -9,6 +9,7 @@ module        runs one module in the session's namespace and store; modules make
 playbook      runs ansible-playbook in the session's namespace.
 newer         an mkfs.erofs that takes tars.
 tiny_image    the tar of the small guest image, built once by the role image without a network; also debian_image.
+lab           a store of the file's own with the small image, to run guests in.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import erofs
 from ansible_collections.cocoon.microvm.tests.integration.support import images, leaks
+from ansible_collections.cocoon.microvm.tests.integration.support.lab import Lab, make_lab
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import (
     PREFIX,
     TOKEN,
@@ -188,6 +190,19 @@ def tiny_image(scratch: Path) -> Path:
 def debian_image(scratch: Path) -> Path:
     """The tar of the Debian guest image: systemd, sshd, Python."""
     return images.built("debian", scratch)
+
+
+@pytest.fixture(scope="module")
+def lab(
+    make_netns: Callable[[], Netns],
+    make_store: Callable[[], dict[str, str]],
+    modules: Callable[..., Modules],
+    tiny_image: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Lab]:
+    """A file's own store with the tiny image; those of other images make theirs."""
+    with make_lab(make_netns(), make_store(), modules, tiny_image, tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session", name="newer")

@@ -8,16 +8,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.tests.integration.support.lab import Lab, make_lab
+from ansible_collections.cocoon.microvm.tests.integration.support.lab import Lab
 from ansible_collections.cocoon.microvm.tests.integration.support.leaks import mounts
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
-from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules
 
 MIB = 1 << 20
 Record = dict[str, Any]
@@ -26,19 +23,6 @@ LINE = "the quick brown fox jumps over the lazy dog"
 FLOOD = MIB + MIB // 4
 MORE = MIB // 8
 PATIENCE = 180.0
-
-
-@pytest.fixture(scope="module")
-def lab(
-    make_netns: Callable[[], Netns],
-    make_store: Callable[[], dict[str, str]],
-    modules: Callable[..., Modules],
-    tiny_image: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Lab]:
-    """A store with the tiny image."""
-    with make_lab(make_netns(), make_store(), modules, tiny_image, tmp_path_factory.mktemp("console")) as lab:
-        yield lab
 
 
 def held(folder: Path) -> int:

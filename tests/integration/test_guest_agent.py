@@ -11,7 +11,6 @@ import io
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Access, Command
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.channels import guest_channel
-from ansible_collections.cocoon.microvm.tests.integration.support.lab import BOOT, Lab, address, make_lab
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
-from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules
+from ansible_collections.cocoon.microvm.tests.integration.support.lab import BOOT, Lab, address
 
 SECRET = "a secret that nobody may see"
-
-
-@pytest.fixture(scope="module")
-def lab(
-    make_netns: Callable[[], Netns],
-    make_store: Callable[[], dict[str, str]],
-    modules: Callable[..., Modules],
-    tiny_image: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Lab]:
-    """A store with the tiny image."""
-    with make_lab(make_netns(), make_store(), modules, tiny_image, tmp_path_factory.mktemp("agent")) as lab:
-        yield lab
 
 
 @pytest.fixture(scope="module")

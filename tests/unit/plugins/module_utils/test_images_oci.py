@@ -188,7 +188,7 @@ def test_manifests_that_lie(name: str) -> None:
         ({"rootfs": {"type": "layers"}}, "diff_ids is missing"),
         ({"architecture": 5}, "not a valid OCI config: architecture"),
         ({"rootfs": "x"}, "not a valid OCI config: rootfs"),
-        ({"rootfs": {"type": "layers", "diff_ids": ["md5:" + "0" * 32]}}, "rootfs/diff_ids/0: does not match"),
+        ({"rootfs": {"type": "layers", "diff_ids": ["md5:" + "0" * 32]}}, "rootfs.diff_ids.0: does not match"),
     ],
 )
 def test_configs_that_lie(config: dict[str, Any], message: str) -> None:

@@ -213,6 +213,28 @@ class SavedFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Saving:
+    """What is wanted of :meth:`Driver.save`.
+
+    :param inbox: an empty folder; where :attr:`Driver.writes_inbox` says so, the VM's user's own.
+    :param copy: copies what has to be of the same instant: the files that it is given, and disks. What lies in
+        *inbox* already where the caller wants it is named, too.
+    :param ram: the file that the guest's RAM is shared with; ``None``: the RAM becomes part of the state.
+    :param limit: bytes of state beyond which the hypervisor is not believed.
+    :param disks: serials of raw disks, and descriptors of empty files of their size, which are filled with what
+        the disks have at that instant, while the guest runs on.
+    :param stay: leave the guest stopped in the end: the process is about to be ended.
+    """
+
+    inbox: str
+    copy: t.Callable[[t.Sequence[SavedFile]], None]
+    ram: str | None
+    limit: int
+    disks: t.Sequence[tuple[str, int]] = ()
+    stay: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Saved:
     """What came of :meth:`Driver.save`.
 
@@ -449,29 +471,11 @@ class Driver(t.Protocol):
     def set_balloon(self, run_dir: str, taken: int) -> None:
         """Ask the guest's balloon to take *taken* bytes of its memory."""
 
-    def save(
-        self,
-        run_dir: str,
-        inbox: str,
-        copy: t.Callable[[t.Sequence[SavedFile]], None],
-        *,
-        ram: str | None,
-        limit: int,
-        disks: t.Sequence[tuple[str, int]] = (),
-        stay: bool = False,
-    ) -> Saved:
-        """Stop the guest, write its machine's state into *inbox*, call *copy*, let the guest go on.
+    def save(self, run_dir: str, wanted: Saving) -> Saved:
+        """Stop the guest, write its machine's state into the inbox, have it copied, let the guest go on.
 
         It goes on, too, if anything fails, or if this process is killed in between.
 
-        :param inbox: an empty folder; where :attr:`writes_inbox` says so, the VM's user's own.
-        :param copy: copies what has to be of the same instant: the files that it is given, and disks. What lies in
-            *inbox* already where the caller wants it is named, too.
-        :param ram: the file that the guest's RAM is shared with; ``None``: the RAM becomes part of the state.
-        :param limit: bytes of state beyond which the hypervisor is not believed.
-        :param disks: serials of raw disks, and descriptors of empty files of their size, which are filled with what
-            the disks have at that instant, while the guest runs on.
-        :param stay: leave the guest stopped in the end: the process is about to be ended.
         :raises HypervisorError: the state could not be written.
         """
 

@@ -74,6 +74,8 @@ def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Sav
     :returns: what the driver says of it.
     :raises CocoonError: it could not be done; the guest goes on.
     """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Saving
+
     record = vm.record
     shared = record.get("memory_mode") != PRIVATE
     memory = record["config"]["memory"]
@@ -98,15 +100,9 @@ def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Sav
     inbox = _inbox(vm, directory)
     large = _large_disks(vm, directory) if disks else []
     try:
-        saved = driver.save(
-            vm.run_dir,
-            inbox,
-            copy,
-            ram=memory_file if shared else None,
-            limit=DEVICES + (0 if shared else memory + memory // 16),
-            disks=large,
-            stay=stay,
-        )
+        limit = DEVICES + (0 if shared else memory + memory // 16)
+        wanted = Saving(inbox, copy, memory_file if shared else None, limit, large, stay)
+        saved = driver.save(vm.run_dir, wanted)
     except BaseException:
         finish(vm)
         raise

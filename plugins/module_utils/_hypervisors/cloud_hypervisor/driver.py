@@ -41,8 +41,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Probe,
     RunState,
     Saved,
-    SavedFile,
     SavedState,
+    Saving,
     VersionForm,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
@@ -241,17 +241,7 @@ class CloudHypervisorDriver(Driver):
 
     # Saved machines.
 
-    def save(
-        self,
-        run_dir: str,
-        inbox: str,
-        copy: t.Callable[[t.Sequence[SavedFile]], None],
-        *,
-        ram: str | None,
-        limit: int,
-        disks: t.Sequence[tuple[str, int]] = (),
-        stay: bool = False,
-    ) -> Saved:
+    def save(self, run_dir: str, wanted: Saving) -> Saved:
         rest = runstate.client(run_dir, SLOW)
         runs = runstate.info(rest)["state"] == "Running"
         go_on = guard.request("PUT", f"{runstate.BASE}/vm.resume")
@@ -261,13 +251,13 @@ class CloudHypervisorDriver(Driver):
             if runs:
                 rest.put("/vm.pause")
             try:
-                rest.put("/vm.snapshot", {"destination_url": f"file://{inbox}"}, SAVE_TIMEOUT)
-                copy(saving.saved_files(inbox, ram, limit))
+                rest.put("/vm.snapshot", {"destination_url": f"file://{wanted.inbox}"}, SAVE_TIMEOUT)
+                wanted.copy(saving.saved_files(wanted.inbox, wanted.ram, wanted.limit))
             except BaseException:
                 if runs:
                     rest.put("/vm.resume")
                 raise
-            if runs and not stay:
+            if runs and not wanted.stay:
                 rest.put("/vm.resume")
             paused = time.monotonic() - begun
         version = _running_version(rest)

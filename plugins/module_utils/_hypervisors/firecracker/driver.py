@@ -57,6 +57,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Saved,
     SavedFile,
     SavedState,
+    Saving,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import (
@@ -312,17 +313,7 @@ class FirecrackerDriver(Driver):
 
     # Saved machines.
 
-    def save(
-        self,
-        run_dir: str,
-        inbox: str,
-        copy: t.Callable[[t.Sequence[SavedFile]], None],
-        *,
-        ram: str | None,
-        limit: int,
-        disks: t.Sequence[tuple[str, int]] = (),
-        stay: bool = False,
-    ) -> Saved:
+    def save(self, run_dir: str, wanted: Saving) -> Saved:
         """The process writes all of the RAM; what has been saved, its vsock survives, unlike a mere pause."""
         runs = not self._stands(run_dir)
         if not runs:
@@ -335,12 +326,12 @@ class FirecrackerDriver(Driver):
             self._say(run_dir, calls.PAUSE)
             try:
                 self._say(run_dir, calls.SAVE, SAVE_TIMEOUT)
-                copy(_saved_files(inbox, limit))
+                wanted.copy(_saved_files(wanted.inbox, wanted.limit))
             except BaseException:
                 if runs:
                     self._say(run_dir, calls.RESUME)
                 raise
-            if runs and not stay:
+            if runs and not wanted.stay:
                 self._say(run_dir, calls.RESUME)
             paused = time.monotonic() - begun
         return Saved(layout, layout["version"], round(paused, 6) if runs else 0.0)

@@ -45,6 +45,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Saved,
     SavedFile,
     SavedState,
+    Saving,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import (
@@ -314,23 +315,13 @@ class QemuDriver(Driver):
             runstate.go_on(qmp)
             backup.clean(qmp)  # or a run that was killed while it saved holds what it wrote to
 
-    def save(
-        self,
-        run_dir: str,
-        inbox: str,
-        copy: t.Callable[[t.Sequence[SavedFile]], None],
-        *,
-        ram: str | None,
-        limit: int,
-        disks: t.Sequence[tuple[str, int]] = (),
-        stay: bool = False,
-    ) -> Saved:
+    def save(self, run_dir: str, wanted: Saving) -> Saved:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import backup
 
-        state = os.path.join(inbox, STATE_FILE)
+        state = os.path.join(wanted.inbox, STATE_FILE)
         files = [SavedFile(STATE_FILE, STATE, state)]
-        if ram is not None:
-            files.append(SavedFile(MEMORY_FILE, MEMORY, ram))
+        if wanted.ram is not None:
+            files.append(SavedFile(MEMORY_FILE, MEMORY, wanted.ram))
         with self.connect(run_dir) as qmp:
             _unplug_identity(qmp)
             backup.clean(qmp)
@@ -340,26 +331,26 @@ class QemuDriver(Driver):
                 qmp.execute("cont")
                 qmp.execute("stop")
             runs = status == "running"
-            migration.prepare(qmp, ignore_shared=ram is not None)
+            migration.prepare(qmp, ignore_shared=wanted.ram is not None)
             # The guard begins while the guest still runs; it takes a while to be there.
             with migration.Guard(sockets.qmp_path(run_dir)) if runs else contextlib.nullcontext():
                 begun = time.monotonic()
                 if runs:
                     qmp.execute("stop")
                 try:
-                    migration.write_file(qmp, state, limit)
-                    copy(files)
-                    if disks:
-                        backup.begin(qmp, disks)
+                    migration.write_file(qmp, state, wanted.limit)
+                    wanted.copy(files)
+                    if wanted.disks:
+                        backup.begin(qmp, wanted.disks)
                 except BaseException:
                     if runs:
                         qmp.execute("cont")
                     raise
-                if runs and not stay:
+                if runs and not wanted.stay:
                     qmp.execute("cont")
                 paused = time.monotonic() - begun
-            if disks:
-                backup.finish(qmp, disks)
+            if wanted.disks:
+                backup.finish(qmp, wanted.disks)
             version = qmp.version()
         slots = {device[len("disk-") :]: _port_number(port) for port, device in ports.items() if device}
         layout = {"ports": len(ports), "slots": slots, "version": version}

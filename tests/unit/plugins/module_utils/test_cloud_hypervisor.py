@@ -31,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Resume,
     SavedFile,
     SavedState,
+    Saving,
     guest_uuid,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor import (
@@ -317,7 +318,7 @@ def test_save(api: Api, tmp_path: Path, inbox: Path, state: str, stay: bool, cal
     api.answers["GET", "/vm.info"] = (200, {**INFO, "state": state})
     api.answers["GET", "/vmm.ping"] = (200, {"build_version": "v53.0.0-1", "version": "53.0.0", "pid": 7})
     copied: list[SavedFile] = []
-    saved = DRIVER.save(str(tmp_path), str(inbox), copied.extend, ram="/ram/x", limit=1 << 20, stay=stay)
+    saved = DRIVER.save(str(tmp_path), Saving(str(inbox), copied.extend, "/ram/x", 1 << 20, stay=stay))
     assert asked(api) == calls and [file.name for file in copied] == ["state.json", "mem"]
     snapshot = next(request for request in api.requests if request.target == "/vm.snapshot")
     assert snapshot.body == {"destination_url": f"file://{inbox}"}
@@ -327,7 +328,7 @@ def test_save(api: Api, tmp_path: Path, inbox: Path, state: str, stay: bool, cal
 def test_a_guest_goes_on_if_it_cannot_be_saved(api: Api, tmp_path: Path, inbox: Path) -> None:
     api.answers["PUT", "/vm.snapshot"] = (500, "no space")
     with pytest.raises(RestError, match="no space"):
-        DRIVER.save(str(tmp_path), str(inbox), lambda _files: None, ram="/ram/x", limit=1)
+        DRIVER.save(str(tmp_path), Saving(str(inbox), lambda _files: None, "/ram/x", 1))
     assert asked(api) == ["PUT /vm.pause", "PUT /vm.snapshot", "PUT /vm.resume"]
 
 

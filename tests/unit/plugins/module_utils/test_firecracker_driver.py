@@ -36,6 +36,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Resume,
     SavedFile,
     SavedState,
+    Saving,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import (
     calls,
@@ -514,6 +515,9 @@ class Inbox:
         self.copied = [f"{file.name} {file.role} {file.path}" for file in files]
         self.api.answer("GET", "/", b"")  # a mark among the calls
 
+    def wanted(self, limit: int = 100, stay: bool = False) -> Saving:
+        return Saving(str(self.folder), self.copy, None, limit, stay=stay)
+
     def asked(self) -> list[str]:
         return [f"{request.method} {request.target}" for request in self.api.requests if request.method != "GET"]
 
@@ -526,7 +530,7 @@ def fixture_inbox(tmp_path: Path, running: tuple[str, Api]) -> Inbox:
 @pytest.mark.parametrize("stay", [False, True])
 def test_save(paths: Paths, inbox: Inbox, stay: bool) -> None:
     made = FirecrackerDriver(paths)
-    saved = made.save(inbox.run_dir, str(inbox.folder), inbox.copy, ram=None, limit=100, stay=stay)
+    saved = made.save(inbox.run_dir, inbox.wanted(stay=stay))
     assert saved.layout == {"version": "1.16.1", "id": "source"} and saved.paused_seconds > 0
     assert inbox.copied == [f"vmstate state {inbox.folder}/vmstate", f"mem memory {inbox.folder}/mem"]
     assert inbox.asked() == ["PATCH /vm", "PUT /snapshot/create", *([] if stay else ["PATCH /vm"])]
@@ -539,13 +543,13 @@ def test_a_guest_goes_on_if_it_cannot_be_saved(paths: Paths, inbox: Inbox, limit
     if refused:
         inbox.api.answers[("PUT", "/snapshot/create")] = (400, {"fault_message": "No space left on device"})
     with pytest.raises(HypervisorError, match="No space left" if refused else "larger than it can be"):
-        FirecrackerDriver(paths).save(inbox.run_dir, str(inbox.folder), inbox.copy, ram=None, limit=limit)
+        FirecrackerDriver(paths).save(inbox.run_dir, inbox.wanted(limit))
     assert inbox.asked() == ["PATCH /vm", "PUT /snapshot/create", "PATCH /vm"] and not inbox.copied
 
 
 def test_a_guest_that_stood_still_is_saved_and_stands(paths: Paths, inbox: Inbox) -> None:
     inbox.api.answers[("GET", "/")] = (200, {"state": "Paused", "vmm_version": "1.16.1"})
-    saved = FirecrackerDriver(paths).save(inbox.run_dir, str(inbox.folder), inbox.copy, ram=None, limit=100)
+    saved = FirecrackerDriver(paths).save(inbox.run_dir, inbox.wanted())
     assert saved.paused_seconds == 0 and inbox.asked() == ["PATCH /vm", "PUT /snapshot/create"]
     with contextlib.suppress(HypervisorError):
         FirecrackerDriver(paths)._say(inbox.run_dir, calls.RESUME)

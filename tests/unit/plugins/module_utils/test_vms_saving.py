@@ -19,6 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Capabilities,
     Saved,
     SavedFile,
+    Saving,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
@@ -41,20 +42,19 @@ class Writer:
 
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
-        self.inbox = ""
         self.held: list[t.IO[bytes]] = []
 
-    def save(self, run_dir: str, inbox: str, copy: t.Callable[[t.Sequence[SavedFile]], None], **asked: t.Any) -> Saved:
-        self.inbox, self.asked = inbox, asked
-        assert os.listdir(inbox) == []
+    def save(self, run_dir: str, wanted: Saving) -> Saved:
+        self.wanted = wanted
+        assert os.listdir(wanted.inbox) == []
         files = []
         for name in ("config.json", "state.json"):
-            stream = open(os.path.join(inbox, name), "wb")
+            stream = open(os.path.join(wanted.inbox, name), "wb")
             stream.write(name.encode())
             stream.flush()
             self.held.append(stream)
             files.append(SavedFile(name, STATE, stream.name))
-        copy([*files, SavedFile("memory-ranges", MEMORY, asked["ram"])] if asked["ram"] else files)
+        wanted.copy([*files, SavedFile("memory-ranges", MEMORY, wanted.ram)] if wanted.ram else files)
         if self.fails:
             raise HypervisorError("it does not save")
         for stream in self.held:  # an escaped one goes on writing
@@ -100,14 +100,14 @@ def test_what_the_vms_user_wrote_is_copied(run: Run, tmp_path: Path) -> None:
     saved = save(run, driver, tmp_path / "snapshot", record())
     found = {path.name: path.read_bytes() for path in (tmp_path / "snapshot").iterdir()}
     assert found == {"config.json": b"config.json", "state.json": b"state.json", "memory-ranges": RAM}
-    assert (saved.version, saved.layout, driver.asked["stay"]) == ("1.16.1", {"a": 1}, False)
-    assert os.listdir(left) == [] and driver.inbox == str(left)
+    assert (saved.version, saved.layout, driver.wanted.stay) == ("1.16.1", {"a": 1}, False)
+    assert os.listdir(left) == [] and driver.wanted.inbox == str(left)
 
 
 def test_memory_that_is_the_vms_own_is_part_of_the_state(run: Run, tmp_path: Path) -> None:
     driver = Writer()
     save(run, driver, tmp_path / "snapshot", record(memory_mode="private"))
-    assert driver.asked["ram"] is None and driver.asked["limit"] > saving.DEVICES
+    assert driver.wanted.ram is None and driver.wanted.limit > saving.DEVICES
     assert sorted(path.name for path in (tmp_path / "snapshot").iterdir()) == ["config.json", "state.json"]
 
 

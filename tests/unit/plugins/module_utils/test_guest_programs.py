@@ -180,11 +180,12 @@ def test_which_disks_are_mounted_by_their_serials(tmp_path: Path, serial: str, m
 
 
 VSOCK = (GUEST / "common" / "vsock").read_text(encoding="utf-8")
-# The same at a unix socket, without a library as in our images, and wherever it is.
+# The same at a unix socket, wherever it is, for a host that is at the address in CID.
 PLACES = {
-    "exit 0 if !has_vsock();": "BEGIN { @INC = () }",
+    "exit 0 if !has_vsock();": "",
     "($VSOCK, $LOCAL, $STREAM) = (40, 1, 1)": "($VSOCK, $LOCAL, $STREAM) = (1, 1, 1)",
     "pack 'S S L L x4', $VSOCK, 0, $PORT, $ANY": "pack 'S a108', 1, $ENV{PLACE}",
+    "unpack 'S S L L', $peer": "unpack 'S S L L', pack 'S S L L x4', 40, 0, 1 << 30, $ENV{CID}",
     "my ($PATIENCE, $LONG) = (10, 60);": "my ($PATIENCE, $LONG) = (1, 2);",
 }
 ECHO = """exec 3<&0 < /dev/null
@@ -218,17 +219,34 @@ echo ok >&3
 )
 def test_who_listens_at_the_vsock(tmp_path: Path, request_line: str, answer: str) -> None:
     """Whatever one request is like, the next one is answered."""
+    with listening(tmp_path) as place:
+        assert ask(place, request_line) == {"type": "identity", "answer": answer}
+        assert ask(place, '{"type": "identity", "message": "end\\n"}\n')["answer"] == "ok"
+
+
+@NEEDS_PERL
+@pytest.mark.parametrize("cid", [1, 3, 7])
+def test_only_the_host_is_heard(tmp_path: Path, cid: int) -> None:
+    with listening(tmp_path, cid) as place, socket.socket(socket.AF_UNIX) as somebody:
+        somebody.settimeout(20)
+        somebody.connect(str(place))
+        assert somebody.recv(1) == b""
+
+
+@contextlib.contextmanager
+def listening(tmp_path: Path, cid: int = 2) -> t.Iterator[Path]:
+    """Where what listens at the vsock does, for the host, or for somebody at another address."""
     source = VSOCK
     for mine, here in PLACES.items():
         assert mine in source
         source = source.replace(mine, here)
     script, place = tmp_path / "vsock", tmp_path / "s"
     script.write_text(source, encoding="utf-8")
-    with subprocess.Popen(["perl", script, "sh", "-c", ECHO], env={**os.environ, "PLACE": str(place)}) as child:
+    environment = {**os.environ, "PLACE": str(place), "CID": str(cid)}
+    with subprocess.Popen(["perl", script, "sh", "-c", ECHO], env=environment) as child:
         try:
             await_listener(place, child)
-            assert ask(place, request_line) == {"type": "identity", "answer": answer}
-            assert ask(place, '{"type": "identity", "message": "end\\n"}\n')["answer"] == "ok"
+            yield place
         finally:
             child.kill()
 

@@ -29,6 +29,8 @@ LARGE = 32 * MIB
 DEVICES = 256 * MIB
 # What has to stay free when a snapshot has been written: records of other VMs are written there, too.
 RESERVE = 64 * MIB
+# Seconds in which a hypervisor tells how the guest is that it could not save.
+TURN = 5.0
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -72,9 +74,10 @@ def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Sav
 
     :param stay: the guest is not let go on afterwards.
     :returns: what the driver says of it.
-    :raises CocoonError: it could not be done; the guest goes on.
+    :raises CocoonError: it could not be done; the guest goes on, or does when the next run finds it.
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Saving
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 
     record = vm.record
     shared = record.get("memory_mode") != PRIVATE
@@ -96,15 +99,16 @@ def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Sav
 
     if shared and record.get("memory_backing") == "disk":
         _flush(memory_file, vm.uid)
-    begin(vm)
     inbox = _inbox(vm, directory)
     large = _large_disks(vm, directory) if disks else []
+    begin(vm)
     try:
         limit = DEVICES + (0 if shared else memory + memory // 16)
         wanted = Saving(inbox, copy, memory_file if shared else None, limit, large, stay)
         saved = driver.save(vm.run_dir, wanted)
     except BaseException:
-        finish(vm)
+        if vm.record["state"] != RUNNING or run_state(vm.record["hypervisor"], vm.run_dir, TURN) == "running":
+            finish(vm)  # else the next run lets it go on
         raise
     finally:
         for _serial, fd in large:

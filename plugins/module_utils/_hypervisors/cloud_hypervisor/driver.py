@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -244,24 +245,13 @@ class CloudHypervisorDriver(Driver):
     def save(self, run_dir: str, wanted: Saving) -> Saved:
         rest = runstate.client(run_dir, SLOW)
         runs = runstate.info(rest)["state"] == "Running"
-        go_on = guard.request("PUT", f"{runstate.BASE}/vm.resume")
-        # The guard begins while the guest still runs; it takes a while to be there.
-        with guard.Guard(runstate.api_path(run_dir), go_on) if runs else contextlib.nullcontext():
-            begun = time.monotonic()
-            if runs:
-                rest.put("/vm.pause")
-            try:
-                rest.put("/vm.snapshot", {"destination_url": f"file://{wanted.inbox}"}, SAVE_TIMEOUT)
-                wanted.copy(saving.saved_files(wanted.inbox, wanted.ram, wanted.limit))
-            except BaseException:
-                if runs:
-                    rest.put("/vm.resume")
-                raise
-            if runs and not wanted.stay:
-                rest.put("/vm.resume")
-            paused = time.monotonic() - begun
         version = _running_version(rest)
-        return Saved({"version": version}, version, round(paused, 6) if runs else 0.0)
+        watch = (guard.CALL, runstate.api_path(run_dir), guard.request("PUT", f"{runstate.BASE}/vm.resume"))
+        pause, resume = (functools.partial(rest.put, target) for target in ("/vm.pause", "/vm.resume"))
+        with guard.standing_still(runs, watch, pause, resume, wanted.stay) as still:
+            rest.put("/vm.snapshot", {"destination_url": f"file://{wanted.inbox}"}, SAVE_TIMEOUT)
+            wanted.copy(saving.saved_files(wanted.inbox, wanted.ram, wanted.limit))
+        return Saved({"version": version}, version, still.seconds)
 
     def reads_only(self) -> bool:
         return True

@@ -9,6 +9,7 @@ What it lacks is declared, and not tried: disks that come and go, data for the g
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -76,6 +77,8 @@ REMEDY = "Install a release of Firecracker as /usr/local/bin/firecracker (1.16.1
 TURN = 10.0
 # All of the RAM is written.
 SAVE_TIMEOUT = 600.0
+# A pause that is not followed by a save does that.
+NO_VSOCK = "its guest may not be reached by vsock until the VM is restarted"
 FILES: t.Final[tuple[tuple[str, Role], ...]] = ((files.STATE_FILE, STATE), (files.MEMORY_FILE, MEMORY))
 VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}")
 OWN_DISK = re.compile(rf"^{places.MACHINES}/([A-Za-z0-9_-]{{1,64}})/[^/]+\Z")
@@ -316,25 +319,31 @@ class FirecrackerDriver(Driver):
     def save(self, run_dir: str, wanted: Saving) -> Saved:
         """The process writes all of the RAM; what has been saved, its vsock survives, unlike a mere pause."""
         runs = not self._stands(run_dir)
-        if not runs:
-            self._signal(run_dir, signal.SIGCONT)
-        layout = {"version": _running_version(run_dir), "id": _machine_id(run_dir)}
+        layout = _layout(run_dir) if runs else self._awoken(run_dir)
         go_on = guard.request(calls.RESUME.method, calls.RESUME.target, calls.RESUME.body)
-        # The guard begins while the guest still runs; it takes a while to be there.
-        with guard.Guard(places.api_path(run_dir), go_on) if runs else contextlib.nullcontext():
-            begun = time.monotonic()
-            self._say(run_dir, calls.PAUSE)
+        watch = (guard.CALL, places.api_path(run_dir), go_on)
+        pause, resume = (functools.partial(self._say, run_dir, call) for call in (calls.PAUSE, calls.RESUME))
+        with guard.standing_still(runs, watch, pause, resume, wanted.stay) as still:
             try:
                 self._say(run_dir, calls.SAVE, SAVE_TIMEOUT)
-                wanted.copy(_saved_files(wanted.inbox, wanted.limit))
-            except BaseException:
-                if runs:
-                    self._say(run_dir, calls.RESUME)
-                raise
-            if runs and not wanted.stay:
-                self._say(run_dir, calls.RESUME)
-            paused = time.monotonic() - begun
-        return Saved(layout, layout["version"], round(paused, 6) if runs else 0.0)
+            except HypervisorError as exc:
+                raise HypervisorError(f"{exc.message}; {NO_VSOCK}", exc.option, exc.remedy) from exc
+            wanted.copy(_saved_files(wanted.inbox, wanted.limit))
+        return Saved(layout, layout["version"], still.seconds)
+
+    def _awoken(self, run_dir: str) -> dict[str, str]:
+        """Have one that stands still stand by its vCPUs, so that its process can be asked; :func:`_layout`.
+
+        :raises HypervisorError: it does not answer; it stands as it did.
+        """
+        self._signal(run_dir, signal.SIGCONT)
+        try:
+            self._say(run_dir, calls.PAUSE)
+            return _layout(run_dir)
+        except BaseException:
+            with contextlib.suppress(HypervisorError):
+                self._signal(run_dir, signal.SIGSTOP)
+            raise
 
     def _stands(self, run_dir: str) -> bool:
         """Whether the guest stands still: its process does, or its vCPUs."""
@@ -418,6 +427,11 @@ def _look(run_dir: str, target: str) -> dict[str, t.Any]:
     except OSError as exc:
         raise HypervisorError(f"Firecracker does not run: {exc.strerror}") from exc
     return answer if isinstance(answer, dict) else {}
+
+
+def _layout(run_dir: str) -> dict[str, str]:
+    """What a saved machine's record has of its devices' places."""
+    return {"version": _running_version(run_dir), "id": _machine_id(run_dir)}
 
 
 def _running_version(run_dir: str) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import socket
@@ -22,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     MEMORY,
@@ -332,29 +333,19 @@ class QemuDriver(Driver):
                 qmp.execute("stop")
             runs = status == "running"
             migration.prepare(qmp, ignore_shared=wanted.ram is not None)
-            # The guard begins while the guest still runs; it takes a while to be there.
-            with migration.Guard(sockets.qmp_path(run_dir)) if runs else contextlib.nullcontext():
-                begun = time.monotonic()
-                if runs:
-                    qmp.execute("stop")
-                try:
-                    migration.write_file(qmp, state, wanted.limit)
-                    wanted.copy(files)
-                    if wanted.disks:
-                        backup.begin(qmp, wanted.disks)
-                except BaseException:
-                    if runs:
-                        qmp.execute("cont")
-                    raise
-                if runs and not wanted.stay:
-                    qmp.execute("cont")
-                paused = time.monotonic() - begun
+            watch = (migration.GUARD, sockets.qmp_path(run_dir))
+            stop, go_on = (functools.partial(qmp.execute, command) for command in ("stop", "cont"))
+            with guard.standing_still(runs, watch, stop, go_on, wanted.stay) as still:
+                migration.write_file(qmp, state, wanted.limit)
+                wanted.copy(files)
+                if wanted.disks:
+                    backup.begin(qmp, wanted.disks)
             if wanted.disks:
                 backup.finish(qmp, wanted.disks)
             version = qmp.version()
         slots = {device[len("disk-") :]: _port_number(port) for port, device in ports.items() if device}
         layout = {"ports": len(ports), "slots": slots, "version": version}
-        return Saved(layout, version, round(paused, 6) if runs else 0.0)
+        return Saved(layout, version, still.seconds)
 
     def archive_form(self) -> ArchiveForm:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.archive import QemuArchive

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 import time
 import typing as t
@@ -28,8 +26,8 @@ UNLIMITED = 1 << 50
 SAVE_TIMEOUT = 600.0
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# Waits until its input ends. One byte says that all went well; without it whoever held the other end
-# is dead, and the guest that it stopped is let go on.
+# What a guard.Guard runs, with the path of QMP's socket. Waits until its input ends. One byte says that all went well;
+# without it whoever held the other end is dead or has got no further, and the guest that it stopped is let go on.
 GUARD = """
 import json, os, socket, sys, time
 if not os.read(0, 1):
@@ -58,35 +56,6 @@ def prepare(qmp: Qmp, ignore_shared: bool) -> None:
     states = [{"capability": name, "state": value} for name, value in capabilities.items()]
     qmp.execute("migrate-set-capabilities", {"capabilities": states})
     qmp.execute("migrate-set-parameters", {"max-bandwidth": UNLIMITED})
-
-
-class Guard:
-    """A process that lets the guest of *qmp_socket* go on if this one dies before it says :meth:`done`."""
-
-    def __init__(self, qmp_socket: str) -> None:
-        self._process = subprocess.Popen(  # pylint: disable=consider-using-with,ansible-bad-function  # outlives us
-            [sys.executable, "-I", "-S", "-c", GUARD, qmp_socket],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-        )
-
-    def done(self) -> None:
-        """The guest runs, or is meant to stand still."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.write(b"x")
-                self._process.stdin.close()
-            self._process.wait()
-            self._process.stdin = None
-
-    def __enter__(self) -> Guard:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.done()
 
 
 class _Pump(threading.Thread):
@@ -140,6 +109,9 @@ def write_out(qmp: Qmp, target: int, limit: int, timeout: float = SAVE_TIMEOUT) 
     try:
         qmp.execute("migrate", {"uri": f"fd:{STREAM}"})
         problem = _await_end(qmp, timeout)
+        if problem:
+            with contextlib.suppress(HypervisorError):  # or its end stops a guest that was let go on meanwhile
+                qmp.execute("migrate_cancel")
     except HypervisorError as exc:
         with contextlib.suppress(HypervisorError):  # or the pump waits for ever for what is not going to come
             qmp.execute("closefd", {"fdname": STREAM})

@@ -44,6 +44,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import RestError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
+from ansible_collections.cocoon.microvm.tests.unit.children import reap
 from ansible_collections.cocoon.microvm.tests.unit.openapi import CLOUD_HYPERVISOR, Api, Contract
 
 VM_ID = "abcdefghijklmnopqrstuvwxyz"
@@ -306,6 +307,12 @@ def test_what_its_user_may_have_put_there(inbox: Path) -> None:
         saving.saved_files(str(inbox), "/ram/x", 1 << 20)
 
 
+@pytest.fixture(name="version")
+def fixture_version(api: Api) -> None:
+    api.answers["GET", "/vmm.ping"] = (200, {"build_version": "v53.0.0-1", "version": "53.0.0", "pid": 7})
+
+
+@pytest.mark.usefixtures("version")
 @pytest.mark.parametrize(
     ("state", "stay", "calls"),
     [
@@ -316,15 +323,22 @@ def test_what_its_user_may_have_put_there(inbox: Path) -> None:
 )
 def test_save(api: Api, tmp_path: Path, inbox: Path, state: str, stay: bool, calls: list[str]) -> None:
     api.answers["GET", "/vm.info"] = (200, {**INFO, "state": state})
-    api.answers["GET", "/vmm.ping"] = (200, {"build_version": "v53.0.0-1", "version": "53.0.0", "pid": 7})
     copied: list[SavedFile] = []
-    saved = DRIVER.save(str(tmp_path), Saving(str(inbox), copied.extend, "/ram/x", 1 << 20, stay=stay))
+    before: list[str] = []
+
+    def copy(files: t.Sequence[SavedFile]) -> None:
+        copied.extend(files)
+        before.extend(asked(api))  # what is copied is of one instant: the guest stands still
+
+    saved = DRIVER.save(str(tmp_path), Saving(str(inbox), copy, "/ram/x", 1 << 20, stay=stay))
     assert asked(api) == calls and [file.name for file in copied] == ["state.json", "mem"]
+    assert before == [call for call in calls if call != "PUT /vm.resume"]
     snapshot = next(request for request in api.requests if request.target == "/vm.snapshot")
     assert snapshot.body == {"destination_url": f"file://{inbox}"}
     assert saved.layout == {"version": "53.0.0"} and (saved.paused_seconds > 0) == (state == "Running")
 
 
+@pytest.mark.usefixtures("version")
 def test_a_guest_goes_on_if_it_cannot_be_saved(api: Api, tmp_path: Path, inbox: Path) -> None:
     api.answers["PUT", "/vm.snapshot"] = (500, "no space")
     with pytest.raises(RestError, match="no space"):
@@ -332,14 +346,27 @@ def test_a_guest_goes_on_if_it_cannot_be_saved(api: Api, tmp_path: Path, inbox: 
     assert asked(api) == ["PUT /vm.pause", "PUT /vm.snapshot", "PUT /vm.resume"]
 
 
+@pytest.mark.usefixtures("version")
+def test_a_guest_goes_on_when_it_can(api: Api, tmp_path: Path, inbox: Path) -> None:
+    """Of a save that takes too long the hypervisor is not done when it is asked to go on."""
+    api.answers["PUT", "/vm.snapshot"] = (500, "too long")
+    answers = [(204, None), (500, "busy"), (500, "busy")]
+    api.answers["PUT", "/vm.resume"] = lambda _body: answers.pop()
+    with pytest.raises(RestError, match="too long"):
+        DRIVER.save(str(tmp_path), Saving(str(inbox), lambda _files: None, "/ram/x", 1))
+    reap()
+    assert not answers and asked(api) == ["PUT /vm.pause", "PUT /vm.snapshot", *["PUT /vm.resume"] * 3]
+
+
 def test_a_guest_goes_on_if_whoever_stopped_it_dies(api: Api, tmp_path: Path) -> None:
-    made = guard.Guard(str(tmp_path / runstate.API), guard.request("PUT", f"{runstate.BASE}/vm.resume"))
+    words = (str(tmp_path / runstate.API), guard.request("PUT", f"{runstate.BASE}/vm.resume"))
+    made = guard.Guard(guard.CALL, *words)
     stdin = made._process.stdin
     assert stdin
     stdin.close()
     assert made._process.wait(20) == 0 and asked(api) == ["PUT /vm.resume"]
-    with guard.Guard(str(tmp_path / runstate.API), "") as done:
-        pass
+    with guard.Guard(guard.CALL, *words) as done:
+        done.done()
     assert done._process.returncode == 0 and asked(api) == ["PUT /vm.resume"]
 
 

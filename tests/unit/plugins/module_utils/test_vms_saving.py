@@ -13,6 +13,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import runstates
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     MEMORY,
     STATE,
@@ -21,6 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     SavedFile,
     Saving,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving
@@ -111,8 +113,13 @@ def test_memory_that_is_the_vms_own_is_part_of_the_state(run: Run, tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "snapshot").iterdir()) == ["config.json", "state.json"]
 
 
-def test_nothing_is_left_of_what_failed(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("said", "phase"), [("running", None), ("paused", PHASE_SAVE), (None, PHASE_SAVE)])
+def test_nothing_is_left_of_what_failed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, phase: str | None
+) -> None:
+    """But the word for the next run, as long as it is not known that the guest goes on."""
+    monkeypatch.setattr(runstates, "run_state", lambda *_asked: said)
     vm = record()
     with pytest.raises(HypervisorError, match="does not save"):
         save(run, Writer(fails=True), tmp_path / "snapshot", vm)
-    assert vm["phase"] is None and os.listdir(run.store.paths.inbox(VM_ID)) == []
+    assert vm["phase"] == phase and os.listdir(run.store.paths.inbox(VM_ID)) == []

@@ -194,6 +194,13 @@ def remove_tree(path: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def own_folder(path: str, uid: int) -> None:
+    """A folder that is for a VM's user alone, also where a run was killed before it had given it away."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    os.chown(path, uid, uid, follow_symlinks=False)
+
+
 def hashed(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import typing as t
 
@@ -14,7 +13,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Reso
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import settle
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_file, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import own_folder, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, RUNNING
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import cidata
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
@@ -127,10 +126,8 @@ def _inbox(vm: Vm, directory: str) -> str:
     if not vm.driver.writes_inbox:
         return directory
     path = vm.paths.inbox(vm.id)
-    with contextlib.suppress(FileExistsError):  # its process may know it by now
-        os.mkdir(path, 0o700)
-        os.chown(path, vm.uid, vm.uid)
-    _empty(path)
+    own_folder(path, vm.uid)
+    _empty(path)  # never made anew: its process may know it by now
     return path
 
 

@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import resource
-import shutil
 import socket
 import time
 import typing as t
@@ -57,7 +56,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import Rest, RestClosedError, RestError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import own_folder, remove_tree
 
 # While it starts, and while a guest lets go of a disk, there is no event to wait for.
 TURN = 0.005
@@ -340,9 +339,8 @@ class CloudHypervisorDriver(Driver):
 def _open_own(launch: Launch) -> int:
     """The folder that the process makes its sockets in, which it cannot reach by a path: empty, and opened."""
     folder = files.own(launch.run_dir)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.mkdir(folder, 0o700)
-    os.chown(folder, launch.uid, launch.gid)
+    remove_tree(folder)
+    own_folder(folder, launch.uid)
     return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 

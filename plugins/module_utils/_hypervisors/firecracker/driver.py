@@ -71,7 +71,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecr
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import RestClosedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, real_uid
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import own_folder, remove_tree
 
 REMEDY = "Install a release of Firecracker as /usr/local/bin/firecracker (1.16.1 or newer)."
 TURN = 10.0
@@ -234,15 +234,14 @@ class FirecrackerDriver(Driver):
     def _make_folders(self, launch: Launch) -> str:
         """The folders that the process makes its sockets in, empty, and what it saves; where the former is."""
         folder, inbox = places.own(launch.run_dir), self.paths.inbox(launch.vm_id)
-        shutil.rmtree(folder, ignore_errors=True)
-        for path in (folder, inbox):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
-                os.chown(path, launch.uid, launch.gid)
-        if launch.resume:
+        remove_tree(folder)
+        os.mkdir(folder, 0o700)
+        if launch.resume:  # as long as nobody else can reach in
             state = os.path.join(folder, places.STATE)
             shutil.copyfile(os.path.join(launch.resume.folder, files.STATE_FILE), state)
             os.chown(state, launch.uid, launch.gid)
+        for path in (folder, inbox):
+            own_folder(path, launch.uid)
         return folder
 
     @staticmethod

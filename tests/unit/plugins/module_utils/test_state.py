@@ -146,3 +146,12 @@ def test_lock_files_stay(store: state.Store) -> None:
         before = os.stat(os.path.join(store.paths.locks, "host")).st_ino
     with state.locked(store.paths, ["host"], 0.0):
         assert os.stat(os.path.join(store.paths.locks, "host")).st_ino == before
+
+
+def test_a_folder_that_was_made_and_not_given_away(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid, follow_symlinks: given.append((path, uid, gid)))
+    path = str(tmp_path / "inbox")
+    for _again in range(2):
+        state.own_folder(path, 7)
+    assert given == [(path, 7, 7)] * 2 and stat.S_IMODE(os.stat(path).st_mode) == 0o700

@@ -23,7 +23,7 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
-def parse_json(text: bytes) -> t.Any:
+def parse_json(text: bytes | str) -> t.Any:
     """:raises ValueError: not JSON, or no sane one."""
     try:
         return json.loads(text, parse_int=_bounded_int)

@@ -31,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_
     RANGES_FILE,
     STATE_FILE,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import parse_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import copy_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import remove_tree
 
@@ -55,10 +56,13 @@ def saved_files(inbox: str, ram: str | None, limit: int) -> list[SavedFile]:
     if bool(ranges) != (ram is None):
         raise _strange("its RAM is not where it should be")
     if ram is None:
-        _check_ranges(manager, ranges)
         ram = os.path.join(inbox, RANGES_FILE)
-        if os.lstat(ram).st_size > limit:
+        size = os.lstat(ram).st_size
+        if size > limit:
             raise _strange("it is larger than it can be")
+        end = _end_of(manager, ranges)
+        if size != end:  # a clone that maps it would die where it ends
+            raise _strange(f"its RAM has {size} bytes and not {end}")
         state = os.path.join(inbox, WITHOUT_RANGES)
         _write_settled(state, document, manager, uid)
     return [SavedFile(STATE_FILE, STATE, state), SavedFile(MEMORY_FILE, MEMORY, ram)]
@@ -77,24 +81,24 @@ def _read_state(path: str, uid: int) -> t.Any:
     if len(content) > MAX_STATE:
         raise _strange("it is larger than it can be")
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
+        return parse_json(content)
+    except ValueError:
         raise _strange("it is not JSON") from None
 
 
 def _memory_of(document: t.Any) -> tuple[dict[str, t.Any], list[t.Any]]:
     """What is said of the memory, and the ranges of it that were written."""
     try:
-        manager = json.loads(document["snapshots"]["memory-manager"]["snapshot_data"]["state"])
+        manager = parse_json(document["snapshots"]["memory-manager"]["snapshot_data"]["state"])
         return manager, list(manager["memory_ranges"]["data"])
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError):
         raise _strange("this release has another form of it") from None
 
 
-def _check_ranges(manager: t.Mapping[str, t.Any], ranges: t.Sequence[t.Any]) -> None:
-    """Whether the ranges, one after the other, are what the file of the zone would be.
+def _end_of(manager: t.Mapping[str, t.Any], ranges: t.Sequence[t.Any]) -> int:
+    """Bytes of the ranges, one after the other, which is what the file of the zone would be.
 
-    :raises HypervisorError: they are not.
+    :raises HypervisorError: it is not.
     """
     try:
         places = {place["gpa"]: (place["file_offset"], place["size"]) for place in manager["guest_ram_mappings"]}
@@ -107,6 +111,7 @@ def _check_ranges(manager: t.Mapping[str, t.Any], ranges: t.Sequence[t.Any]) -> 
         raise _strange("this release has another form of it") from None
     if places:
         raise _strange("some of its RAM is missing")
+    return end
 
 
 def _write_settled(path: str, document: t.Any, manager: dict[str, t.Any], uid: int) -> None:

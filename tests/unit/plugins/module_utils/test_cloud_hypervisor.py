@@ -293,10 +293,19 @@ def test_what_is_not_a_saved_machine(inbox: Path, ram: str | None, state: t.Any,
         saving.saved_files(str(inbox), ram, 1 << 20)
 
 
+@pytest.mark.parametrize("size", [0, 9, 11])
+def test_ram_that_is_not_all_there(inbox: Path, size: int) -> None:
+    (inbox / "state.json").write_text(json.dumps(state_of(BOTH)), encoding="utf-8")
+    (inbox / "memory-ranges").write_bytes(bytes(size))
+    with pytest.raises(HypervisorError, match=f"its RAM has {size} bytes and not 10"):
+        saving.saved_files(str(inbox), None, 1 << 20)
+
+
 def test_what_its_user_may_have_put_there(inbox: Path) -> None:
-    (inbox / "state.json").write_text("{", encoding="utf-8")
-    with pytest.raises(HypervisorError, match="not JSON"):
-        saving.saved_files(str(inbox), "/ram/x", 1 << 20)
+    for text in ("{", "[" * 100000, f'{{"a": {"9" * 40}}}'):
+        (inbox / "state.json").write_text(text, encoding="utf-8")
+        with pytest.raises(HypervisorError, match="not JSON"):
+            saving.saved_files(str(inbox), "/ram/x", 1 << 20)
     (inbox / "state.json").unlink()
     (inbox / "state.json").symlink_to("/etc/passwd")
     with pytest.raises(OSError):

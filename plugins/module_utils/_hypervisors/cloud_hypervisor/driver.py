@@ -264,20 +264,7 @@ class CloudHypervisorDriver(Driver):
         :raises UnsupportedError: it is not here.
         """
         there = str(layout["version"])
-
-        def fits(binary: str) -> bool:
-            with contextlib.suppress(UnsupportedError):
-                return self._version_of(binary).partition(".")[0] == there.partition(".")[0]
-            return False
-
-        found = releases.matching(self.binary(), fits)
-        if found is None:
-            raise UnsupportedError(
-                f"it was saved by Cloud Hypervisor {there}, and this host has {self.version()}",
-                "hypervisor",
-                "A state is taken up by the release that saved it: install that one beside it with the role host.",
-            )
-        return found
+        return releases.taking_up("Cloud Hypervisor", self.binary(), self._version_of, there, alike=1)
 
     def archive_form(self) -> ArchiveForm:
         return VersionForm()

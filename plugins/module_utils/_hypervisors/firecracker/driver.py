@@ -132,7 +132,10 @@ class FirecrackerDriver(Driver):
         return Probe(self.name, binary, facts["version"], reason is None, reason, accels, remedy=remedy)
 
     def version(self) -> str:
-        return str(self._facts()["version"])
+        return self._version_of(self.binary())
+
+    def _version_of(self, binary: str) -> str:
+        return str(self._facts(binary)["version"])
 
     def pin(self, accel: str) -> Pins:
         found = self.probe()
@@ -365,20 +368,7 @@ class FirecrackerDriver(Driver):
         :raises UnsupportedError: it is not here.
         """
         there = str(layout["version"])
-
-        def fits(binary: str) -> bool:
-            with contextlib.suppress(CocoonError, OSError):
-                return str(self._facts(binary)["version"]).split(".")[:2] == there.split(".")[:2]
-            return False
-
-        found = releases.matching(self.binary(), fits)
-        if found is None:
-            raise UnsupportedError(
-                f"it was saved by Firecracker {there}, and this host has {self.version()}",
-                "hypervisor",
-                "A state is taken up by the release that saved it: install that one beside it with the role host.",
-            )
-        return found
+        return releases.taking_up("Firecracker", self.binary(), self._version_of, there, alike=2)
 
     def archive_form(self) -> ArchiveForm:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.archive import (

@@ -124,10 +124,6 @@ def test_what_it_cannot_do_is_refused_by_name(site: Site, vm: dict[str, Any], dr
                           **{**VM, "ssh_keys": [site.lab.key.with_suffix(".pub").read_text()]})  # fmt: skip
     if not has(site, driver, "guest_data"):
         assert refused["failed"] and driver in refused["msg"] and "ssh_keys" in refused["msg"]
-    if not has(site, driver, "snapshots"):
-        refused = site.module("cocoon_vm", name=name_of(driver), state="hibernated")
-        assert refused["failed"] and driver in refused["msg"], refused
-        assert answers(site, vm)
 
 
 def cloned(site: Site, driver: str, name: str, snapshot: str) -> dict[str, Any]:
@@ -158,8 +154,6 @@ def snapshot_of(site: Site, driver: str, name: str, vm: str) -> dict[str, Any]:
 
 
 def test_clones_share_memory_and_have_names_of_their_own(site: Site, vm: dict[str, Any], driver: str) -> None:
-    if not has(site, driver, "snapshots"):
-        pytest.skip(f"{driver} declares no snapshots")
     taken = snapshot_of(site, driver, "golden", name_of(driver))
     assert answers(site, vm)
     before = digest_of(site, taken)
@@ -175,8 +169,6 @@ def test_clones_share_memory_and_have_names_of_their_own(site: Site, vm: dict[st
 
 
 def test_one_that_sleeps_goes_on(site: Site, vm: dict[str, Any], driver: str) -> None:
-    if not has(site, driver, "snapshots"):
-        pytest.skip(f"{driver} declares no snapshots")
     asleep = site.vm(name_of(driver), state="hibernated")
     assert asleep["changed"] and not answers(site, vm)
     assert f"{vm['id']}" not in site.shell("ps -eo args")
@@ -187,8 +179,6 @@ def test_one_that_sleeps_goes_on(site: Site, vm: dict[str, Any], driver: str) ->
 
 
 def test_back_to_a_snapshot(site: Site, vm: dict[str, Any], driver: str) -> None:
-    if not has(site, driver, "snapshots"):
-        pytest.skip(f"{driver} declares no snapshots")
     name = f"{name_of(driver)}-golden"
     restored = site.module("cocoon_snapshot", name=name, vm=name_of(driver), state="restored")
     assert not restored["failed"] and restored["changed"], restored
@@ -198,8 +188,6 @@ def test_back_to_a_snapshot(site: Site, vm: dict[str, Any], driver: str) -> None
 
 
 def test_a_snapshot_that_was_taken_while_it_stood_still(site: Site, vm: dict[str, Any], driver: str) -> None:
-    if not has(site, driver, "snapshots"):
-        pytest.skip(f"{driver} declares no snapshots")
     site.vm(name_of(driver), state="paused")
     snapshot_of(site, driver, "still", name_of(driver))
     assert not answers(site, vm)

@@ -433,6 +433,8 @@ def test_releases_of_hypervisors_lie_side_by_side(playbook: Playbooks, scratch: 
 
     wrong = {**release(scratch, "cloud-hypervisor", "55.0"), "sha256": "0" * 64}
     assert "has the sha256" in run({"cloud-hypervisor": wrong}, ok=False).output
+    unquoted = {**release(scratch, "cloud-hypervisor", "54.10"), "version": 54.1}
+    assert "Quote the version" in run({"cloud-hypervisor": unquoted}, ok=False).output
     (links / "firecracker").unlink()
     (links / "firecracker").write_text("somebody's", encoding="utf-8")
     assert "is not this role's" in run({"firecracker": wanted["firecracker"]}, ok=False).output

@@ -103,8 +103,7 @@ def _foresee(run: Run, items: t.Sequence[Item]) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine import forecast
 
     while True:
-        run.memory_planned = run.disk_planned = 0
-        run.addresses_planned.clear()
+        run.count_anew()
         ready = [item for item in items if item.error is None]
         run.passing = exchange.passing((item.record, item.plan) for item in ready if item.plan)
         for item in ready:

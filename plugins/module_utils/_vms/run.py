@@ -92,7 +92,12 @@ class Run:
         self._processes = None
         self._links = None
         self._network_documents.clear()
+        self.count_anew()
+
+    def count_anew(self) -> None:
+        """Nothing is taken by plans yet."""
         self.memory_planned = self.disk_planned = 0
+        self.addresses_planned.clear()
 
     def processes(self) -> dict[int, list[int]]:
         """The host's processes by uid, looked up once a pass."""

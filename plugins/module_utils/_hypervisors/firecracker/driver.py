@@ -71,7 +71,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecr
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import RestClosedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, real_uid
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import own_folder, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import own_folder, remove_file, remove_tree
 
 REMEDY = "Install a release of Firecracker as /usr/local/bin/firecracker (1.16.1 or newer)."
 TURN = 10.0
@@ -201,6 +201,7 @@ class FirecrackerDriver(Driver):
                     unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
                     watch.wait_listening(places.API, process, deadline)
                     self._ask(launch, asked, deadline)
+                    remove_file(os.path.join(folder, places.STATE))  # it has been read
                     if on_nics_open:
                         on_nics_open(process)
                     self._ask(launch, [_last(launch)], deadline)

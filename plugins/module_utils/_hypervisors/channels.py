@@ -26,7 +26,9 @@ def guest_channel(name: str, run_dir: str) -> Channel:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
 
         return places.guest_channel(run_dir)
-    raise UnsupportedError(f"{name} has no way to an agent in the guest yet", "hypervisor")
+    raise UnsupportedError(
+        f"{name} has no way to an agent in the guest yet", "hypervisor", "Use qemu or firecracker, or ssh."
+    )
 
 
 def console(name: str, run_dir: str) -> str | None:

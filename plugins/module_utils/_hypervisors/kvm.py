@@ -17,6 +17,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache 
 KVM_NODE = "/dev/kvm"
 MODULES = "/sys/module"
 VENDOR_MODULES = ("kvm_intel", "kvm_amd")
+CPUINFO = "/proc/cpuinfo"
+CPU_KEYS = ("vendor_id", "cpu family", "model", "stepping")
 KVM_API_VERSION = 12
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
@@ -69,8 +71,22 @@ def _create_vm(node: str) -> str | None:
 
 
 def host_vendor() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as stream:
+    return _cpu().get("vendor_id", "")
+
+
+def host_cpu() -> str:
+    """What a machine is bound to that was saved with all that this host's CPU has; empty if it does not tell."""
+    found = _cpu()
+    return " ".join(found[key] for key in CPU_KEYS) if found.keys() >= set(CPU_KEYS) else ""
+
+
+def _cpu() -> dict[str, str]:
+    """What the kernel says of the first CPU."""
+    found = {}
+    with open(CPUINFO, encoding="utf-8") as stream:
         for line in stream:
-            if line.startswith("vendor_id"):
-                return line.partition(":")[2].strip()
-    return ""
+            if not line.strip():
+                break
+            key, _colon, value = line.partition(":")
+            found[key.strip()] = value.strip()
+    return found

@@ -11,11 +11,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
 
 
 class FirecrackerArchive(VersionForm):
-    """The release, and the id that the disks' paths in its state have."""
+    """The release, the id that the disks' paths in its state have, and the CPU, where it is known."""
 
     layout: t.ClassVar[t.Mapping[str, t.Any]] = {
         "type": "object",
         "required": ["version", "id"],
-        "properties": {"version": VERSION, "id": {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,64}\Z"}},
+        "properties": {
+            "version": VERSION,
+            "id": {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,64}\Z"},
+            "cpu": {"type": "string", "pattern": r"^[A-Za-z0-9_ -]{1,64}\Z"},
+        },
         "additionalProperties": False,
     }

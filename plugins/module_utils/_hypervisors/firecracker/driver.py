@@ -362,6 +362,13 @@ class FirecrackerDriver(Driver):
 
     def check_resume(self, saved: SavedState) -> None:
         self._binary_for(saved.layout)
+        there, here = saved.layout.get("cpu"), kvm.host_cpu()
+        if there and there != here:  # it would go on, and its guest would meet a CPU that it does not know
+            raise UnsupportedError(
+                f"it was saved on a CPU '{there}' (vendor, family, model, stepping), and this host has '{here}'",
+                "hypervisor",
+                "Take it up on a host with the same CPU, or take its disks alone.",
+            )
 
     def _binary_for(self, layout: Layout) -> str:
         """The release that takes up what another may have saved.
@@ -420,8 +427,10 @@ def _look(run_dir: str, target: str) -> dict[str, t.Any]:
 
 
 def _layout(run_dir: str) -> dict[str, str]:
-    """What a saved machine's record has of its devices' places."""
-    return {"version": _running_version(run_dir), "id": _machine_id(run_dir)}
+    """What a saved machine is bound to."""
+    layout = {"version": _running_version(run_dir), "id": _machine_id(run_dir)}
+    cpu = kvm.host_cpu()
+    return {**layout, "cpu": cpu} if cpu else layout
 
 
 def _running_version(run_dir: str) -> str:

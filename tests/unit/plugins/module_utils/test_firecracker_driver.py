@@ -535,11 +535,27 @@ def fixture_inbox(tmp_path: Path, running: tuple[str, Api]) -> Inbox:
     return Inbox(tmp_path / "inbox", *running)
 
 
+CPU = "AuthenticAMD 25 1 2"
+
+
+@pytest.fixture(name="cpu")
+def fixture_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's words for the CPU of :data:`CPU`, and for another one of this host's."""
+    path = tmp_path / "cpuinfo"
+    keys = ("processor", "vendor_id", "cpu family", "model", "model name", "stepping")
+    values = (("0", "AuthenticAMD", "25", "1", "AMD EPYC", "2"), ("1", "Other", "1", "2", "Other", "3"))
+    cpus = ("".join(f"{key}\t: {value}\n" for key, value in zip(keys, words)) for words in values)
+    path.write_text("\n".join(cpus), encoding="utf-8")
+    monkeypatch.setattr(kvm, "CPUINFO", str(path))
+    return path
+
+
+@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("stay", [False, True])
 def test_save(paths: Paths, inbox: Inbox, stay: bool) -> None:
     made = FirecrackerDriver(paths)
     saved = made.save(inbox.run_dir, inbox.wanted(stay=stay))
-    assert saved.layout == {"version": "1.16.1", "id": "source"} and saved.paused_seconds > 0
+    assert saved.layout == {"version": "1.16.1", "id": "source", "cpu": CPU} and saved.paused_seconds > 0
     assert inbox.copied == [f"vmstate state {inbox.folder}/vmstate", f"mem memory {inbox.folder}/mem"]
     assert inbox.seen == ["PATCH /vm", "PUT /snapshot/create"]  # what is copied is of one instant
     assert inbox.asked() == [*inbox.seen, *([] if stay else ["PATCH /vm"])]
@@ -581,6 +597,19 @@ def test_what_can_be_taken_up(paths: Paths, tmp_path: Path) -> None:
         assert (made.confine(launch).files or {})["/firecracker"] == str(folders[version] / "firecracker")
     with pytest.raises(UnsupportedError, match=r"saved by Firecracker 1\.18\.0, and this host has 1\.17\.0"):
         made.check_resume(SavedState({}, {"version": "1.18.0", "id": "source"}))
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_cpu_that_it_was_saved_on(paths: Paths, tmp_path: Path, cpu: Path) -> None:
+    """It looks at nothing itself."""
+    made, layout = FirecrackerDriver(paths, program(tmp_path)), {"version": "1.16.1", "id": "source"}
+    for there in ({}, {"cpu": CPU}):
+        made.check_resume(SavedState({}, {**layout, **there}))
+        jsonschema.validate({**layout, **there}, dict(made.archive_form().layout))
+    with pytest.raises(UnsupportedError, match=f"'AuthenticAMD 25 1 3' .* this host has '{CPU}'"):
+        made.check_resume(SavedState({}, {**layout, "cpu": "AuthenticAMD 25 1 3"}))
+    cpu.write_text("processor: 0\nCPU part: 0xd0c\n", encoding="utf-8")
+    assert kvm.host_cpu() == kvm.host_vendor() == ""
 
 
 def test_what_it_says_in_an_archive(paths: Paths) -> None:

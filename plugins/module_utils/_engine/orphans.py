@@ -30,7 +30,7 @@ def find(store: Store) -> dict[str, list[str]]:
     for holder, words in _holdings(store):
         held.setdefault(holder, []).append(words)
     known = {holder for kind in ("vm", "snapshot", "network") for _name, holder in store.index(kind).entries()}
-    for folder in ("vms", "snapshots"):
+    for folder in ("vms", "snapshots", "networks"):
         known.update(_names(os.path.join(store.paths.root, folder)))
     return {holder: words for holder, words in sorted(held.items()) if _is_nobody(holder, known)}
 

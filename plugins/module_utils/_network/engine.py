@@ -223,8 +223,7 @@ def _is_left_over(store: Store | None, name: str, bridge: str) -> bool:
 def _others(store: Store | None, name: str) -> list[Record]:
     if store is None:
         return []
-    entries = store.index("network").entries()
-    found = [leases.seen(store, network_id, other) for other, network_id in entries if other != name]
+    found = [leases.seen(store, network_id, other) for other, network_id in leases.every(store) if other != name]
     return [record for record in found if record]
 
 

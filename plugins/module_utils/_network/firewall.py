@@ -17,11 +17,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 def networks(store: Store) -> list[Record]:
     """Networks with a bridge of ours that are not being removed, by name; damaged ones as the kernel has them."""
     found = []
-    for name, network_id in store.index("network").entries():
+    for name, network_id in leases.every(store):
         record = leases.seen(store, network_id, name)
         if record and not record["adopted"] and record.get("phase") != leases.REMOVING:
             found.append(record)
-    return found
+    return sorted(found, key=lambda record: str(record["name"]))
 
 
 def _inputs(store: Store) -> Inputs:

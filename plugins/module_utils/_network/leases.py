@@ -41,6 +41,17 @@ def directory(store: Store, network_id: str, kind: str = "") -> str:
     return os.path.join(store.paths.object_dir("network", network_id), kind)
 
 
+def every(store: Store) -> list[tuple[str, str]]:
+    """(name, id) of each network that has a folder, sorted; its id stands for a name that cannot be read.
+
+    A network gets its name before its folder, and loses it after, so none is missed, whatever became of its name.
+    """
+    folder = os.path.join(store.paths.root, "networks")
+    there = [name for name in os.listdir(folder) if not name.endswith(".tmp")] if os.path.isdir(folder) else []
+    known = {network_id: name for name, network_id in store.index("network").entries()}
+    return sorted((known.get(network_id, network_id), network_id) for network_id in there)
+
+
 def names(store: Store, network_id: str, kind: str) -> list[str]:
     """The files of one of those folders, sorted; for listings and removal."""
     try:
@@ -274,7 +285,7 @@ def purge(store: Store, vm_id: str) -> bool:
     :return: whether published ports were among it (:func:`sync` is due then).
     """
     ported = False
-    for _name, network_id in store.index("network").entries():
+    for _name, network_id in every(store):
         for kind in ("ports", "leases"):
             for name in names(store, network_id, kind):
                 path = os.path.join(directory(store, network_id, kind), name)

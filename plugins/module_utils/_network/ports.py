@@ -146,7 +146,7 @@ def check_free(store: Store, network: Record, vm_id: str | None, ports: t.Iterab
         )
     if not wanted:
         return
-    networks = store.index("network").entries()
+    networks = leases.every(store)
     for port in wanted:
         ours = False
         for name, network_id in networks:

@@ -379,6 +379,6 @@ def _end(store: Store, network_id: str) -> None:
 
 def left_over(store: Store) -> list[str]:
     """Networks' ids of instances that are there although their networks are not; see the doctor."""
-    folder = os.path.join(store.paths.run, "networks")
-    known = {network_id for _name, network_id in store.index("network").entries()}
-    return sorted(_listed(folder) - known)
+    # A network is there before its instance.
+    there = _listed(os.path.join(store.paths.run, "networks"))
+    return sorted(there.difference(network_id for _name, network_id in leases.every(store)))

@@ -29,6 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     leases,
     listing,
     ports,
+    serving,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import image as planning
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Remove
@@ -190,6 +191,19 @@ def test_a_damaged_name_is_told_of(site: Site, kind: str) -> None:
 
 
 # -- networks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_whose_name_is_damaged_keeps_what_it_has(site: Site) -> None:
+    """It is there by its folder, so it has its rules, its instance and its subnet; and what VMs hold of it is found."""
+    network_id, vm_id = site.ids["network"][HURT], site.ids["vm"][SOUND]
+    leases.attach(site.store, network_id, vm_id)
+    os.makedirs(os.path.join(site.store.paths.run, "networks", network_id))
+    Path(site.store.index("network").path(HURT)).write_text("{", encoding="utf-8")
+    assert [net["name"] for net in firewall.networks(site.store)] == [HURT, SOUND]
+    assert orphans.find(site.store) == {} and serving.left_over(site.store) == []
+    assert [net["name"] for net in engine._others(site.store, "new")] == [HURT, SOUND]
+    leases.purge(site.store, vm_id)
+    assert leases.users(site.store, network_id) == []
 
 
 def test_rules_are_made_of_what_the_kernel_has_of_a_damaged_network(

@@ -18,7 +18,14 @@ from typing import Any
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, ToolError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine, kernel, listing, manager, serving
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    engine,
+    kernel,
+    leases,
+    listing,
+    manager,
+    serving,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json
 from ansible_collections.cocoon.microvm.tests.integration.support import asking
@@ -147,7 +154,7 @@ def test_what_is_broken_comes_back(lab: Host) -> None:
     assert not lab.network("lab")["changed"]
     (first,) = instances(lab)
     note = os.path.join(lab.store.paths.object_dir("network", lab.record("lab")["id"]), "dnsmasq.json")
-    folder = serving._folder(lab.store.paths, lab.record("lab")["id"])
+    folder = leases.runtime(lab.store.paths, lab.record("lab")["id"])
 
     def crash() -> None:
         process = Process.find((read_json(note) or {})["process"])
@@ -216,5 +223,8 @@ def test_killed_at_any_step(lab: Host, monkeypatch: pytest.MonkeyPatch, step: st
     assert tells(lab.netns, "web1.lab", "")
     if step == "bridge up":
         assert lab.network("more", names=True, subnet="10.90.1.0/24")["changed"] and len(instances(lab)) == 2
+    if step == "noting":  # nobody but the command line knows of it, and now it is not wanted
+        lab.network("more", subnet="10.90.1.0/24", names=False)
+        assert len(instances(lab)) == 1 and not lab.network("more")["changed"]
     lab.network("more", state="absent")
     assert len(instances(lab)) == 1

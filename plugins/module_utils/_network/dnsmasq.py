@@ -42,11 +42,6 @@ class Place(t.NamedTuple):
     group: str
 
 
-def is_wanted(network: Record) -> bool:
-    """Whether a network has an instance of its own."""
-    return bool(network.get("dhcp") or network.get("names") or network.get("subnet6"))
-
-
 def config(network: Record, place: Place) -> str:
     """The whole configuration; the host's own is not read."""
     lines = [

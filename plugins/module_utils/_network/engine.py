@@ -26,7 +26,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     guests,
     leases,
     links,
-    listing,
     manager,
     plan,
     ports,
@@ -82,7 +81,7 @@ def converge(params: t.Mapping[str, t.Any], check_mode: bool, gone: Gone = NOBOD
     return {
         "changed": decision.changed,
         "action": decision.action,
-        "network": listing.shown(record),
+        "network": plan.shown(record),
         "diff": {"before": decision.before, "after": decision.after},
     }
 

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     InputError,
@@ -30,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip
 
 REMOVING = "removing"
+NOTE = "dnsmasq.json"  # of a network's dnsmasq
 DAMAGED = (
     "Put it back from a backup, or remove its VMs and then the network by its name (state: absent); until then its"
     " running VMs keep what the kernel has of it."
@@ -82,6 +84,27 @@ def seen(store: Store, network_id: str, name: str) -> Record | None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
         return damaged_network(network_id, name, str(exc), kernel.found(network_id))
+
+
+# -- their dnsmasqs: no more than whether there are any, of which :mod:`serving` does the rest -----------------------
+
+
+def is_served(network: Record) -> bool:
+    """Whether a network is to have a dnsmasq of its own."""
+    return bool(network.get("names") or network.get("dhcp") or network.get("subnet6"))
+
+
+def runtime(paths: Paths, network_id: str) -> str:
+    """The folder of a network's dnsmasq."""
+    return os.path.join(paths.run, "networks", network_id)
+
+
+def was_served(store: Store, network_id: str) -> bool:
+    """Whether a dnsmasq was begun, noted or not, and nobody has ended it to the end."""
+    return os.path.lexists(directory(store, network_id, NOTE)) or os.path.isdir(runtime(store.paths, network_id))
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
 
 
 def holder(path: str) -> str | None:

@@ -14,6 +14,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     guests,
     leases,
     manager,
+    plan,
     ports,
     serving,
     subnets,
@@ -26,13 +27,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR
 # What is said of a network that cannot be read.
 _NOTHING: Record = {"state": ERROR, "owner": None, "missing": [], "faults": []}
 _NOBODY: Record = {key: [] for key in ("users", "leases", "other_leases", "ports", "nics")}
-
-
-def shown(record: Record | None) -> Record | None:
-    """The record without what is only bookkeeping."""
-    if record is None:
-        return None
-    return {key: value for key, value in record.items() if key != "phase"}
 
 
 def describe(params: t.Mapping[str, t.Any]) -> list[Record]:
@@ -57,7 +51,7 @@ def _described(store: Store, name: str) -> Record | None:
     if is_damaged(record):
         return {**_NOTHING, "id": network_id, "name": name, "reason": record["reason"], **_held(store, record)}
     return {
-        **t.cast(Record, shown(record)),
+        **t.cast(Record, plan.shown(record)),
         "missing": _missing(store, record),
         "faults": [f"{label}: {trouble}" for label, trouble in guests.troubles(store, record).items()],
         **_held(store, record),

@@ -89,10 +89,17 @@ def missing(store: Store, network: Record) -> list[str]:
     :raises ConflictError: an interface that is not ours has the bridge's name.
     :raises NotFoundError: the bridge of an adopted network is not there.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
 
     found = kernel.missing(network)
-    return found if network["adopted"] else found + firewall.missing(store) + serving.missing(store, network)
+    if network["adopted"]:
+        return found
+    found += firewall.missing(store)
+    if leases.is_served(network) or leases.was_served(store, network["id"]):
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import serving
+
+        found += serving.missing(store, network)
+    return found
 
 
 def ensure(store: Store, network: Record, timeout: float = LOCK_TIMEOUT) -> bool:

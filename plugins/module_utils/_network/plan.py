@@ -432,6 +432,13 @@ def public(record: Record | None) -> Record:
     return {key: value for key, value in fields.items() if value is not None}
 
 
+def shown(record: Record | None) -> Record | None:
+    """The record without what is only bookkeeping."""
+    if record is None:
+        return None
+    return {key: value for key, value in record.items() if key != "phase"}
+
+
 def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> Plan:
     """What makes the network be as defined.
 

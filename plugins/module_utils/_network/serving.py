@@ -49,7 +49,7 @@ FORMER = "former"  # reservations that are no more
 
 def check_installed(network: Record) -> None:
     """:raises ToolError: the network needs dnsmasq, and it is not there."""
-    if dnsmasq.is_wanted(network) and shutil.which(dnsmasq.PROGRAM, path=SEARCH_PATH) is None:
+    if leases.is_served(network) and shutil.which(dnsmasq.PROGRAM, path=SEARCH_PATH) is None:
         option = next(key for key in ("names", "dhcp", "subnet6") if network.get(key))
         raise ToolError(
             f"{dnsmasq.PROGRAM} is not installed", option, f"Install {dnsmasq.PACKAGE}, or run cocoon.microvm.host."
@@ -58,9 +58,9 @@ def check_installed(network: Record) -> None:
 
 def missing(store: Store, network: Record) -> list[str]:
     """What is not as it should be: ``dnsmasq``, ``names``. Files and a pidfd are looked at, nothing else."""
+    if not leases.is_served(network):
+        return ["dnsmasq"] if leases.was_served(store, network["id"]) else []
     note = _note(store, network["id"])
-    if not dnsmasq.is_wanted(network):
-        return ["dnsmasq"] if note is not None else []
     process = _find(note)
     if process is None:
         return ["dnsmasq"]
@@ -79,7 +79,7 @@ def ensure(store: Store, network: Record) -> None:
     if not missing(store, network):
         return
     with locked(store.paths, [f"dnsmasq:{network['id']}"], LOCK_TIMEOUT):
-        if not dnsmasq.is_wanted(network):
+        if not leases.is_served(network):
             _end(store, network["id"])
             return
         check_installed(network)
@@ -113,7 +113,7 @@ def publish(store: Store, network: Record, ip: str, mac: str, vm: str) -> None:
 
     Where nothing runs yet, what starts it will see the lease.
     """
-    if not dnsmasq.is_wanted(network) or not os.path.isdir(_folder(store.paths, network["id"])):
+    if not leases.is_served(network) or not os.path.isdir(leases.runtime(store.paths, network["id"])):
         return
     with locked(store.paths, [f"dnsmasq:{network['id']}"], LOCK_TIMEOUT):
         entry = dnsmasq.Entry(ip, mac, vm)
@@ -135,15 +135,15 @@ def withdraw(store: Store, network_id: str, ip: str) -> None:
 
 def _is_others(paths: Paths, network_id: str, entry: dnsmasq.Entry) -> bool:
     """Whether somebody else had the address since the instance began."""
-    folder = _folder(paths, network_id)
+    folder = leases.runtime(paths, network_id)
     texts = [_text(os.path.join(folder, kind, entry.ip)) for kind in (dnsmasq.RESERVED, FORMER)]
     return any(text not in (None, dnsmasq.reservation(entry)) for text in texts)
 
 
 def withdraw_all(store: Store, vm_id: str) -> None:
     """Let a guest be found on no network, by a look at all leases."""
-    for _name, network_id in store.index("network").entries():
-        if os.path.isdir(_folder(store.paths, network_id)):
+    for _name, network_id in leases.every(store):
+        if os.path.isdir(leases.runtime(store.paths, network_id)):
             for ip in leases.names(store, network_id, "leases"):
                 if leases.lease_holder(store, network_id, ip) == vm_id:
                     withdraw(store, network_id, ip)
@@ -161,7 +161,7 @@ def entry_of(store: Store, network: Record, ip: str) -> dnsmasq.Entry | None:
 
 def _differences(store: Store, network: Record) -> tuple[list[dnsmasq.Entry], list[str]]:
     """Guests whose files are not there, and addresses of files whose guests are not."""
-    folder = _folder(store.paths, network["id"])
+    folder = leases.runtime(store.paths, network["id"])
     # A lease is there before its file, and gone after it.
     there = [_listed(os.path.join(folder, name)) for name in FOLDERS]
     leased = set(leases.names(store, network["id"], "leases"))
@@ -175,7 +175,7 @@ def _listed(folder: str) -> set[str]:
 
 def _write_entry(paths: Paths, network: Record, entry: dnsmasq.Entry) -> bool:
     """Write what it reads of a guest; whether there was nothing before, which it notices by itself."""
-    folder, fresh = _folder(paths, network["id"]), True
+    folder, fresh = leases.runtime(paths, network["id"]), True
     for kind, text in (
         (dnsmasq.HOSTS, dnsmasq.host_lines(network, entry)),
         (dnsmasq.RESERVED, dnsmasq.reservation(entry)),
@@ -208,7 +208,7 @@ def _text(path: str) -> str | None:
 
 def _remove_entries(paths: Paths, network_id: str, addresses: t.Iterable[str]) -> bool:
     """Whether any were there. Who had an address is remembered, see :func:`publish`."""
-    folder, found = _folder(paths, network_id), False
+    folder, found = leases.runtime(paths, network_id), False
     for ip in addresses:
         hosts, reserved = (os.path.join(folder, kind, ip) for kind in FOLDERS)
         found = found or os.path.lexists(hosts) or os.path.lexists(reserved)
@@ -221,15 +221,11 @@ def _remove_entries(paths: Paths, network_id: str, addresses: t.Iterable[str]) -
 # -- the process ----------------------------------------------------------------------------------------------------
 
 
-def _folder(paths: Paths, network_id: str) -> str:
-    return os.path.join(paths.run, "networks", network_id)
-
-
 def _place(store: Store, network_id: str) -> dnsmasq.Place:
     account = _account()
     group = grp.getgrgid(account.pw_gid).gr_name
     path = leases.directory(store, network_id, "dnsmasq.leases")
-    return dnsmasq.Place(_folder(store.paths, network_id), path, account.pw_name, group)
+    return dnsmasq.Place(leases.runtime(store.paths, network_id), path, account.pw_name, group)
 
 
 def _account() -> pwd.struct_passwd:
@@ -240,7 +236,7 @@ def _account() -> pwd.struct_passwd:
 
 
 def _note_path(store: Store, network_id: str) -> str:
-    return leases.directory(store, network_id, "dnsmasq.json")
+    return leases.directory(store, network_id, leases.NOTE)
 
 
 def _note(store: Store, network_id: str) -> Record | None:
@@ -267,7 +263,7 @@ def _digest(text: str) -> str:
 
 def _make_folders(paths: Paths, network_id: str) -> None:
     make_runtime_directories(paths)
-    top, gid = _folder(paths, network_id), _account().pw_gid
+    top, gid = leases.runtime(paths, network_id), _account().pw_gid
     os.makedirs(os.path.dirname(top), 0o711, exist_ok=True)
     os.chmod(os.path.dirname(top), 0o711)
     for path in (top, *(os.path.join(top, name) for name in (*FOLDERS, FORMER))):
@@ -360,21 +356,19 @@ def _words(pid: int) -> list[bytes]:
 
 def _end_processes(store: Store, network_id: str) -> None:
     noted = _find(_note(store, network_id))
-    config = os.path.join(_folder(store.paths, network_id), dnsmasq.CONFIG)
+    config = os.path.join(leases.runtime(store.paths, network_id), dnsmasq.CONFIG)
     for process in (noted, *_scan(config)):
         if process is not None:
             with process:
                 process.end()
-    remove_file(_note_path(store, network_id))
 
 
 def _end(store: Store, network_id: str) -> None:
     # The note goes last: while it is there, somebody has something to end.
-    folder = _folder(store.paths, network_id)
-    if _note(store, network_id) is None and not os.path.isdir(folder):
-        return
-    _end_processes(store, network_id)
-    remove_tree(folder)
+    if leases.was_served(store, network_id):
+        _end_processes(store, network_id)
+        remove_tree(leases.runtime(store.paths, network_id))
+        remove_file(_note_path(store, network_id))
 
 
 def left_over(store: Store) -> list[str]:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_dual_stack(host: Host) -> None:
     with pytest.raises(UnsupportedError, match="routing6: the host does not forward.*net.ipv6.conf.all.forwarding=1"):
         host.network("lab", subnet="10.90.0.0/24", subnet6=SUBNET, routing6="nat")
     assert manager.load(host.store, "lab") is None and inside(host.netns, kernel.kind, "cm-lab") is None
-    host.network("lab", subnet="10.90.0.0/24", subnet6=SUBNET, names=True)
+    host.network("lab", subnet="10.90.0.0/24", subnet6=SUBNET, names=True, dhcp=True)
     assert not host.network("lab")["changed"]
     with pytest.raises(ConflictError, match="subnet6: .* overlaps .*network 'lab'"):
         host.network("other", subnet="10.91.0.0/24", subnet6=SUBNET)
@@ -119,12 +120,24 @@ def test_dual_stack(host: Host) -> None:
     assert reaches(guest, host.outside, INTERNET) == OWN
     assert reaches(host.outside, guest, OWN, wait=SILENCE) is None
     named(host, guest)
+    damaged(host, guest)
     # What somebody has taken away comes back, and it goes when it is not wanted.
     command("ip", "-n", host.netns.name, "-6", "addr", "del", f"{GATEWAY}/64", "dev", "cm-lab")
     assert host.network("lab", check=True)["diff"]["before"]["host"] == {"ipv6": "missing"}
     assert host.network("lab")["changed"] and reaches(guest, host.outside, INTERNET) == OWN
     assert host.network("lab", subnet6="", routing6="none")["changed"]
     assert inside(host.netns, links.get_sysctl, "ipv6", "cm-lab", "disable_ipv6") == "1"
+
+
+def damaged(host: Host, guest: Netns) -> None:
+    """The run of another network leaves one alone that cannot be read: its guests go on with all that they have."""
+    host.network("other", subnet="10.91.0.0/24")
+    rules, path = host.rules(), Path(host.store.paths.object_dir("network", host.record("lab")["id"]), "network.json")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60])
+    assert not host.network("other")["changed"] and host.rules() == rules
+    assert reaches(guest, host.outside, INTERNET) == OWN
+    path.write_bytes(whole)
 
 
 def until_route(guest: Netns) -> None:

@@ -31,7 +31,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip
 
 REMOVING = "removing"
-NOTE = "dnsmasq.json"  # of a network's dnsmasq
+# The note of a network's dnsmasq, and what of the network stands there, too.
+NOTE = "dnsmasq.json"
+SERVED = ("names", "dhcp", "subnet6", "routing6")
 DAMAGED = (
     "Put it back from a backup, or remove its VMs and then the network by its name (state: absent); until then its"
     " running VMs keep what the kernel has of it."
@@ -83,7 +85,17 @@ def seen(store: Store, network_id: str, name: str) -> Record | None:
     except StateError as exc:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
-        return damaged_network(network_id, name, str(exc), kernel.found(network_id))
+        found = kernel.found(network_id)
+        return damaged_network(network_id, name, str(exc), {**found, **_served(store, network_id)} if found else {})
+
+
+def _served(store: Store, network_id: str) -> Record:
+    """What a network's dnsmasq was started for, which the kernel does not show, and guests go on to use."""
+    with contextlib.suppress(StateError):
+        served = (read_json(directory(store, network_id, NOTE)) or {}).get("served")
+        if isinstance(served, dict):
+            return {key: served[key] for key in SERVED if key in served}
+    return {}
 
 
 # -- their dnsmasqs: no more than whether there are any, of which :mod:`serving` does the rest -----------------------

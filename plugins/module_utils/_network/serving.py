@@ -254,7 +254,13 @@ def _find(note: Record | None) -> Process | None:
 def _is_current(store: Store, network: Record, note: Record) -> bool:
     """Whether what runs was started for the network as it is, and for the bridge that is there."""
     text = dnsmasq.config(network, _place(store, network["id"]))
-    return note.get("config") == _digest(text) and note.get("bridge") == links.index_of(network["bridge"])
+    return {key: note.get(key) for key in ("config", "bridge", "served")} == _started_for(network, text)
+
+
+def _started_for(network: Record, text: str) -> Record:
+    """What is noted of an instance beside its process; of that the rules are made should the record be damaged."""
+    served = {key: network.get(key) for key in leases.SERVED}
+    return {"config": _digest(text), "bridge": links.index_of(network["bridge"]), "served": served}
 
 
 def _digest(text: str) -> str:
@@ -292,7 +298,7 @@ def _restart(store: Store, network: Record) -> None:
         raise ToolError(f"dnsmasq of network '{network['name']}' ended at once", remedy="See what the system log says.")
     with process:
         _adopt(network, process.pid)
-        note = {"process": identify(process.pid), "config": _digest(text), "bridge": links.index_of(network["bridge"])}
+        note = {"process": identify(process.pid), **_started_for(network, text)}
         write_json(_note_path(store, network["id"]), note)
 
 

@@ -141,6 +141,8 @@ def test_guests_are_given_their_addresses(lab: Host) -> None:
     assert [(item["ip"], item["mac"]) for item in told["other_leases"]] == [(address_of(two), MACS["web2"])]
     # An address goes to its next holder at once, although the one before may still use it.
     leave(lab, "web1", "10.90.0.10")
+    (told,) = inside(lab.netns, listing.describe, {**lab.dirs, "name": "lab"})
+    assert [item["mac"] for item in told["other_leases"]] == [MACS["web2"]], "what a guest had is no address for others"
     join(lab, "web2", "10.90.0.10")
     assert address_of(two) == "10.90.0.10"
     lab.network("lab", dhcp_range="", mtu=1400)

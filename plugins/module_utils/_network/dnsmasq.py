@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import typing as t
@@ -126,13 +127,35 @@ def list_leases(text: str) -> list[Record]:
     return [
         {"ip": row[2], "mac": row[1].lower(), "expires_at": rfc3339(int(row[0])) if row[0].isdigit() else None}
         for row in rows
-        if len(row) == 5
+        if len(row) == 5 and _is_address(row[2])
     ]
+
+
+def _is_address(text: str) -> bool:
+    """What answers strangers wrote it: it may be anything."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.IPv4Address(text))
+    return False
 
 
 def read_leases(text: str) -> dict[str, str]:
     """The MAC by address."""
     return {item["ip"]: item["mac"] for item in list_leases(text)}
+
+
+def is_for_others(network: Record, ip: str) -> bool:
+    """Whether an address is given to whoever asks."""
+    address = ipaddress.IPv4Address(ip)
+    return any(first <= address <= last for first, last in subnets.ranges(network.get("dhcp_range")))
+
+
+def outdated(network: Record, leased: t.Mapping[str, str], entries: t.Iterable[Entry]) -> set[str]:
+    """Addresses that are leased to others than those whose they are, or are nobody's any more.
+
+    :param leased: the MAC by address.
+    """
+    macs = {entry.ip: entry.mac for entry in entries}
+    return {ip for ip, mac in leased.items() if macs.get(ip, mac if is_for_others(network, ip) else None) != mac}
 
 
 def without(text: str, addresses: t.Container[str]) -> str:

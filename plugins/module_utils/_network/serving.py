@@ -121,7 +121,7 @@ def publish(store: Store, network: Record, ip: str, mac: str, vm: str) -> None:
         fresh = _write_entry(store.paths, network, entry)
         # It gives an address to nobody else while its old lease stands. What it is just writing of its leases may be
         # missed here, so addresses that it had for others are known without, too.
-        if network.get("dhcp") and (others or _outdated(store, network["id"], {ip: mac})):
+        if network.get("dhcp") and (others or _leased(store, network["id"]).get(ip, entry.mac) != entry.mac):
             _restart(store, network)
         elif not fresh:
             _reread(store, network["id"])
@@ -289,7 +289,7 @@ def _restart(store: Store, network: Record) -> None:
     entries = [entry_of(store, network, ip) for ip in leases.names(store, network["id"], "leases")]
     for entry in filter(None, entries):
         _write_entry(store.paths, network, entry)
-    stale = _outdated(store, network["id"], {entry.ip: entry.mac for entry in entries if entry})
+    stale = dnsmasq.outdated(network, _leased(store, network["id"]), filter(None, entries))
     if stale:
         _write(place.leases, dnsmasq.without(_text(place.leases) or "", stale), 0)
     _start(config)
@@ -321,16 +321,16 @@ def _adopt(network: Record, pid: int) -> None:
 
 
 def other_leases(store: Store, network: Record) -> list[Record]:
-    """Who has got an address of ``dhcp_range``, as dnsmasq notes it."""
+    """Who has got an address of ``dhcp_range``, as dnsmasq notes it; what VMs had that are gone is there for hours."""
     text = _text(leases.directory(store, network["id"], "dnsmasq.leases")) if network.get("dhcp") else None
     leased = set(leases.names(store, network["id"], "leases"))
-    return [item for item in dnsmasq.list_leases(text or "") if item["ip"] not in leased]
+    found = dnsmasq.list_leases(text or "")
+    return [item for item in found if item["ip"] not in leased and dnsmasq.is_for_others(network, item["ip"])]
 
 
-def _outdated(store: Store, network_id: str, macs: t.Mapping[str, str]) -> set[str]:
-    """Addresses that dnsmasq has leased to others than those whose they are."""
-    text = _text(leases.directory(store, network_id, "dnsmasq.leases")) or ""
-    return {ip for ip, mac in dnsmasq.read_leases(text).items() if macs.get(ip, mac) != mac}
+def _leased(store: Store, network_id: str) -> dict[str, str]:
+    """The MACs that dnsmasq has leased addresses to, by address."""
+    return dnsmasq.read_leases(_text(leases.directory(store, network_id, "dnsmasq.leases")) or "")
 
 
 def _reread(store: Store, network_id: str) -> None:

@@ -227,9 +227,21 @@ def test_names_of_a_guest(vm: str, line: str) -> None:
     assert dnsmasq.reservation(entry) == "02:00:00:00:00:01,10.1.0.5,12h\n"
 
 
+def test_leases_of_guests_that_are_gone() -> None:
+    """Whoever asks may keep what is given to anybody; the rest is the guests'."""
+    given = network(subnet="10.1.0.0/24", dhcp=True, dhcp_range="10.1.0.200-10.1.0.203")
+    leased = {"10.1.0.9": "02:00:00:00:00:01", "10.1.0.10": "02:00:00:00:00:02", "10.1.0.201": "02:00:00:00:00:03"}
+    holds = dnsmasq.Entry("10.1.0.9", "02:00:00:00:00:01", "web1")
+    assert dnsmasq.outdated(given, leased, [holds]) == {"10.1.0.10"}
+    assert dnsmasq.outdated(given, leased, [holds._replace(mac="02:00:00:00:00:09")]) == {"10.1.0.9", "10.1.0.10"}
+    moved = dnsmasq.Entry("10.1.0.201", "02:00:00:00:00:09", "web2")
+    assert dnsmasq.outdated(given, leased, [holds, moved]) == {"10.1.0.10", "10.1.0.201"}
+
+
 def test_leases_of_dnsmasq() -> None:
     text = "170 02:00:00:00:00:AA 10.1.0.5 * 01:02\nduid 00:01\n171 02:00:00:00:00:0b 10.1.0.6 x *\n"
     assert dnsmasq.read_leases(text) == {"10.1.0.5": "02:00:00:00:00:aa", "10.1.0.6": "02:00:00:00:00:0b"}
+    assert dnsmasq.read_leases(f"{text}172 02:00:00:00:00:0c x y *\n") == dnsmasq.read_leases(text)
     assert dnsmasq.without(text, {"10.1.0.5"}) == text[text.index("duid") :]
 
 

@@ -153,7 +153,7 @@ def named(host: Host, guest: Netns) -> None:
     network, ip = host.record("lab"), "10.90.0.10"
     host.vm("web1", [{"network_id": network["id"], "mac": MAC, "network": {"ip": ip, "prefix": 24}}], "web1")
     inside(host.netns, manager.lease, host.store, network, ip, "web1")
-    inside(host.netns, serving.publish, host.store, network, ip, MAC, "web1")
+    inside(host.netns, serving.publish, host.store, network, ip)
     deadline = time.monotonic() + ANSWER
     while asking.name(guest, GATEWAY, "web1.lab", kind=asking.AAAA) != OWN:
         assert time.monotonic() < deadline

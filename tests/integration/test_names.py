@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import Job, set_nics
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, ToolError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     engine,
@@ -26,8 +27,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     manager,
     serving,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import SetNics
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 from ansible_collections.cocoon.microvm.tests.integration.support import asking
 from ansible_collections.cocoon.microvm.tests.integration.support.hosts import (
     INTERNET,
@@ -72,10 +75,11 @@ def instances(host: Host) -> list[int]:
 def join(host: Host, name: str, ip: str) -> None:
     """A VM has an address on the network, as far as anybody but a guest can tell."""
     network = host.record("lab")
-    nic = {"network_id": network["id"], "mac": MACS[name], "network": {"ip": ip, "prefix": 24, "gateway": GATEWAY}}
+    address = {"ip": ip, "prefix": 24, "gateway": GATEWAY}
+    nic = {"network_id": network["id"], "mac": MACS[name], "tap": f"cmtest-{name}", "network": address}
     host.vm(name, [nic], name)
     inside(host.netns, manager.lease, host.store, network, ip, name)
-    inside(host.netns, serving.publish, host.store, network, ip, MACS[name], name)
+    inside(host.netns, serving.publish, host.store, network, ip)
 
 
 def leave(host: Host, name: str, ip: str) -> None:
@@ -149,6 +153,24 @@ def test_guests_are_given_their_addresses(lab: Host) -> None:
     assert asking.lease(asker(lab, MACS["other"]), wait=1) is None
     given = asking.lease(two)
     assert given and given[asking.MTU] == (1400).to_bytes(2, "big")
+
+
+def test_a_nic_that_gets_another_mac_keeps_its_address_and_name(lab: Host) -> None:
+    join(lab, "web1", "10.90.0.10")
+    record = lab.store.load_vm("web1")
+    assert record
+    record["config"].update(network="lab", queue_size=256)
+    nic = {"network": "lab", "ip": "10.90.0.10", "mac": MACS["web2"]}
+
+    def change() -> None:
+        set_nics(Job(Run(lab.store, Options()), record, {}), SetNics([nic], None))
+
+    inside(lab.netns, change)
+    assert address_of(asker(lab, MACS["web2"])) == "10.90.0.10"
+    assert address_of(asker(lab, MACS["web1"])) != "10.90.0.10"
+    assert tells(lab.netns, "web1.lab", "10.90.0.10")
+    assert not lab.network("lab")["changed"]
+    leave(lab, "web1", "10.90.0.10")
 
 
 def test_what_is_broken_comes_back(lab: Host) -> None:

@@ -409,11 +409,12 @@ def set_nics(job: Job, step: steps.SetNics) -> None:
 
 
 def _settle_nics(vm: Vm) -> None:
-    """Give back NICs that the record lists besides its own, and publish its ports. The host's lock is held."""
+    """Give back NICs that the record lists besides its own, and publish its own and its ports. With the host's lock."""
     run, record = vm.run, vm.record
     reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
     kept = {config["tap"] for config in record["network_configs"]}
     reserve.drop_guards(run, [config for config in record["planned_nics"] if config["tap"] not in kept])
+    reserve.serve_nics(run, record)
     reserve.take_ports(run, record)
     run.sync_networks()
     vm.mark("set_nics.settled")

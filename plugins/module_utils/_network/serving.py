@@ -108,15 +108,17 @@ def stop(store: Store, network_id: str) -> None:
 # -- guests ---------------------------------------------------------------------------------------------------------
 
 
-def publish(store: Store, network: Record, ip: str, mac: str, vm: str) -> None:
-    """Have a guest be found by name, and given its address when it asks. Its lease is taken already.
+def publish(store: Store, network: Record, ip: str) -> None:
+    """Have a guest be found by name, and given its address when it asks, as the record of its VM says by now.
 
-    Where nothing runs yet, what starts it will see the lease.
+    Its lease is taken already. Where nothing runs yet, what starts it will see the lease.
     """
     if not leases.is_served(network) or not os.path.isdir(leases.runtime(store.paths, network["id"])):
         return
     with locked(store.paths, [f"dnsmasq:{network['id']}"], LOCK_TIMEOUT):
-        entry = dnsmasq.Entry(ip, mac, vm)
+        entry = entry_of(store, network, ip)
+        if entry is None:
+            return
         others = _is_others(store.paths, network["id"], entry)
         fresh = _write_entry(store.paths, network, entry)
         # It gives an address to nobody else while its old lease stands. What it is just writing of its leases may be

@@ -167,7 +167,7 @@ def _free_mac(run: Run, seed: str) -> str:
 
 def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> None:
     """Reserve MACs, addresses and networks of *configs*, which the record on disk lists already."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager, serving
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
 
     for index, config in enumerate(configs):
         try:
@@ -180,7 +180,15 @@ def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> N
         if config.get("network", {}).get("ip"):
             manager.lease(run.store, network, config["network"]["ip"], record["id"])
             run.mark("create.lease")
-            serving.publish(run.store, network, config["network"]["ip"], config["mac"], record["config"]["name"])
+
+
+def serve_nics(run: Run, record: Record) -> None:
+    """Have the NICs be found by name, and given their addresses when they ask; the record on disk lists them."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import serving
+
+    for config in record["network_configs"]:
+        if config.get("network", {}).get("ip"):
+            serving.publish(run.store, run.known_network(config["network_name"]), config["network"]["ip"])
             run.mark("create.name_served")
 
 
@@ -323,6 +331,7 @@ def _reserve_rest(run: Run, record: Record) -> None:
     images.pin(run.store, record["image_id"], record["id"])
     run.mark("create.image")
     take_nics(run, record, record["network_configs"])
+    serve_nics(run, record)
     take_ports(run, record)
     run.mark("create.ports")
 

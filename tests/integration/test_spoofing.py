@@ -57,6 +57,17 @@ def ipv4(address: str = IP, port: int = 5000, source: str = MAC) -> bytes:
     return frame(0x800, head + struct.pack("!H", checksum) + addresses + udp, source)
 
 
+def dhcp(hardware: str = MAC) -> bytes:
+    """Of a guest without an address, which asks about that of *hardware*."""
+    udp = struct.pack("!HHHH", 68, 67, 44, 0) + struct.pack("!BBBBI", 1, 1, 6, 0, 7) + bytes(20) + packed(hardware)
+    udp += bytes(2)
+    addresses = bytes(4) + b"\xff" * 4
+    head = struct.pack("!BBHHHBB", 0x45, 0, 20 + len(udp), 0, 0, 64, 17)
+    total = sum(struct.unpack("!9H", head + addresses))
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return frame(0x800, head + struct.pack("!H", checksum) + addresses + udp)
+
+
 def ipv6(address: str, header: int, payload: bytes, source: str = MAC) -> bytes:
     head = struct.pack("!IHBB", 6 << 28, len(payload), header, 255)
     addresses = socket.inet_pton(socket.AF_INET6, address) + socket.inet_pton(socket.AF_INET6, "ff02::1")
@@ -106,6 +117,10 @@ WRONG = {
     "redirect": neighbour(137, OTHER_LOCAL),
     "dhcpv6 server": ipv6(LOCAL, 17, struct.pack("!HHHH", 547, 546, 8, 0)),
 }
+
+
+# Where the network answers to DHCP.
+ASKED = {"its own lease": dhcp(), "another's lease": dhcp(OTHER_MAC)}
 
 
 @pytest.fixture(scope="module", name="engine")
@@ -162,11 +177,15 @@ def test_only_what_is_its_own_leaves_a_guest(engine: Engine, address: bool) -> N
     nic = guard.Nic(first, {"adopted": False}, (IP, SECOND_IP))
     everything = {**RIGHT, **ALIEN, **WRONG}
     with tap(engine, TAP, MAC) as sender, tap(engine, NEIGHBOUR, OTHER_MAC) as receiver:
-        assert arrived(sender, receiver, everything) == set(everything), "the frames are such as a bridge passes on"
+        whole = {**everything, **ASKED}
+        assert arrived(sender, receiver, whole) == set(whole), "the frames are such as a bridge passes on"
         inside(engine.netns, guard.ensure, engine.store, [nic])
         assert inside(engine.netns, guard.faults, engine.store.store_id, nic) == []
         right = {**RIGHT} if address else {**RIGHT, **WRONG}
         assert arrived(sender, receiver, everything) == set(right)
+        asking = nic._replace(network={"adopted": False, "dhcp": True})
+        inside(engine.netns, guard.ensure, engine.store, [asking])
+        assert arrived(sender, receiver, whole) == {*right, "its own lease"}
         # Of a neighbour that has no rules nothing is stopped.
         assert arrived(receiver, sender, ALIEN) == set(ALIEN)
         off = nic._replace(network={"adopted": False, "anti_spoofing": False})

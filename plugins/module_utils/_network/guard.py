@@ -76,10 +76,10 @@ def _sending(nic: Nic) -> t.Mapping[str, int] | None:
 
 def rules(nic: Nic) -> list[str]:
     """What is dropped of what comes from one guest. Pure."""
-    found, limit = _holding(nic) if _is_held(nic) else [], _sending(nic)
-    if limit:
-        found.append(f"limit rate over {limit['rate']} bytes/second burst {limit['burst']} bytes drop")
-    return found
+    limit = _sending(nic)
+    # First, as what comes after it may end the chain.
+    found = [f"limit rate over {limit['rate']} bytes/second burst {limit['burst']} bytes drop"] if limit else []
+    return found + (_holding(nic) if _is_held(nic) else [])
 
 
 def _holding(nic: Nic) -> list[str]:
@@ -87,7 +87,7 @@ def _holding(nic: Nic) -> list[str]:
 
     Another source MAC, tags of a VLAN; where we gave the address, any but the VM's own in IPv4 and ARP, and in IPv6
     any but those that follow from the MAC, claims to other neighbours' addresses, and what only routers
-    and servers send.
+    and servers send; where we answer to DHCP, what it asks for others.
     """
     mac = nic.config["mac"]
     found = [
@@ -96,7 +96,12 @@ def _holding(nic: Nic) -> list[str]:
         f"arp saddr ether != {mac} drop",
     ]
     if nic.network.get("dhcp"):
-        found.append("ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept")
+        # Whose lease it is about stands in the message (chaddr), which nothing shows in a part of one.
+        found += [
+            "ip frag-off & 0x3fff != 0 udp dport 67 drop",
+            f"udp dport 67 @th,288,48 != 0x{mac.replace(':', '')} drop",
+            "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+        ]
     if _address(nic.config):
         own = ", ".join(nic.addresses)
         found += [f"arp saddr ip != {{ 0.0.0.0, {own} }} drop", f"ip saddr != {{ {own} }} drop"]

@@ -94,6 +94,8 @@ def test_a_guest_may_ask_by_dhcp_where_somebody_answers() -> None:
     found = guard.rules(nic)
     asks = "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept"
     assert found.index("ether saddr != 02:ab:00:00:00:0a drop") < found.index(asks)
+    assert found.index("ip frag-off & 0x3fff != 0 udp dport 67 drop") < found.index(asks)
+    assert found.index("udp dport 67 @th,288,48 != 0x02ab0000000a drop") < found.index(asks)
     assert found.index(asks) < found.index("ip saddr != { 10.1.0.7 } drop")
     assert found[-1] == "ether type ip6 udp sport 547 drop"
 
@@ -113,6 +115,6 @@ def test_how_fast_a_guest_may_send() -> None:
     rule = "limit rate over 1000 bytes/second burst 2000 bytes drop"
     held, free = (guard.Nic(config, network, ()) for network in (OURS, ADOPTED))
     assert guard.is_wanted(held) and guard.is_wanted(free)
-    assert guard.rules(held)[-1] == rule and len(guard.rules(held)) > 1
+    assert guard.rules(held)[0] == rule and len(guard.rules(held)) > 1, "some that follow let through for good"
     assert guard.rules(free) == [rule]
     assert not guard.is_wanted(guard.Nic({**NIC, "limits": {"rx": {"rate": 1, "burst": 1}}}, ADOPTED, ()))

@@ -206,7 +206,8 @@ def activate(record: Record) -> None:
     if "up" in lacking:
         with links.Control() as control:
             control.set_up(name)
-    if "ipv6" in lacking or "up" in lacking:
+    # A kernel without IPv6 is not asked: it would answer with addresses of other families.
+    if record.get("subnet6") and ("ipv6" in lacking or "up" in lacking):
         _set_address6(record)
     if "vlans" in lacking:
         with _netlink() as ipr:
@@ -239,14 +240,15 @@ def _set_address(record: Record) -> None:
 
 def _set_address6(record: Record) -> None:
     """Exactly the record's address beside the link's own."""
-    index = links.index_of(record["bridge"])
-    wanted = subnets.gateway6(record) if record.get("subnet6") else None
+    index, wanted = links.index_of(record["bridge"]), subnets.gateway6(record)
     with _netlink() as ipr:
         for message in ipr.get_addr(family=AF_INET6, index=index):
+            if message["family"] != AF_INET6:
+                continue
             ip = ipaddress.IPv6Address(message.get_attr("IFA_ADDRESS"))
             if message["index"] == index and not ip.is_link_local and str(ip) != wanted:
                 ipr.addr("del", index=index, address=str(ip), prefixlen=message["prefixlen"], family=AF_INET6)
-        if wanted and not has_address6(index or 0, wanted):
+        if not has_address6(index or 0, wanted):
             ipr.addr("add", index=index, address=wanted, prefixlen=64, family=AF_INET6, flags=IFA_F_NODAD)
 
 

@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     firewall,
     forwarding,
     guests,
+    kernel,
     leases,
     links,
     manager,
@@ -773,6 +775,34 @@ def test_networks_that_have_rules(store: Store) -> None:
     add(store, network(id="third", name="third", phase="removing"))
     store.index("network").reserve("bare", "fourth")
     assert [item["name"] for item in firewall.networks(store)] == ["lab"]
+
+
+def test_a_kernel_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers with addresses of other families when it is asked for those of IPv6, so it is not asked."""
+
+    class Anything:
+        def __enter__(self) -> Anything:
+            return self
+
+        def __exit__(self, *_exc: object) -> None: ...
+
+        def __getattr__(self, _name: str) -> Callable[..., None]:
+            return lambda *_words, **_named: None
+
+        def get_addr(self, **_named: int) -> list[dict[str, int]]:
+            return [{"family": socket.AF_INET, "index": 7}]
+
+    def no_netlink() -> Anything:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(kernel, "missing", lambda _record: ["up"])
+    monkeypatch.setattr(kernel.links, "set_sysctl", lambda *_words: None)
+    monkeypatch.setattr(kernel.links, "index_of", lambda _name: 7)
+    monkeypatch.setattr(kernel.links, "Control", Anything)
+    monkeypatch.setattr(kernel, "_netlink", no_netlink)
+    kernel.activate(network(subnet=None, gateway=None, nat=False))
+    monkeypatch.setattr(kernel, "_netlink", Anything)
+    kernel.activate(network(subnet=None, gateway=None, nat=False, subnet6="fd00:1::/64"))
 
 
 def test_uplinks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -148,9 +148,10 @@ def test_vlans(host: Host) -> None:
 def test_what_is_refused(host: Host) -> None:
     with pytest.raises(InputError, match="mtu: 9000 is beyond the 1500 of the uplink trunk0"):
         host.network("trunk", uplink="trunk0", mtu=9000)
-    address(host.netns, "trunk0", "192.0.2.9/24")
-    with pytest.raises(ConflictError, match="uplink: trunk0 has the address 192.0.2.9/24"):
-        host.network("trunk", uplink="trunk0")
+    for own in [*(["2001:db8::9/64"] if links.has_ipv6() else []), "192.0.2.9/24"]:
+        address(host.netns, "trunk0", own)
+        with pytest.raises(ConflictError, match=f"uplink: trunk0 has the address {own.partition('/')[0]}"):
+            host.network("trunk", uplink="trunk0")
     assert inside(host.netns, links.index_of, "cm-trunk") is None
     host.network("trunk")
     with pytest.raises(ConflictError, match="vlan: the bridge cm-trunk keeps no VLANs apart"):

@@ -156,6 +156,7 @@ def _check_host(store: Store | None, made: Record, facts: plan.Facts, gone: t.Co
 
     record = facts.record
     serving.check_installed(made)
+    _check_ipv6(made)
     if record is not None and record.get("dhcp") and not made["dhcp"]:
         _check_asking(store, record)
     if record is None:
@@ -167,8 +168,9 @@ def _check_host(store: Store | None, made: Record, facts: plan.Facts, gone: t.Co
         if made[key] and (record is None or made[key] != record[key]):
             plan.check_overlap(made["name"], made[key], _used(store, made, gone, key))
     if made["uplink"]:
-        plan.check_uplink(made, links.look(made["uplink"]), kernel.kind(made["uplink"]), kernel.master(made["uplink"]))
-    _check_ipv6(made)
+        name, link = made["uplink"], links.look(made["uplink"])
+        address6 = kernel.global_address6(link.index) if link else None
+        plan.check_uplink(made, link, kernel.kind(name), kernel.master(name), address6)
 
 
 def _check_asking(store: Store | None, record: Record) -> None:

@@ -30,6 +30,7 @@ RT_SCOPE_LINK = 253
 RT_TABLE_MAIN = 254
 AF_INET, AF_INET6 = 2, 10
 IFA_F_NODAD = 0x02
+IPV6_ADDR_GLOBAL = 0x00  # as /proc/net/if_inet6 has it
 # Of a bridge with IPv6: it is the router, so it listens to none, and nobody else can have its addresses.
 ROUTER6 = {"accept_ra": "0", "autoconf": "0", "accept_dad": "0"}
 
@@ -139,13 +140,22 @@ def _lacks_ipv6(record: Record, link: links.Link) -> bool:
 
 def has_address6(index: int, ip: str) -> bool:
     """Whether an interface has an IPv6 address."""
-    wanted = ipaddress.IPv6Address(ip).packed.hex()
+    return ipaddress.IPv6Address(ip) in dict(_addresses6(index))
+
+
+def global_address6(index: int) -> str | None:
+    """An IPv6 address of an interface by which others than its neighbours may know the host."""
+    return next((str(ip) for ip, scope in _addresses6(index) if scope == IPV6_ADDR_GLOBAL), None)
+
+
+def _addresses6(index: int) -> list[tuple[ipaddress.IPv6Address, int]]:
+    """(address, scope) of each IPv6 address of an interface; none on a kernel without IPv6."""
     try:
         with open("/proc/thread-self/net/if_inet6", encoding="ascii") as stream:
             rows = [line.split() for line in stream]
     except FileNotFoundError:
-        return False
-    return any(row[0] == wanted and int(row[1], 16) == index for row in rows)
+        return []
+    return [(ipaddress.IPv6Address(bytes.fromhex(row[0])), int(row[3], 16)) for row in rows if int(row[1], 16) == index]
 
 
 def _has_address(index: int, address: str) -> bool:

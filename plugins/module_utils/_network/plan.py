@@ -342,10 +342,11 @@ def _check_layer2(made: Record) -> None:
         raise InputError("is the bridge itself", "uplink", "Name the interface that leads out.")
 
 
-def check_uplink(made: Record, link: t.Any, kind: str | None, master: str | None) -> None:
+def check_uplink(made: Record, link: t.Any, kind: str | None, master: str | None, address6: str | None = None) -> None:
     """That an interface can be a port of the network's bridge.
 
     :param link: what it is like, ``None`` if it is not there. :param master: the bridge or bond that it is part of.
+    :param address6: an IPv6 address of the host on it, other than that of the link.
     :raises CocoonError: it cannot, or the host, or frames, would be lost.
     """
     name, mtu = made["uplink"], made["mtu"] or DEFAULT_MTU
@@ -357,11 +358,13 @@ def check_uplink(made: Record, link: t.Any, kind: str | None, master: str | None
             "uplink",
             "Name another one, or adopt.",
         )
-    if link.address is not None:
+    address = link.address or address6
+    if address is not None:
+        drop = "" if link.address else f", or take it away (net.ipv6.conf.{name}.disable_ipv6=1)"
         raise ConflictError(
-            f"{name} has the address {link.address} of the host, which could not be reached any more",
+            f"{name} has the address {address} of the host, which could not be reached any more",
             "uplink",
-            "Make a bridge yourself that has the address, and use adopt: true.",
+            f"Make a bridge yourself that has the address, and use adopt: true{drop}.",
         )
     if mtu > link.mtu:
         raise InputError(

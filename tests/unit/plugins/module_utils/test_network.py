@@ -382,6 +382,8 @@ def test_what_can_be_an_uplink(
     made = network(uplink="eth1", mtu=mtu, nat=False)
     if error is None:
         plan.check_uplink(made, link, kind, master)
+        with pytest.raises(ConflictError, match="^uplink: eth1 has the address 2001:db8::5 of the host"):
+            plan.check_uplink(made, link, kind, master, "2001:db8::5")
         return
     with pytest.raises(error, match=message):
         plan.check_uplink(made, link, kind, master)

@@ -38,7 +38,8 @@ uplink:
   description:
     - An interface of the host to put on the bridge, so that guests are on the Ethernet behind it. It may have no
       address of the host's; otherwise make a bridge yourself, and use O(adopt).
-    - Excludes O(nat), O(dhcp) and O(subnet6), which are for networks of our own.
+    - Excludes O(nat), O(dhcp), O(subnet6) and O(subnet), which are for networks of our own. For guests that are told
+      addresses of that Ethernet, use O(adopt) with O(subnet), O(gateway), O(range_start) and O(range_end).
     - None where omitted at creation, and never changed on an existing network.
   type: str
 vlan_filtering:

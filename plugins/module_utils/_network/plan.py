@@ -331,13 +331,19 @@ def _check_layer2(made: Record) -> None:
     for key in ("uplink", "vlan_filtering"):
         if made[key] and made["adopted"]:
             raise InputError(f"{made['bridge']} is yours", key, "Set it up there.")
-    for key, trouble in (
-        ("nat", "guests get out by the uplink under their own addresses"),
-        ("dhcp", "it would answer everybody behind the uplink"),
-        ("subnet6", "it would be advertised to everybody behind the uplink"),
+    either = "Leave it out, or the uplink."
+    for key, trouble, remedy in (
+        ("nat", "guests get out by the uplink under their own addresses", either),
+        ("dhcp", "it would answer everybody behind the uplink", either),
+        ("subnet6", "it would be advertised to everybody behind the uplink", either),
+        (
+            "subnet",
+            "the host would have its gateway's address, which a router behind the uplink has",
+            "Leave it out, or put the interface on a bridge yourself, which adopt: true takes with a subnet.",
+        ),
     ):
         if made["uplink"] and made[key]:
-            raise InputError(trouble, key, "Leave it out, or the uplink.")
+            raise InputError(trouble, key, remedy)
     if made["uplink"] is not None and made["uplink"] == made["bridge"]:
         raise InputError("is the bridge itself", "uplink", "Name the interface that leads out.")
 

@@ -144,6 +144,7 @@ def add(store: Store, record: dict[str, Any]) -> None:
         ({**SUBNET, "uplink": "eth1", "nat": True}, "nat"),
         ({**SUBNET, "uplink": "eth1", "dhcp": True}, "dhcp"),
         ({"uplink": "eth1", "subnet6": "fd00::/64"}, "subnet6"),
+        ({**SUBNET, "uplink": "eth1"}, "subnet"),
         ({"subnet6": "10.0.0.0/24"}, "subnet6"),
         ({"subnet6": "fd00::/48"}, "subnet6"),
         ({"subnet6": "fd00::1/64"}, "subnet6"),
@@ -341,7 +342,12 @@ def test_an_unfinished_network_is_finished() -> None:
         ({"gateway": "10.1.0.9"}, {"users": ("web1",)}, ChangeRefusedError, "^gateway: "),
         ({"bridge": "br7"}, {}, ChangeRefusedError, "^bridge: .*never changed"),
         ({"adopt": True}, {}, ChangeRefusedError, "^adopt: |^nat: "),
-        ({"uplink": "eth1", "nat": False}, {}, ChangeRefusedError, "^uplink: .*never changed"),
+        (
+            {"uplink": "eth1"},
+            {"record": network(subnet=None, gateway=None, nat=False)},
+            ChangeRefusedError,
+            "^uplink: .*never changed",
+        ),
         ({"nat": False}, {"ports": ("8080:80",)}, ChangeRefusedError, "^nat: .*8080:80"),
         ({"owner": "you"}, {}, ConflictError, "^owner: .*'me'"),
         ({"range_start": "10.2.0.1"}, {}, InputError, "^range_start: "),
@@ -351,8 +357,9 @@ def test_changes_that_are_refused(
     options: dict[str, Any], facts: dict[str, Any], error: type[CocoonError], message: str
 ) -> None:
     options = {"nat": False, **options} if "adopt" in options else options
+    facts = {"record": network(), **facts}
     with pytest.raises(error, match=message):
-        plan.plan_present(plan.define({"name": "lab", **options}), plan.Facts(record=network(), **facts), "store")
+        plan.plan_present(plan.define({"name": "lab", **options}), plan.Facts(**facts), "store")
 
 
 LINK = links.Link(7, "02:00:00:00:00:01", True, 1500, None)

@@ -37,7 +37,7 @@ def _labelled(store: Store, network: Record) -> t.Iterator[tuple[str, guard.Nic]
 
 def troubles(store: Store, network: Record) -> dict[str, str]:
     """What is wrong with those NICs and can be mended, in words; usually nothing."""
-    links = None
+    links: wires.Wires | None = None
     found = {}
     for label, nic in _labelled(store, network):
         links = wires.look() if links is None else links

@@ -99,7 +99,7 @@ def _leases(store: Store, record: Record, vm_name: t.Callable[[str], str]) -> li
 
 def _nics(store: Store, record: Record) -> t.Iterator[Record]:
     """The NICs of running VMs, with what has gone through them. What a TAP has sent, its guest has received."""
-    links: dict[str, wires.Wire] | None = None
+    links: wires.Wires | None = None
     for vm, index, nic in guests.running(store, record):
         links = wires.look() if links is None else links
         config, wire = nic.config, links.get(nic.config["tap"])

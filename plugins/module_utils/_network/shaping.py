@@ -44,16 +44,17 @@ def shape(index: int, limit: Limit) -> int:
     return netlink.ask(netlink.ROUTE, RTM_NEWQDISC, body, CREATE_OR_REPLACE)
 
 
-def is_shaped(index: int, limit: Limit) -> bool:
-    """Whether an interface lets through that many bytes a second."""
+def rates() -> dict[int, int]:
+    """How many bytes a second go through each interface that has a bucket, by its index."""
+    found = {}
     for kind, _flags, data in netlink.messages(
-        netlink.ROUTE, netlink.request(RTM_GETQDISC, netlink.DUMP, TC.pack(0, index, 0, 0, 0))
+        netlink.ROUTE, netlink.request(RTM_GETQDISC, netlink.DUMP, TC.pack(0, 0, 0, 0, 0))
     ):
-        if kind == RTM_NEWQDISC and TC.unpack_from(data)[1] == index:
+        if kind == RTM_NEWQDISC:
             values = netlink.attributes(data[TC.size :])
-            if values[TCA_KIND] == b"tbf\0":
-                return _rate(netlink.attributes(values[TCA_OPTIONS])) == limit["rate"]
-    return False
+            if values.get(TCA_KIND) == b"tbf\0":
+                found[TC.unpack_from(data)[1]] = _rate(netlink.attributes(values[TCA_OPTIONS]))
+    return found
 
 
 def _rate(options: t.Mapping[int, bytes]) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import socket
 import struct
@@ -30,7 +31,8 @@ IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 2, 5
 IFLA_BR_VLAN_FILTERING = 7
 IFLA_BRIDGE_VLAN_INFO = 2
 VLAN_PVID, VLAN_UNTAGGED, VLAN_RANGE_BEGIN, VLAN_RANGE_END = 0x2, 0x4, 0x8, 0x10
-EXT_VLANS = 0x2
+EXT_VLANS = 0x4  # with ranges by their ends: there may be a port in all of them
+MAX_VLAN = 4094
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 NLA_F_NESTED = 0x8000
 DEFAULT_MTU = 1500
@@ -64,9 +66,23 @@ class Wire:
     traffic: Traffic = Traffic()
 
 
-def look() -> dict[str, Wire]:
-    """All interfaces of the current network namespace, by name."""
-    found = {}
+class Wires(dict[str, Wire]):
+    """The interfaces by name, and what only some are asked for: looked up once, when it is needed."""
+
+    @functools.cached_property
+    def rates(self) -> dict[int, int]:
+        """How many bytes a second go out of each interface that is limited, by its index."""
+        return shaping.rates()
+
+    @functools.cached_property
+    def vlans(self) -> dict[int, dict[int, int]]:
+        """The VLANs of each port of a bridge, by its index, each with its flags."""
+        return vlans()
+
+
+def look() -> Wires:
+    """All interfaces of the current network namespace."""
+    found = Wires()
     body = LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     for kind, _flags, data in netlink.messages(netlink.ROUTE, netlink.request(RTM_GETLINK, netlink.DUMP, body)):
         if kind == RTM_NEWLINK:
@@ -100,7 +116,7 @@ def is_settled(record: Record) -> bool:
     )
 
 
-def faults(config: t.Mapping[str, t.Any], network: Record, links: t.Mapping[str, Wire]) -> list[str]:
+def faults(config: t.Mapping[str, t.Any], network: Record, links: Wires) -> list[str]:
     """What is wrong with one NIC of a running VM, in words; usually nothing.
 
     :param network: its network's record. :param links: from :func:`look`.
@@ -120,10 +136,11 @@ def faults(config: t.Mapping[str, t.Any], network: Record, links: t.Mapping[str,
     if mtu and wire.mtu != mtu:
         found.append(f"MTU {wire.mtu} and not {mtu}")
     limit = (config.get("limits") or {}).get("rx")
-    if limit and not shaping.is_shaped(wire.index, limit):
+    if limit and links.rates.get(wire.index) != limit["rate"]:
         found.append("not limited")
-    if wire.master and config.get("vlan") and not is_in(wire.index, config["vlan"]):
-        found.append(f"not in VLAN {config['vlan']}")
+    vlan = config.get("vlan")
+    if wire.master and vlan and links.vlans.get(wire.index) != {vlan: VLAN_PVID | VLAN_UNTAGGED}:
+        found.append(f"not in VLAN {vlan}")
     if wire.master and is_ours(network):
         if wire.hairpin:
             found.append("in hairpin mode")
@@ -197,29 +214,34 @@ def _one(index: int) -> dict[int, bytes]:
     return netlink.attributes(data[netlink.HEADER.size + LINK.size :])
 
 
-def vlans(index: int) -> dict[int, int]:
-    """The VLANs of a port of a bridge, each with its flags."""
-    found: dict[int, int] = {}
+def vlans() -> dict[int, dict[int, int]]:
+    """The VLANs of each port of a bridge, by its index, each with its flags."""
+    found: dict[int, dict[int, int]] = {}
     body = LINK.pack(socket.AF_BRIDGE, 0, 0, 0, 0) + netlink.attribute(IFLA_EXT_MASK, struct.pack("=I", EXT_VLANS))
     for kind, _flags, data in netlink.messages(netlink.ROUTE, netlink.request(RTM_GETLINK, netlink.DUMP, body)):
-        if kind == RTM_NEWLINK and LINK.unpack_from(data)[2] == index:
+        if kind == RTM_NEWLINK:
             spec = netlink.attributes(data[LINK.size :]).get(IFLA_AF_SPEC, b"")
-            for offset in range(0, len(spec) - 7, 8):  # attributes of one size, and of one type
-                length, sort, flags, vid = struct.unpack_from("=HHHH", spec, offset)
-                if length == 8 and sort & netlink.TYPE_MASK == IFLA_BRIDGE_VLAN_INFO:
-                    found[vid] = flags
+            # The driver of a port may say something of it, too, though nothing of this.
+            found.setdefault(LINK.unpack_from(data)[2], {}).update(_listed(spec))
     return found
 
 
-def is_in(index: int, vlan: int) -> bool:
-    """Whether a port is in that VLAN and in no other."""
-    return vlans(index) == {vlan: VLAN_PVID | VLAN_UNTAGGED}
+def _listed(spec: bytes) -> dict[int, int]:
+    """The VLANs of one port, of which a range stands there as its two ends."""
+    found: dict[int, int] = {}
+    first = 0
+    for offset in range(0, len(spec) - 7, 8):  # attributes of one size, and of one type
+        length, sort, flags, vid = struct.unpack_from("=HHHH", spec, offset)
+        if length == 8 and sort & netlink.TYPE_MASK == IFLA_BRIDGE_VLAN_INFO:
+            first = first if flags & VLAN_RANGE_END else vid
+            found.update(dict.fromkeys(range(first, vid + 1), flags & ~(VLAN_RANGE_BEGIN | VLAN_RANGE_END)))
+    return found
 
 
 def set_vlan(index: int, vlan: int) -> int:
     """Put a port in that VLAN and no other: what is behind it knows nothing of VLANs. :return: 0 or an errno."""
     code = _vlans(RTM_SETLINK, index, [(VLAN_PVID | VLAN_UNTAGGED, vlan)])
-    for other in vlans(index):
+    for other in vlans().get(index, ()):
         if other != vlan and not code:
             code = _vlans(RTM_DELLINK, index, [(0, other)])
     return code

@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, 
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network.wires import Wires
 
 
 # As docker run does with a bare name.
@@ -80,7 +81,7 @@ class Run:
         self._verified: set[str] = set()
         self._blob_digests: dict[str, dict[str, str]] = {}
         self._processes: dict[int, list[int]] | None = None
-        self._links: dict[str, t.Any] | None = None
+        self._links: Wires | None = None
         self._network_documents: dict[str, Record | None] = {}
 
     def forget(self) -> None:

@@ -109,10 +109,11 @@ def test_an_uplink(host: Host) -> None:
         until_forwarding(ears, "c", "t0")
         ears.outside["t0"].send(frame("02:00:00:00:00:99", b"hello"))
         assert ears.who_hears(b"hello", {"c"}) >= {"c"}
-        command("ip", "-n", host.netns.name, "link", "set", "trunk0", "nomaster")
-        assert host.network("trunk", check=True)["diff"]["before"]["host"] == {"port": "missing"}
-        assert host.network("trunk")["changed"] and not host.network("trunk")["changed"]
-        until_forwarding(ears, "c", "t0")
+        for damage in ("nomaster", "down"):
+            command("ip", "-n", host.netns.name, "link", "set", "trunk0", damage)
+            assert host.network("trunk", check=True)["diff"]["before"]["host"] == {"port": "missing"}
+            assert host.network("trunk")["changed"] and not host.network("trunk")["changed"]
+            until_forwarding(ears, "c", "t0")
     host.network("trunk", state="absent")
     assert inside(host.netns, kernel.kind, "cm-trunk") is None and inside(host.netns, kernel.kind, "trunk0") == "veth"
 
@@ -137,7 +138,10 @@ def test_vlans(host: Host) -> None:
             ears.outside[link].send(frame("02:00:00:00:00:99", text))
             assert ears.who_hears(text, {guest}) == {guest}
         assert ears.says("c", b"said by c", set())
-        # What somebody has changed is seen, and put back.
+        # What somebody has changed, or a run that was killed has not done, is seen, and put back.
+        command("bridge", "-n", host.netns.name, "vlan", "del", "dev", "trunk0", "vid", "2-4094")
+        assert host.network("trunk", check=True)["diff"]["before"]["host"] == {"port": "missing"}
+        assert host.network("trunk")["changed"] and not host.network("trunk")["changed"]
         command("bridge", "-n", host.netns.name, "vlan", "add", "dev", "cmtestaaaa-a", "vid", "30")
         network = host.record("trunk")
         assert inside(host.netns, lambda: wires.faults(config("a"), network, wires.look())) == ["not in VLAN 20"]

@@ -119,7 +119,7 @@ def missing(record: Record) -> list[str]:
         found.append("ipv6")
     if not link.up:
         found.append("up")
-    if record.get("uplink") and wires.master_of(record["uplink"]) != link.index:
+    if record.get("uplink") and not _is_port(record, link.index):
         found.append("port")
     if wires.filters(link.index) != bool(record.get("vlan_filtering")):
         found.append("vlans")
@@ -129,6 +129,14 @@ def missing(record: Record) -> list[str]:
     ):
         found.append("forwarding")
     return found
+
+
+def _is_port(record: Record, bridge: int) -> bool:
+    """Whether the uplink is on the bridge, up, and in all VLANs if there are any."""
+    uplink = links.look(record["uplink"])
+    if uplink is None or not uplink.up or wires.master_of(record["uplink"]) != bridge:
+        return False
+    return not record.get("vlan_filtering") or wires.has_all_vlans(uplink.index)
 
 
 def _lacks_ipv6(record: Record, link: links.Link) -> bool:

@@ -247,12 +247,17 @@ def set_vlan(index: int, vlan: int) -> int:
     return code
 
 
+def has_all_vlans(index: int) -> bool:
+    """Whether everything goes through a port."""
+    return len(vlans().get(index, ())) == MAX_VLAN
+
+
 def add_all_vlans(index: int) -> None:
     """Let everything through a port, with tags but for VLAN 1, which it is in already.
 
     :raises CocoonError: the kernel refuses it.
     """
-    code = _vlans(RTM_SETLINK, index, [(VLAN_RANGE_BEGIN, 2), (VLAN_RANGE_END, 4094)])
+    code = _vlans(RTM_SETLINK, index, [(VLAN_RANGE_BEGIN, 2), (VLAN_RANGE_END, MAX_VLAN)])
     if code:
         raise CocoonError(f"cannot set the VLANs of {links.name_of(index)}: {os.strerror(code)}")
 

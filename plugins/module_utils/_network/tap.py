@@ -204,8 +204,7 @@ def join_bridge(config: NetworkConfig) -> None:
                 _attach(control, config)
                 control.set_up(config["tap"])
         except OSError as exc:
-            if exc.errno != errno.EBUSY:  # it is on the bridge already
-                raise CocoonError(f"cannot put the TAP {config['tap']} on its bridge: {exc.strerror}") from exc
+            raise CocoonError(f"cannot put the TAP {config['tap']} on its bridge: {exc.strerror}") from exc
 
 
 def _configure(config: NetworkConfig, attached: bool) -> None:
@@ -267,7 +266,8 @@ def _attach(control: links.Control, config: NetworkConfig) -> None:
     except OSError as exc:
         if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             raise ConflictError(f"{bridge} is not a bridge", "bridge", "Name a Linux bridge.") from exc
-        raise
+        if exc.errno != errno.EBUSY:  # it is on the bridge already, and what else it needs may be lacking
+            raise
     if config.get("vlan"):
         _set_vlan(config, index)
     if config.get("isolated"):

@@ -260,6 +260,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_touched(hosts: tuple[En
     passport = found["passport"]
     for change, words in (
         ({"nics": [{**passport["nics"][0], "network": "nowhere"}]}, "there is no network 'nowhere'"),
+        ({"nics": [{**passport["nics"][0], "dhcp": True}]}, "nobody of ours answers on network"),
         ({"allocated": 1 << 50}, "of disk, and"),
     ):
         (judged,) = Move(source, target, tmp_path).step(target, "admitted", passports=[{**passport, **change}])[

@@ -16,6 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import common
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import HIBERNATED, MIB, Record
@@ -87,8 +88,8 @@ def _judge(run: Run, found: Record, networks: t.Mapping[str, str], taken: Taken)
 
 
 def _networks(run: Run, found: Record, networks: t.Mapping[str, str], _taken: Taken) -> None:
-    for nic in found["nics"]:
-        run.known_network(networks.get(nic["network"], nic["network"]))
+    here = [run.known_network(networks.get(nic["network"], nic["network"])) for nic in found["nics"]]
+    settings.check(found["nics"], here)
 
 
 def _disk(run: Run, found: Record, _networks: t.Mapping[str, str], taken: Taken) -> None:

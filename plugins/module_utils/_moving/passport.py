@@ -203,8 +203,9 @@ def check(found: t.Any, driver: t.Callable[[str], Driver]) -> Record:
             "path",
             "Move it between hosts that are managed by the same version of the collection.",
         ) from None
-    normalise({"name": found["config"]["name"], "nics": [_asked(nic) for nic in found["nics"]]})
-    return t.cast(Record, found)
+    asked = normalise({"name": found["config"]["name"], "nics": [_asked(nic) for nic in found["nics"]]})
+    nics = [{**nic, "mtu": given.get("mtu", 0)} for nic, given in zip(asked["nics"], found["nics"])]
+    return {**found, "nics": nics}
 
 
 def _asked(nic: Record) -> Record:

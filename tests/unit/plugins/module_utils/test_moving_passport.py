@@ -54,6 +54,18 @@ def test_a_vm_at_the_limits_of_its_options_can_go() -> None:
         passport.check(issued(record), driver)
 
 
+def test_nics_are_taken_as_they_were_checked() -> None:
+    """Whoever wrote them, a record has them as it would from a task."""
+    record = records.read_vm(document(names("vm")[-1]))
+    found = issued(record)
+    nic = {**found["nics"][0], "limits": {"rx": {"rate": "10M"}}, "mtu": 1400}
+    (taken,) = passport.check({**found, "nics": [nic]}, driver)["nics"]
+    assert taken == {**nic, "limits": {"rx": {"rate": 10 << 20, "burst": 1 << 20}}, "ip": taken.get("ip")}
+    nic["limits"]["rx"]["rate"] = "fast"
+    with pytest.raises(InputError, match=r"nics\[0\].limits.rx.rate"):
+        passport.check({**found, "nics": [nic]}, driver)
+
+
 @pytest.mark.parametrize(
     ("state", "params", "option"),
     [

@@ -56,10 +56,12 @@ def converge_vms(
 
 def _orphans(run: Run, check: bool) -> list[Record]:
     """What a prune lets go of besides VMs: things held for VMs and snapshots of which nothing else is left."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._engine import giving_back, orphans
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine import orphans
 
     found = orphans.find(run.store)
     if found and not check:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._engine import giving_back
+
         giving_back.remove(run, found)
     return [
         {

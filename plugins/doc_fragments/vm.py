@@ -168,7 +168,8 @@ nics:
               required: true
             burst:
               description:
-                - Bytes at once; what comes in a tenth of a second where omitted, and not less than V(128K).
+                - Bytes at once, less than V(4G); what comes in a tenth of a second where omitted, and not less than
+                  V(128K).
               type: str
         tx:
           description: What the guest sends.
@@ -180,7 +181,8 @@ nics:
               required: true
             burst:
               description:
-                - Bytes at once; what comes in a tenth of a second where omitted, and not less than V(128K).
+                - Bytes at once, less than V(4G); what comes in a tenth of a second where omitted, and not less than
+                  V(128K).
               type: str
 ports:
   description:

@@ -34,7 +34,7 @@ MAX_PORTS = 1024
 MAX_METRIC = (1 << 32) - 1
 MAX_VLAN = 4094
 # What comes at once may be a packet of 64 KiB that is cut up later.
-MIN_RATE, MIN_BURST = 8 << 10, 128 << 10
+MIN_RATE, MIN_BURST, MAX_BURST = 8 << 10, 128 << 10, (1 << 32) - 1
 
 _PORT_RE = re.compile(r"^(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?\Z")
 _RANGE_RE = re.compile(
@@ -338,7 +338,9 @@ def _limit(value: t.Any, option: str) -> Definition:
     found = mapping_of(value, option, {"rate": size(MIN_RATE, 1), "burst": size(MIN_BURST, 1)})
     if "rate" not in found:
         raise InputError("is missing", f"{option}.rate", "Say how many bytes a second, such as 10M.")
-    return {"burst": max(found["rate"] // 10, MIN_BURST), **found}
+    if found.get("burst", 0) > MAX_BURST:
+        raise InputError(f"{found['burst']} is too large", f"{option}.burst", "The kernel takes less than 4G.")
+    return {"burst": min(max(found["rate"] // 10, MIN_BURST), MAX_BURST), **found}
 
 
 def disk_name(value: t.Any, option: str) -> str:

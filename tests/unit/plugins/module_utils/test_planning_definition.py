@@ -128,6 +128,7 @@ def test_values(option, value, expected):
         ("nics", [{"limits": {"rx": {}}}], "nics[0].limits.rx.rate", "bytes a second"),
         ("nics", [{"limits": {"tx": {"rate": "1K"}}}], "nics[0].limits.tx.rate", "8K"),
         ("nics", [{"limits": {"rx": {"rate": "1M", "burst": "64K"}}}], "nics[0].limits.rx.burst", "128K"),
+        ("nics", [{"limits": {"tx": {"rate": "1M", "burst": "4G"}}}], "nics[0].limits.tx.burst", "less than 4G"),
         ("nics", [{"limits": {"both": {"rate": "1M"}}}], "nics[0].limits.both", "rx, tx"),
         ("nics", [{"routes": [{"via": "10.0.0.1"}]}], "nics[0].routes[0].to", "leads"),
         ("nics", [{"routes": [{"to": "0.0.0.0/0"}]}], "nics[0].routes[0].to", "default_route"),

@@ -67,6 +67,7 @@ def host_of(name: str, networks: Sequence[Network]) -> Host:
             lines.append(Line(key, f"vm {vm}", text))
         for port in network.get("ports") or ():
             outside.setdefault("outside", ("outside", ""))
+            vms.setdefault(f"vm {port['vm']}", (str(port["vm"]), ""))
             lines.append(Line("outside", f"vm {port['vm']}", str(port["port"]), port=True))
     return Host(name, outside, nets, dict(sorted(vms.items())), tuple(lines))
 

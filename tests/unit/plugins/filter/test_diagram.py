@@ -57,6 +57,12 @@ def test_an_image() -> None:
         assert float(box.attrib.get("y", 0)) + float(box.attrib["height"]) <= height
 
 
+def test_a_port_of_a_vm_of_which_nothing_else_is_known() -> None:
+    network = {**LAB, "users": [], "leases": []}
+    assert '  h0n0 -->|"8080:80"| h0n2' in cocoon_diagram({"hv1": [network]}).splitlines()
+    assert "web1" in cocoon_diagram({"hv1": [network]}, "svg")
+
+
 def test_nothing_to_draw() -> None:
     assert cocoon_diagram({}) == "flowchart LR\n"
     assert ElementTree.fromstring(cocoon_diagram({"hv1": []}, "svg")) is not None

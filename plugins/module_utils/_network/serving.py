@@ -319,7 +319,8 @@ def _adopt(network: Record, pid: int) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 
     if scope.present():
-        scope.adopt(network["id"], pid, f"names and addresses of network {network['name']}")
+        unit = scope.adopt(network["id"], pid, f"names and addresses of network {network['name']}")
+        scope.wait_adopted(pid, unit)
 
 
 def other_leases(store: Store, network: Record) -> list[Record]:

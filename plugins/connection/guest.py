@@ -60,11 +60,13 @@ import typing as t
 
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.connection import ConnectionBase
 from ansible.plugins.loader import become_loader, connection_loader
 from ansible.utils.display import Display
 
 from ansible_collections.cocoon.microvm.plugins.plugin_utils import _bridge
+from ansible_collections.cocoon.microvm.plugins.plugin_utils._connections import LOCAL
 
 display = Display()
 # Where the store of the hypervisor is, by the variables that the roles know.
@@ -115,8 +117,9 @@ class Connection(ConnectionBase):
         if found is None:
             raise AnsibleConnectionFailure(f"there is no connection plugin '{kind}', which '{name}' has")
         given = {"inventory_hostname": name, "ansible_host": name, **_of(variables, "connection", found._load_name)}
-        found.set_options(var_options=given)
-        if _needs_root(variables):
+        # Else local gives a command that asks for a password a terminal to read from, and it never sees our request.
+        found.set_options(var_options=given, direct={"pipelining": True})
+        if _needs_root(found, kind, variables):
             method = variables.get("ansible_become_method") or "sudo"
             become = become_loader.get(method)
             if become is None:
@@ -143,7 +146,7 @@ class Connection(ConnectionBase):
             command = self._host.become.build_become_command(command, self._host._shell)
         code, output, errors = self._host.exec_command(command, in_data=_bridge.message(asked, data), sudoable=True)
         try:
-            head, content = _bridge.parse(_without_success(output, self._host.become))
+            head, content = _bridge.parse(output)
         except ValueError:
             words = (errors or output).decode(errors="replace").strip()[-500:]
             raise AnsibleConnectionFailure(
@@ -194,19 +197,14 @@ def _of(variables: t.Mapping[str, t.Any], kind: str, plugin: str) -> dict[str, t
     return {name: variables[name] for name in C.config.get_plugin_vars(kind, plugin) if name in variables}
 
 
-def _needs_root(variables: t.Mapping[str, t.Any]) -> bool:
+def _needs_root(connection: t.Any, kind: str, variables: t.Mapping[str, t.Any]) -> bool:
     """Whether who logs in to the host, as far as is known, is somebody else."""
     given = variables.get("ansible_become")
     if given is not None:
-        return bool(given) and str(given).lower() not in ("false", "no", "0", "off")
-    if variables.get("ansible_connection") in ("local", "ansible.builtin.local"):
+        return boolean(given)
+    if kind in LOCAL:
         return os.geteuid() != 0
-    return (variables.get("ansible_user") or variables.get("ansible_ssh_user")) != "root"
-
-
-def _without_success(output: bytes, become: t.Any) -> bytes:
-    """What was printed, without the line by which become tells that it worked."""
-    if become is None or not become.success:
-        return output
-    before, mark, after = output.partition(become.success.encode() + b"\n")
-    return after if mark and not before else output
+    try:
+        return bool(connection.get_option("remote_user") != "root")
+    except KeyError:  # it has no such option
+        return True

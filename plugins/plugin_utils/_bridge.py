@@ -24,6 +24,8 @@ MODULES = (
     *("_hypervisors/firecracker/places", "_hypervisors/qemu/sockets"),
     *("_engine/bridge", "_vms/guests"),
 )
+# What stands before an answer; before that may be what the host and become say to who logs in.
+MARK = "the cocoon answers:"
 # Short, as it is in a list of processes. The archive is in memory that goes with the process.
 START = (
     "import os,sys;i=sys.stdin.buffer;n=int(i.readline());f=os.memfd_create('cocoon');"
@@ -56,7 +58,7 @@ def _parents(path: str) -> list[str]:
 def message(request: t.Mapping[str, t.Any], data: bytes) -> bytes:
     """What the program reads."""
     files = archive()
-    return b"%d\n" % len(files) + files + json.dumps(request).encode() + b"\n" + data
+    return b"%d\n" % len(files) + files + json.dumps({**request, "mark": MARK}).encode() + b"\n" + data
 
 
 def parse(output: bytes) -> tuple[dict[str, t.Any], bytes]:
@@ -64,7 +66,8 @@ def parse(output: bytes) -> tuple[dict[str, t.Any], bytes]:
 
     :raises ValueError: it is none.
     """
-    head, _newline, data = output.partition(b"\n")
+    _said, _mark, answer = output.partition(f"{MARK}\n".encode())
+    head, _newline, data = answer.partition(b"\n")
     document = json.loads(head)
     if not isinstance(document, dict):
         raise ValueError("no answer")

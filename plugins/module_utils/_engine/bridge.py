@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the connection plugin runs on a hypervisor host: one request for a guest's agent, one answer.
 
-Both are a line of JSON and bytes after it. The request comes on standard input, so nothing of it is in a list of
-processes.
+Both are a line of JSON and bytes after it; before the answer stands the ``mark`` that was asked for. The request comes
+on standard input, so nothing of it is in a list of processes.
 """
 
 from __future__ import annotations
@@ -87,5 +87,5 @@ def main(stream: t.BinaryIO) -> None:
         head, data = {"error": str(exc)}, b""
     except OSError as exc:
         head, data = {"error": f"{exc.strerror}: {exc.filename}"}, b""
-    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + data)
+    sys.stdout.buffer.write(f"{request['mark']}\n{json.dumps(head)}\n".encode() + data)
     sys.stdout.buffer.flush()

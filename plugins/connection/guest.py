@@ -153,7 +153,8 @@ class Connection(ConnectionBase):
                 f"the hypervisor '{self.get_option('host')}' cannot ask the guest (exit code {code}): {words}"
             ) from None
         if "error" in head:
-            raise AnsibleConnectionFailure(str(head["error"]))
+            # A guest that answered is reached: what it cannot do fails the task, and the host goes on.
+            raise (AnsibleError if head.get("reached") else AnsibleConnectionFailure)(str(head["error"]))
         return head, content
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:

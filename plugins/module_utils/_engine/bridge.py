@@ -18,8 +18,13 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Agent, Command, find
-from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentError
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import (
+    Agent,
+    Command,
+    CommandTimeoutError,
+    find,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentClosedError, AgentError
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import guests
 
@@ -77,6 +82,11 @@ def _check(agent: Agent, path: str, content: bytes) -> None:
         raise AgentError(f"the file {path} is not in the guest as it should be: its checksum differs")
 
 
+def _answered(exc: CocoonError) -> bool:
+    """Whether something went wrong in a guest that can be reached."""
+    return isinstance(exc, (AgentError, CommandTimeoutError)) and not isinstance(exc, AgentClosedError)
+
+
 def main(stream: t.BinaryIO) -> None:
     """Answer the request that begins in *stream*."""
     request = json.loads(stream.readline())
@@ -84,7 +94,7 @@ def main(stream: t.BinaryIO) -> None:
         head, data = answer(request, stream.read())
     except CocoonError as exc:
         exc.option = None  # nobody gave one here
-        head, data = {"error": str(exc)}, b""
+        head, data = {"error": str(exc), "reached": _answered(exc)}, b""
     except OSError as exc:
         head, data = {"error": f"{exc.strerror}: {exc.filename}"}, b""
     sys.stdout.buffer.write(f"{request['mark']}\n{json.dumps(head)}\n".encode() + data)

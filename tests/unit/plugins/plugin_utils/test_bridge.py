@@ -30,6 +30,7 @@ def fixture_ask(tmp_path: Path) -> t.Iterator[Ask]:
     store = Store.open(Paths.from_params(place))
     port = Port()
     ours = make_vm(store, "web1", "qemu") / "agent.sock"
+    make_vm(store, "web3", "qemu")
     theirs = make_vm(store, "web2", "firecracker", "own") / "vsock.sock"
 
     def ask(vm: str = "web1", data: bytes = b"", **request: t.Any) -> tuple[dict[str, t.Any], bytes]:
@@ -60,21 +61,23 @@ def test_commands_and_files(ask: Ask, tmp_path: Path, vm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "text"),
+    ("request_", "text", "reached"),
     [
-        ({"vm": "nobody", "do": "exec", "argv": ["true"]}, "there is no VM 'nobody'"),
-        ({"do": "exec", "argv": ["/not/there"]}, "No such file"),
-        ({"do": "exec", "argv": ["sh", "-c", "head -c 5000000 /dev/zero"]}, "more than the agent keeps"),
-        ({"do": "exec", "argv": ["sleep", "9"], "timeout": 0.3}, "killed"),
-        ({"do": "fetch", "path": "/not/there", "limit": 5}, "No such file"),
-        ({"do": "fetch", "path": "/etc/passwd", "limit": 5}, "more than 5 bytes"),
-        ({"do": "put", "path": "/proc/version"}, "failed to open|Permission|checksum"),
+        ({"vm": "nobody", "do": "exec", "argv": ["true"]}, "there is no VM 'nobody'", False),
+        ({"vm": "web3", "do": "exec", "argv": ["true"]}, "does not run any more", False),
+        ({"do": "exec", "argv": ["/not/there"]}, "No such file", True),
+        ({"do": "exec", "argv": ["sh", "-c", "head -c 5000000 /dev/zero"]}, "more than the agent keeps", True),
+        ({"do": "exec", "argv": ["sleep", "9"], "timeout": 0.3}, "killed", True),
+        ({"do": "fetch", "path": "/not/there", "limit": 5}, "No such file", True),
+        ({"do": "fetch", "path": "/etc/passwd", "limit": 5}, "more than 5 bytes", True),
+        ({"do": "put", "path": "/proc/version"}, "failed to open|Permission|checksum", True),
     ],
-    ids=range(7),
+    ids=range(8),
 )
-def test_what_goes_wrong_is_told(ask: Ask, request_: dict[str, t.Any], text: str) -> None:
+def test_what_goes_wrong_is_told(ask: Ask, request_: dict[str, t.Any], text: str, reached: bool) -> None:
     head, data = ask(**request_)
     assert re.search(text, head["error"]) and not data
+    assert head["reached"] is reached
 
 
 def test_answers_that_are_none() -> None:

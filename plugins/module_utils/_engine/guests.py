@@ -13,6 +13,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Agent, Command
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentError
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import guests
@@ -94,7 +95,7 @@ def run_in_all(params: t.Mapping[str, t.Any], check: bool) -> list[Record]:
         try:
             record = guests.running(store, name)
             result.update(_run(agents.find(guests.access(paths, record), _soon(order.patience)), order, check))
-        except CocoonError as exc:
+        except (CocoonError, OSError) as exc:
             result.update(failed=True, msg=str(exc), error=type(exc).__name__)
         return result
 
@@ -118,6 +119,8 @@ def _run(agent: Agent, order: Order, check: bool) -> Record:
 
 def _is_there(agent: Agent, path: str, patience: float) -> bool:
     found = agent.run(Command(("/bin/sh", "-c", IS_THERE, "sh", path)), patience)
+    if found.code not in (0, 1):
+        raise AgentError(f"the guest cannot look for {path}: exit code {found.code}")
     return found.code == 0
 
 

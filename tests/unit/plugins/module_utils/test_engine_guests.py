@@ -5,14 +5,30 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
+from pathlib import Path
 
 import pytest
+from ansible.module_utils import basic
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.guests import answer, names_of, order_of
+from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.guests import (
+    _is_there,
+    answer,
+    names_of,
+    order_of,
+    run_in_all,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Outcome
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Agent, Outcome
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentError
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import exec_answer
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.guests import facts_of
+from ansible_collections.cocoon.microvm.plugins.modules import cocoon_exec
+from ansible_collections.cocoon.microvm.tests.unit.agents import make_vm
 
 GIVEN: dict[str, t.Any] = {"names": ["web1"], "argv": ["true"], "timeout": 60, "agent_timeout": 30}
 
@@ -55,8 +71,61 @@ def test_orders_that_are_none(given: dict[str, t.Any], option: str) -> None:
     assert caught.value.option == option and caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    "given", [{"names": ["web1"], "argv": ["true"], "shell": "true"}, {"names": [], "argv": ["true"]}]
+)
+def test_secrets_are_not_returned(
+    given: dict[str, t.Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor are they where the module's own arguments are refused."""
+    hidden = {"stdin": "a secret", "env": {"PW": "a secret"}}
+    arguments = {"ANSIBLE_MODULE_ARGS": {**given, **hidden, "_ansible_inject_invocation": True}}
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps(arguments).encode())
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    with pytest.raises(SystemExit):
+        cocoon_exec.main()
+    said = json.loads(capsys.readouterr().out)
+    assert said["failed"] and said["invocation"]["module_args"]["names"] == given["names"]
+    assert "a secret" not in json.dumps(said)
+
+
 def test_a_name_counts_once() -> None:
     assert names_of({"names": ["b", "a", "b"]}) == ["b", "a"]
+
+
+def test_one_vms_trouble_is_its_own(tmp_path: Path) -> None:
+    """Whatever it is: here somebody has put a file where its sockets are."""
+    place = {name: str(tmp_path / name) for name in ("root_dir", "run_dir", "log_dir")}
+    store = Store.open(Paths.from_params(place))
+    folder = make_vm(store, "web1")
+    folder.rmdir()
+    folder.touch()
+    found = run_in_all({**GIVEN, "names": ["web1", "nobody"], "parallel": 2, **place}, check=False)
+    assert [(result["error"], result["failed"]) for result in found] == [
+        ("NotADirectoryError", True),
+        ("NotFoundError", True),
+    ]
+    record = store.vm_record("web1") or {}
+    facts = facts_of(store.paths, [record, {**record, "state": types.STOPPED}], 1.0)
+    assert facts[1] is None and "Not a directory" in (facts[0] or {})["error"]
+
+
+class Looking:
+    """An agent whose look for a file ends so."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def run(self, _command: t.Any, _timeout: float) -> Outcome:
+        return Outcome(self.code, b"", b"")
+
+
+def test_a_look_that_fails_is_not_taken_for_absence() -> None:
+    """Else what is to run once would run again."""
+    assert [_is_there(t.cast(Agent, Looking(code)), "/done", 1.0) for code in (0, 1)] == [True, False]
+    for code in (2, 126, 127, 137, 255):
+        with pytest.raises(AgentError, match=f"cannot look for /done: exit code {code}"):
+            _is_there(t.cast(Agent, Looking(code)), "/done", 1.0)
 
 
 def test_answers() -> None:

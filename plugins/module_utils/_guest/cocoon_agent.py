@@ -23,7 +23,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import
     encoded,
     integer,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentError, Line, document_of, words_of
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import (
+    MOST_WORDS,
+    AgentError,
+    Line,
+    document_of,
+)
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import printable
 
 LINE_LIMIT = 8 << 20
 PIECE = 256 << 10
@@ -63,7 +69,7 @@ class CocoonAgent:
         said = _Kept()
         command = Command(("/bin/sh", "-c", script, "sh", path))
         if self._run(command, source or io.BytesIO(), sink or said.take, said.take, deadline):
-            raise AgentError(f"the guest cannot do that: {words_of(said.data.decode(errors='replace'))}")
+            raise AgentError(f"the guest cannot do that: {printable(said.data.decode(errors='replace'), MOST_WORDS)}")
 
     def _run(self, command: Command, source: t.BinaryIO, stdout: Sink, stderr: Sink, deadline: float) -> int:
         """The command's exit code; what it prints goes to *stdout* and *stderr*."""
@@ -79,7 +85,8 @@ class CocoonAgent:
                     elif kind == "exit":  # it leaves a nought out
                         return integer(document.get("exit_code", 0), -1, 255) & 255
                     elif kind == "error":
-                        raise AgentError(f"the guest's agent refused exec: {words_of(document.get('message'))}")
+                        words = printable(document.get("message"), MOST_WORDS)
+                        raise AgentError(f"the guest's agent refused exec: {words}")
             except GuestTimeoutError:  # it ends a command whose line is closed
                 raise CommandTimeoutError(
                     "the command in the guest did not end in time; it has been killed", "timeout"

@@ -10,8 +10,8 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Agent, Command
-from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import words_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import RefusedError, StandardAgent
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import printable
 
 Facts = dict[str, t.Any]
 MOST = 256
@@ -68,7 +68,7 @@ def _rows(value: t.Any) -> list[dict[str, t.Any]] | None:
 
 
 def _text(value: t.Any) -> str | None:
-    return words_of(value, MOST) if isinstance(value, str) else None
+    return printable(value, MOST) if isinstance(value, str) else None
 
 
 def _number(value: t.Any) -> int | None:

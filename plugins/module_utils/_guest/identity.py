@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import select
 import socket
@@ -20,6 +19,8 @@ import typing as t
 import uuid
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import MOST_WORDS
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import parse_json, printable
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import identity_lines, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
@@ -51,8 +52,8 @@ def answer_of(line: bytes) -> str:
     """What a guest has answered, which may be anything."""
     text = line.decode(errors="replace").strip()
     if text.startswith("{"):
-        with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(text).get("answer")
+        with contextlib.suppress(ValueError):
+            found = parse_json(text.encode()).get("answer")
             return found if isinstance(found, str) else text
     return text
 
@@ -109,8 +110,7 @@ class Newcomer:
             return
         said = answer_of(answer)
         if said != "ok":
-            words = "".join(c if c.isprintable() else " " for c in said[:200])
-            self.error = f"its guest did not take its new identity: {words}"
+            self.error = f"its guest did not take its new identity: {printable(said, MOST_WORDS)}"
             return
         try:
             self.admit()

@@ -12,8 +12,13 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import GuestTimeoutError, HypervisorError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import parse_json
 
 PIECE = 1 << 18
+# Of a document; each costs memory that is many times its length.
+MOST_VALUES = 50_000
+# What is shown of a guest's words.
+MOST_WORDS = 200
 
 
 class AgentError(HypervisorError):
@@ -122,15 +127,12 @@ def document_of(line: bytes) -> dict[str, t.Any]:
 
     :raises AgentError: it is none.
     """
+    if sum(line.count(mark) for mark in b"[{,") > MOST_VALUES:
+        raise AgentError(f"the guest's agent says a document of more than {MOST_VALUES} values")
     try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as exc:
+        document = parse_json(line)
+    except ValueError as exc:
         raise AgentError("the guest's agent says something that is no JSON") from exc
     if not isinstance(document, dict):
         raise AgentError("the guest's agent says something that is no JSON object")
     return document
-
-
-def words_of(text: t.Any, limit: int = 200) -> str:
-    """What a guest says, fit to be shown in an error."""
-    return "".join(char if char.isprintable() else " " for char in str(text)[:limit]).strip()

@@ -33,15 +33,17 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import
     who_says,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import (
+    MOST_WORDS,
     AgentClosedError,
     AgentError,
     Line,
     document_of,
-    words_of,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import printable
 
-# Of one answer: both outputs of a command in base64, and what is around them.
-LINE_LIMIT = 3 * MOST_OUTPUT
+# Bytes of an answer; and of that which has both outputs of a command in it, in base64.
+MOST_ANSWER = 1 << 20
+LONGER = {"guest-exec-status": 3 * MOST_OUTPUT}
 # qemu-guest-agent takes more, ours has less memory.
 MOST_STDIN = 4 << 20
 PIECE = 256 << 10
@@ -98,14 +100,15 @@ class Talk:
     def ask(self, command: str, deadline: float, **arguments: t.Any) -> t.Any:
         """:raises RefusedError: the agent will not do it."""
         self.line.send_document({"execute": command, **({"arguments": arguments} if arguments else {})})
-        document = document_of(self.line.read_line(deadline, LINE_LIMIT))
+        document = document_of(self.line.read_line(deadline, LONGER.get(command, MOST_ANSWER)))
         if "return" in document:
             return document["return"]
         raise _refusal(command, document.get("error"))
 
 
 def _refusal(command: str, error: t.Any) -> AgentError:
-    kind, words = (error.get("class"), words_of(error.get("desc"))) if isinstance(error, dict) else ("", "")
+    said = error if isinstance(error, dict) else {}
+    kind, words = said.get("class"), printable(said.get("desc", ""), MOST_WORDS)
     what = command.partition("-")[2]
     short = what.partition("-")[0]
     if "disabled" in words and "frozen" not in words:

@@ -262,13 +262,17 @@ DISABLED = "Command guest-exec has been disabled: the command is not allowed"
         (b'{"error": 5}\n', "an answer that is none"),
         (b"[]\n", "no JSON object"),
         (b"\x00\xfe\n", "no JSON"),
-        (b"[" * 100_000 + b"\n", "no JSON"),
+        (b"[" * 40_000 + b"\n", "no JSON"),
+        (b'{"return": {"pid": ' + b"9" * 5000 + b"}}\n", "no JSON"),
+        (b'{"return": [' + b"[]," * 60_000 + b"[]]}\n", "more than 50000 values"),
+        (b'{"return": [' + b"[" * 60_000 + b"\n", "more than 50000 values"),
+        (b'{"return": "' + b"x" * (1 << 20) + b'"}\n', "a line of more than 1048576 bytes"),
         (b'{"return": {"pid": -1}}\n', "no such number"),
         (b'{"return": {"pid": true}}\n', "no such number"),
         (b'{"return": {"pid": 1e300}}\n', "no such number"),
         (b'{"return": [1]}\n', "no such number"),
     ],
-    ids=range(13),
+    ids=range(17),
 )
 def test_answers_that_are_none(tmp_path: Path, answer: bytes, text: str) -> None:
     with Server(tmp_path / "agent.sock", scripted(lambda _asked: answer)):
@@ -301,8 +305,7 @@ def test_ends_that_are_none(tmp_path: Path, status: t.Any) -> None:
             run(agent, "true")
 
 
-def test_a_line_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standard_agent, "LINE_LIMIT", 1 << 20)
+def test_a_line_without_end_is_given_up(tmp_path: Path) -> None:
     with Server(tmp_path / "agent.sock", scripted(lambda _asked: b"x" * (2 << 20))):
         agent = agents.find(access(tmp_path), soon())
         with pytest.raises(AgentError, match="line of more than 1048576 bytes"):

@@ -191,10 +191,15 @@ class StandardAgent:
             pause = min(GIVE_WAY, pause * 1.5)
 
     def _end(self, pid: int) -> None:
-        """Kill a command, and what it started where the agent gave it a session of its own."""
+        """Kill a command, and what it started where the agent gave it a session of its own.
+
+        The agent keeps what both have printed until it is asked what became of them.
+        """
         script = 'kill -9 "-$1" 2> /dev/null || kill -9 "$1"'
-        with contextlib.suppress(AgentError, GuestTimeoutError), self._turn(time.monotonic() + ANSWER) as talk:
-            _begin(talk, Command(("/bin/sh", "-c", script, "sh", str(pid))), time.monotonic() + ANSWER)
+        with contextlib.suppress(CocoonError), self._turn(time.monotonic() + ANSWER) as talk:
+            killer = _begin(talk, Command(("/bin/sh", "-c", script, "sh", str(pid))), time.monotonic() + ANSWER)
+            for each in (killer, pid):
+                self._look(talk, each, talk.begun + TURN)
 
     # The machine.
 

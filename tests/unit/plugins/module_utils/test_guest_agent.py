@@ -115,7 +115,7 @@ def test_a_command_that_takes_too_long_is_ended(ours: StandardAgent, tmp_path: P
     pid_file = tmp_path / "pid"
     begun = time.monotonic()
     with pytest.raises(agents.CommandTimeoutError, match="killed"):
-        run(ours, "sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait", seconds=0.8)
+        run(ours, "sh", "-c", f"sleep 60 & echo $! > {pid_file}; echo $$ > {tmp_path}/own; wait", seconds=0.8)
     assert time.monotonic() - begun < 10
     stat = Path(f"/proc/{pid_file.read_text().strip()}/stat")
     deadline = soon(5)
@@ -123,9 +123,27 @@ def test_a_command_that_takes_too_long_is_ended(ours: StandardAgent, tmp_path: P
         time.sleep(0.01)
     assert not stat.exists() or " Z " in stat.read_text()
     assert run(ours, "echo", "on").stdout == b"on\n"
+    # It has been asked about, so that the agent keeps nothing of it.
+    with pytest.raises(AgentError, match="Invalid parameter 'pid'"):
+        ours.ask("guest-exec-status", soon(), pid=int(pid_file.with_name("own").read_text()))
 
 
 @NEEDS_PERL
+@NEEDS_PERL
+def test_files_that_nobody_closes_do_not_stay_open(ours: StandardAgent, tmp_path: Path) -> None:
+    """Clients were killed; the file that is used all along is not the one that is given up."""
+    kept = ours.ask("guest-file-open", soon(), path=str(tmp_path / "kept"), mode="w")
+    for _turn in range(70):
+        lost = ours.ask("guest-file-open", soon(), path="/dev/null")
+        assert ours.ask("guest-file-write", soon(), handle=kept, **{"buf-b64": "eA=="})["count"] == 1
+    assert lost - kept == 70
+    with pytest.raises(AgentError, match="has not been found"):
+        ours.ask("guest-file-read", soon(), handle=kept + 1)
+    ours.ask("guest-file-read", soon(), handle=lost)
+    ours.ask("guest-file-close", soon(), handle=kept)
+    assert (tmp_path / "kept").read_text() == "x" * 70
+
+
 def test_a_signal_and_too_much_output(ours: StandardAgent) -> None:
     assert run(ours, "sh", "-c", "kill -TERM $$").code == 128 + 15
     found = run(ours, "sh", "-c", "head -c 6000000 /dev/zero; echo all >&2")

@@ -405,8 +405,7 @@ class Driver(t.Protocol):
         """The way to the agent inside the guest."""
 
     def agent_listens(self, run_dir: str) -> bool:
-        """Whether anybody in the guest has opened that way; true where the hypervisor cannot tell."""
-        return True
+        """Whether anybody in the guest has opened the way to its agent; false where the hypervisor cannot tell."""
 
     def firmware(self, folder: str) -> Firmware:
         """The UEFI for the VM of *folder*, where files of its own may be there already.

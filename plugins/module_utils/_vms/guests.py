@@ -35,18 +35,13 @@ def access(paths: Paths, record: Record) -> Access:
 
 
 def agent_of(vm: Vm, patience: float) -> StandardAgent | None:
-    """The agent in a running guest, if it is one that knows more than commands and answers so soon."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
+    """The agent in a running guest, where its hypervisor knows that one listens."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
 
     driver = vm.driver
     if not driver.capabilities.agent or vm.record.get("state") == types.PAUSED or not driver.agent_listens(vm.run_dir):
         return None
-    way = access(vm.paths, vm.record)
-    if way.channel.kind == "vsock":  # what images listen with there knows neither the time nor an end
-        return None
-    found = agents.find(way, time.monotonic() + patience)
-    return found if isinstance(found, StandardAgent) else None
+    return StandardAgent(access(vm.paths, vm.record), time.monotonic() + patience)
 
 
 def shut_down(vm: Vm, patience: float) -> bool:

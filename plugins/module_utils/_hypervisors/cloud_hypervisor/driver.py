@@ -216,6 +216,10 @@ class CloudHypervisorDriver(Driver):
         return commandline.build_resume(binary, launch, api, saving.take_up(launch, socket_path))
 
     # What can be asked of a running VM.
+    def agent_listens(self, run_dir: str) -> bool:
+        """It does not know."""
+        return False
+
 
     def status(self, run_dir: str) -> RunState:
         return runstate.ask(run_dir, SLOW)

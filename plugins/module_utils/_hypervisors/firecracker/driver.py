@@ -255,6 +255,10 @@ class FirecrackerDriver(Driver):
             api.call(call.method, call.target, call.body, max(1.0, deadline - time.monotonic()))
 
     # What can be asked of a running VM.
+    def agent_listens(self, run_dir: str) -> bool:
+        """It does not know."""
+        return False
+
 
     def status(self, run_dir: str) -> RunState:
         return runstate.ask(run_dir, TURN)

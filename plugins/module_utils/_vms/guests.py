@@ -64,8 +64,11 @@ def set_time(vm: Vm, patience: float) -> None:
             agent.set_time(time.time(), time.monotonic() + patience)
 
 
-def facts_of(store: Store, records: t.Sequence[Record], patience: float) -> list[Record | None]:
-    """What the guests of running VMs say of themselves; ``{"error": why}`` of one that says nothing."""
+def facts_of(paths: Paths, records: t.Sequence[Record], patience: float) -> list[Record | None]:
+    """What the guests of running VMs say of themselves; ``{"error": why}`` of one that says nothing.
+
+    :param records: as they have just been looked at.
+    """
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.facts import gather
 
@@ -73,9 +76,9 @@ def facts_of(store: Store, records: t.Sequence[Record], patience: float) -> list
         if record.get("state") != types.RUNNING:
             return None
         try:
-            way = access(store.paths, running(store, record["config"]["name"]))
-            return gather(agents.find(way, time.monotonic() + patience), time.monotonic() + patience)
-        except CocoonError as exc:
+            agent = agents.find(access(paths, record), time.monotonic() + patience)
+            return gather(agent, time.monotonic() + patience)
+        except (CocoonError, OSError) as exc:
             return {"error": str(exc)}
 
     return in_all(one, records)

@@ -141,10 +141,10 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
         and all((record.get("labels") or {}).get(key) == value for key, value in labels.items())
     ]
     shown = [found for found in (view(record, paths) for record in chosen) if found is not None]
-    if params.get("guest") and store is not None:
+    if params.get("guest"):
         from ansible_collections.cocoon.microvm.plugins.module_utils._vms.guests import facts_of
 
-        for vm, facts in zip(shown, facts_of(store, shown, float(params["agent_timeout"]))):
+        for vm, facts in zip(shown, facts_of(paths, shown, float(params["agent_timeout"]))):
             vm["guest"] = facts
     if params.get("logs"):
         for vm in shown:

@@ -16,11 +16,10 @@ import dataclasses
 import json
 import os
 import re
-import socket
 import time
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import GuestTimeoutError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, GuestTimeoutError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import (
     AgentClosedError,
     AgentError,
@@ -29,9 +28,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import 
 )
 
 if t.TYPE_CHECKING:
+    import socket
+
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel
 
-LOCK = "agent.lock"
 STANDARD, COCOON = "qemu-guest-agent", "cocoon-agent"
 # Where nobody listens yet there is no event to wait for.
 RETRY = 0.05
@@ -49,6 +49,7 @@ ENVIRONMENT = {
     "LOGNAME": "root",
     "LANG": "C.UTF-8",
 }
+GONE = "the VM does not run any more"
 REMEDY = (
     "Its image may have no agent (docs/guest-agent.md says which have one), or the guest is still booting, or busy."
 )
@@ -115,7 +116,7 @@ class Agent(t.Protocol):
 class Access:
     """The way to a VM's agent.
 
-    :param run_dir: root's own directory of the VM, where the lock is: an agent has one client at a time.
+    :param run_dir: root's own directory of the VM; who has locked it is the agent's client, as there is one at a time.
     """
 
     channel: Channel
@@ -131,65 +132,53 @@ class Access:
 
         fd = self.open_lock()
         try:
-            flock(fd, "the guest's agent", deadline, max(0.0, deadline - time.monotonic()))
+            try:
+                flock(fd, "the guest's agent", deadline, max(0.0, deadline - time.monotonic()))
+            except BusyError as exc:
+                remedy = "Another task talks to it; give it longer."
+                raise BusyError(exc.message, "agent_timeout", remedy) from None
             yield
         finally:
             os.close(fd)
 
     def open_lock(self) -> int:
         try:
-            return os.open(
-                os.path.join(self.run_dir, LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
+            return os.open(self.run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise AgentClosedError("the VM does not run any more") from None
+            raise AgentClosedError(GONE) from None
 
     def connect(self) -> socket.socket:
-        """:raises OSError: nobody listens. :raises HypervisorError: something else than a socket is there."""
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import hold
+        """A connection to the hypervisor that never waits.
 
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            with hold(self.channel.path) as held:
-                sock.setblocking(False)
-                sock.connect(held)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        :raises OSError: it does not listen. :raises HypervisorError: something else than its socket is there.
+        """
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import connect
+
+        return connect(self.channel.path, self.channel.uid, 0)
 
     def preamble(self) -> bytes:
         """What the hypervisor wants to hear before the guest does."""
-        return f"CONNECT {self.channel.port}\n".encode() if self.channel.kind == "vsock" else b""
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
+
+        return vsock.request(self.channel.port) if self.channel.kind == "vsock" else b""
 
     def dial(self, deadline: float) -> Line:
         """A line to whoever listens in the guest; tried again until then.
 
-        :raises NoAgentError: nobody did, until *deadline*.
+        :raises NoAgentError: nobody did, until *deadline*. :raises AgentClosedError: the VM does not run.
         """
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
+
         while True:
             try:
-                line = Line(self.connect())
-            except OSError:
-                line = None
-            if line is not None:
-                try:
-                    self._pass_hypervisor(line, deadline)
-                    return line
-                except AgentClosedError:
-                    line.close()
-                except BaseException:
-                    line.close()
-                    raise
+                return Line(vsock.dial(self.channel, deadline) if self.channel.kind == "vsock" else self.connect())
+            except (ConnectionRefusedError, FileNotFoundError):
+                raise AgentClosedError(GONE) from None
+            except (BusyError, OSError):
+                pass
             if time.monotonic() + RETRY >= deadline:
                 raise NoAgentError("nobody listens in the guest", remedy=REMEDY)
             time.sleep(RETRY)
-
-    def _pass_hypervisor(self, line: Line, deadline: float) -> None:
-        if self.preamble():
-            line.send(self.preamble())
-            if not line.read_line(deadline, GREETING_LIMIT).startswith(b"OK "):
-                raise AgentError("the hypervisor does not connect us with the guest's agent")
 
 
 def question(number: int) -> bytes:
@@ -235,7 +224,7 @@ def find(access: Access, deadline: float) -> Agent:
 
 def _ask(access: Access, deadline: float) -> str:
     while True:
-        with contextlib.suppress(AgentError), access.dial(deadline) as line:
+        with access.dial(deadline) as line, contextlib.suppress(AgentError, GuestTimeoutError):
             number = new_number()
             line.send(question(number))
             while True:

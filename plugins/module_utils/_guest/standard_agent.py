@@ -13,7 +13,7 @@ import contextlib
 import time
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import GuestTimeoutError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, GuestTimeoutError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import (
     ASK_AGAIN,
     GREETING_LIMIT,
@@ -127,23 +127,30 @@ def _allow(command: str) -> str:
 class StandardAgent:
     """An agent on a line that it has for itself.
 
-    :param patience: until when its first answer is waited for.
+    :param until: when its first answer is waited for; each of the next ones is for as long again.
     """
 
     kind: t.ClassVar[str] = STANDARD
 
-    def __init__(self, access: Access, patience: float) -> None:
+    def __init__(self, access: Access, until: float) -> None:
         self.access = access
-        self.patience: float | None = patience
+        self.first: float | None = until
+        self.patience = max(ANSWER, until - time.monotonic())
 
     @contextlib.contextmanager
     def _turn(self, deadline: float) -> t.Iterator[Talk]:
-        until = deadline if self.patience is None else self.patience
-        with self.access.turn(until), self.access.dial(until) as line:
-            talk = Talk(line)
-            talk.greet(until)
-            self.patience = None
-            yield talk
+        """A turn that others leave us before *deadline*."""
+        with self.access.turn(deadline if self.first is None else self.first):
+            until = self._soon(deadline) if self.first is None else self.first
+            with self.access.dial(until) as line:
+                talk = Talk(line)
+                talk.greet(until)
+                self.first = None
+                yield talk
+
+    def _soon(self, deadline: float) -> float:
+        """When what is done at once is to be done: an agent that has answered may have fallen silent."""
+        return min(deadline, time.monotonic() + self.patience)
 
     def ask(self, command: str, deadline: float, **arguments: t.Any) -> t.Any:
         """One question, one answer."""
@@ -161,7 +168,7 @@ class StandardAgent:
             )
         with self._turn(time.monotonic() + timeout) as talk:
             deadline = time.monotonic() + timeout
-            pid = _begin(talk, command, deadline)
+            pid = _begin(talk, command, self._soon(deadline))
             found = self._look(talk, pid, min(deadline, talk.begun + TURN))
         pause = GIVE_WAY
         while found is None:
@@ -225,7 +232,7 @@ class StandardAgent:
             piece = source.read(PIECE)
             if not piece:
                 return False
-            answer = talk.ask("guest-file-write", deadline, handle=handle, **{"buf-b64": encoded(piece)})
+            answer = talk.ask("guest-file-write", self._soon(deadline), handle=handle, **{"buf-b64": encoded(piece)})
             written = answer.get("count") if isinstance(answer, dict) else None
             if written != len(piece):
                 raise AgentError("the guest's agent wrote less than it was given")
@@ -235,7 +242,7 @@ class StandardAgent:
 
     def fetch(self, path: str, target: t.BinaryIO, deadline: float) -> None:
         def read(talk: Talk, handle: int) -> bool:
-            answer = talk.ask("guest-file-read", deadline, handle=handle, count=PIECE)
+            answer = talk.ask("guest-file-read", self._soon(deadline), handle=handle, count=PIECE)
             if not isinstance(answer, dict):
                 raise AgentError("the guest's agent does not read the file")
             piece = decoded(answer.get("buf-b64"))
@@ -254,19 +261,19 @@ class StandardAgent:
             while more:
                 with self._turn(deadline) as talk:
                     if handle is None:
-                        answer = talk.ask("guest-file-open", deadline, path=path, mode=mode)
+                        answer = talk.ask("guest-file-open", self._soon(deadline), path=path, mode=mode)
                         handle = integer(answer, 0, 1 << 62)
                     while more and time.monotonic() < talk.begun + TURN:
                         more = step(talk, handle)
                     if not more:
                         last, handle = handle, None
                         # What could not be written is told here at the latest.
-                        talk.ask("guest-file-close", deadline, handle=last)
+                        talk.ask("guest-file-close", self._soon(deadline), handle=last)
                 if more:
                     time.sleep(GIVE_WAY)
         finally:
             if handle is not None:
-                with contextlib.suppress(AgentError, GuestTimeoutError):
+                with contextlib.suppress(CocoonError):
                     self.ask("guest-file-close", time.monotonic() + ANSWER, handle=handle)
 
 

@@ -21,6 +21,7 @@ import struct
 import time
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import last_words
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
@@ -262,6 +263,9 @@ class _Agent:
             self._ask(self.socket)
         except OSError:
             self._hang_up()
+        except CocoonError as exc:
+            self._hang_up()
+            target.failed(exc.message)
 
     def _has_turn(self) -> bool:
         from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentError

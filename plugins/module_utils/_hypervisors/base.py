@@ -119,11 +119,13 @@ class Channel:
 
     :param path: the unix socket on this host.
     :param port: what is to be connected to beyond that socket, if the kind has ports.
+    :param uid: the user who must have begun to listen at that socket, where the hypervisor makes it itself.
     """
 
     kind: t.Literal["virtio-serial", "vsock"]
     path: str
     port: int | None = None
+    uid: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,9 +402,6 @@ class Driver(t.Protocol):
 
     def endpoints(self, run_dir: str) -> Endpoints:
         """The sockets of a running VM."""
-
-    def guest_channel(self, run_dir: str) -> Channel:
-        """The way to the agent inside the guest."""
 
     def agent_listens(self, run_dir: str) -> bool:
         """Whether anybody in the guest has opened the way to its agent; false where the hypervisor cannot tell."""

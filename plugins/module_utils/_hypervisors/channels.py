@@ -14,9 +14,9 @@ if t.TYPE_CHECKING:
 
 
 def guest_channel(name: str, run_dir: str) -> Channel:
-    """The way to the agent inside a guest, see :meth:`Driver.guest_channel`.
+    """The way to the agent inside a guest.
 
-    :raises UnsupportedError: there is none.
+    :raises UnsupportedError: there is none. :raises FileNotFoundError: the VM does not run.
     """
     if name == "qemu":
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import sockets

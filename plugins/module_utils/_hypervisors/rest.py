@@ -93,9 +93,7 @@ class Rest:
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         try:
-            with hold(self.path, self.uid) as path, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-                line.settimeout(limit)
-                line.connect(path)
+            with connect(self.path, self.uid, limit) as line:
                 line.sendall(f"GET {self.base}{target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 return self._meaning("GET", target, _read_reply(line, deadline))
         except (TimeoutError, socket.timeout, BlockingIOError):
@@ -169,17 +167,37 @@ def hold(path: str, uid: int | None = None) -> t.Iterator[str]:
             )
         held = f"/proc/self/fd/{fd}"
         if uid is not None:
-            _check_listener(path, held, uid)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+                line.settimeout(TURN)
+                line.connect(held)
+                _check_listener(line, path, uid)
         yield held
     finally:
         os.close(fd)
 
 
-def _check_listener(path: str, held: str, uid: int) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        line.settimeout(TURN)
-        line.connect(held)
-        options = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+def connect(path: str, uid: int | None = None, timeout: float = TURN) -> socket.socket:
+    """A connection to the socket that is at *path* now.
+
+    :param uid: the user who must have begun to listen there.
+    :param timeout: of each thing that is done with it, in seconds; nought: it never waits.
+    :raises OSError: nobody listens. :raises HypervisorError: as :func:`hold`.
+    """
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        line.settimeout(timeout)
+        with hold(path) as held:
+            line.connect(held)
+        if uid is not None:
+            _check_listener(line, path, uid)
+    except BaseException:
+        line.close()
+        raise
+    return line
+
+
+def _check_listener(line: socket.socket, path: str, uid: int) -> None:
+    options = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     listener = CREDENTIALS.unpack(options)[1]
     if listener != uid:
         raise HypervisorError(

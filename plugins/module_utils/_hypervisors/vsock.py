@@ -9,11 +9,16 @@ On the agent's port a request and its answer are a line of JSON each.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, HypervisorError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import hold
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import connect
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel
 
 # The guest's address on its own vsock, which no other VM is on.
 CID = 3
@@ -23,31 +28,41 @@ TIMEOUT = 5.0
 MAX_GREETING = 32
 
 
-def connect(path: str, uid: int, port: int = AGENT_PORT) -> socket.socket:
-    """A connection to what listens at *port* in the guest.
+def channel(folder: str) -> Channel:
+    """The way to the agent of a guest, by the socket that its hypervisor makes in *folder*.
 
-    :param uid: the user who must have made the socket.
-    :raises BusyError: nobody listens there, or not yet. :raises HypervisorError: there is no such socket.
+    Root made that for the hypervisor's user, who cannot give it away: what listens there is to be that user's.
+
+    :raises FileNotFoundError: the VM does not run.
     """
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel
+
+    return Channel("vsock", os.path.join(folder, SOCKET), AGENT_PORT, os.lstat(folder).st_uid)
+
+
+def request(port: int | None) -> bytes:
+    """What the hypervisor wants to hear before the guest does."""
+    return f"CONNECT {port}\n".encode()
+
+
+def dial(way: Channel, deadline: float) -> socket.socket:
+    """A connection to what listens in the guest.
+
+    :raises BusyError: nobody listens there, or not yet. :raises OSError: nor does the hypervisor.
+    :raises HypervisorError: it is not the hypervisor.
+    """
+    line = connect(way.path, way.uid, max(0.01, deadline - time.monotonic()))
     try:
-        line.settimeout(TIMEOUT)
-        with hold(path, uid) as held:
-            line.connect(held)
-        line.sendall(f"CONNECT {port}\n".encode())
-        _await_greeting(line, port)
-    except OSError as exc:
-        line.close()
-        raise HypervisorError(f"the hypervisor does not let us into its guest: {exc.strerror or exc}") from exc
+        line.sendall(request(way.port))
+        _await_greeting(line, way.port, deadline)
     except BaseException:
         line.close()
         raise
     return line
 
 
-def _await_greeting(line: socket.socket, port: int) -> None:
+def _await_greeting(line: socket.socket, port: int | None, deadline: float) -> None:
     """``OK <number>``, byte by byte, as what follows is not ours to read."""
-    deadline = time.monotonic() + TIMEOUT
     greeting = b""
     while not greeting.endswith(b"\n"):
         try:
@@ -62,16 +77,20 @@ def _await_greeting(line: socket.socket, port: int) -> None:
         raise HypervisorError("the hypervisor sent something that is not a greeting")
 
 
-def announce(path: str, uid: int, message: bytes) -> socket.socket:
+def announce(way: Channel, message: bytes) -> socket.socket:
     """Tell a guest who it is now; its answer comes through the socket.
 
     :raises BusyError: nobody listens there, or not yet. :raises HypervisorError: it cannot be told.
     """
-    line = connect(path, uid)
+    words = json.dumps({"type": "identity", "message": message.decode()}).encode() + b"\n"
     try:
-        line.sendall(json.dumps({"type": "identity", "message": message.decode()}).encode() + b"\n")
+        line = dial(way, time.monotonic() + TIMEOUT)
+        try:
+            line.sendall(words)
+        except OSError:
+            line.close()
+            raise
     except OSError as exc:
-        line.close()
-        raise HypervisorError(f"the hypervisor does not pass the new identity on: {exc.strerror}") from exc
+        raise HypervisorError(f"the hypervisor does not let us into its guest: {exc.strerror or exc}") from exc
     line.setblocking(False)
     return line

@@ -26,12 +26,18 @@ R = t.TypeVar("R")
 
 
 def access(paths: Paths, record: Record) -> Access:
-    """:raises UnsupportedError: the VM's hypervisor has no way to an agent."""
+    """The way to the agent in a VM's guest.
+
+    :raises UnsupportedError: its hypervisor has none. :raises ConflictError: it does not run.
+    """
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Access
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.channels import guest_channel
 
     run_dir = paths.vm_run(record["id"])
-    return Access(guest_channel(record["hypervisor"], run_dir), run_dir)
+    try:
+        return Access(guest_channel(record["hypervisor"], run_dir), run_dir)
+    except FileNotFoundError:
+        raise _not_running(record["config"]["name"]) from None
 
 
 def agent_of(vm: Vm, patience: float) -> StandardAgent | None:
@@ -102,8 +108,12 @@ def running(store: Store | None, name: str) -> Record:
         raise NotFoundError(f"there is no VM '{name}'", "names")
     process = None if record.get("state") == types.HIBERNATED else Process.find(record.get("process"))
     if process is None:
-        raise ConflictError(f"VM '{name}' does not run", "names", "Start it first, with wait_for: agent.")
+        raise _not_running(name)
     process.close()
     if record.get("state") == types.PAUSED:
         raise ConflictError(f"VM '{name}' is paused", "names", "Start it first.")
     return record
+
+
+def _not_running(name: str) -> ConflictError:
+    return ConflictError(f"VM '{name}' does not run", "names", "Start it first, with wait_for: agent.")

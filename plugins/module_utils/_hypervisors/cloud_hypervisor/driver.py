@@ -28,7 +28,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     ArchiveForm,
     BootStyle,
     Capabilities,
-    Channel,
     Disk,
     Driver,
     Endpoints,
@@ -142,9 +141,6 @@ class CloudHypervisorDriver(Driver):
     def endpoints(self, run_dir: str) -> Endpoints:
         return Endpoints(runstate.api_path(run_dir))
 
-    def guest_channel(self, run_dir: str) -> Channel:
-        return Channel("vsock", os.path.join(files.own(run_dir), vsock.SOCKET), vsock.AGENT_PORT)
-
     def firmware(self, folder: str) -> Firmware:
         raise UnsupportedError("Cloud Hypervisor boots kernels only", "firmware", "Use hypervisor: qemu.")
 
@@ -216,13 +212,13 @@ class CloudHypervisorDriver(Driver):
         return commandline.build_resume(binary, launch, api, saving.take_up(launch, socket_path))
 
     # What can be asked of a running VM.
-    def agent_listens(self, run_dir: str) -> bool:
-        """It does not know."""
-        return False
-
 
     def status(self, run_dir: str) -> RunState:
         return runstate.ask(run_dir, SLOW)
+
+    def agent_listens(self, run_dir: str) -> bool:
+        """It does not know."""
+        return False
 
     def powerdown(self, run_dir: str) -> None:
         runstate.client(run_dir, SLOW).put("/vm.power-button")
@@ -274,8 +270,7 @@ class CloudHypervisorDriver(Driver):
         return VersionForm()
 
     def announce(self, run_dir: str, message: bytes) -> socket.socket:
-        own = files.own(run_dir)
-        return vsock.announce(os.path.join(own, vsock.SOCKET), os.lstat(own).st_uid, message)
+        return vsock.announce(vsock.channel(files.own(run_dir)), message)
 
     def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
         """It does not know what addresses its guest has given itself; the network lets no others through."""

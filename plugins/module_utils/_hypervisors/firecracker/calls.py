@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Limits, Nic
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.files import (
@@ -29,7 +30,6 @@ ROOM = DEVICES - ALWAYS
 WORDS_OF_DEVICE = 37
 COMMAND_LINE = 2048
 QUEUE = 256
-GUEST_CID = 3
 
 LIMITS = Limits(
     cpus=32,
@@ -85,7 +85,7 @@ def machine(launch: Launch) -> list[Call]:
         Call("/machine-config", size),
         Call("/boot-source", boot),
         *(drive(launch, disk) for disk in launch.disks),
-        Call("/vsock", {"guest_cid": GUEST_CID, "uds_path": f"{places.RUN}/{places.VSOCK}"}),
+        Call("/vsock", {"guest_cid": vsock.CID, "uds_path": f"{places.RUN}/{vsock.SOCKET}"}),
         Call("/entropy", {}),
     ]
     if launch.balloon is not None:

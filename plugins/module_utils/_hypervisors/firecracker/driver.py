@@ -42,7 +42,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     ArchiveForm,
     BootStyle,
     Capabilities,
-    Channel,
     Disk,
     Driver,
     Endpoints,
@@ -155,9 +154,6 @@ class FirecrackerDriver(Driver):
     def endpoints(self, run_dir: str) -> Endpoints:
         return places.endpoints(run_dir)
 
-    def guest_channel(self, run_dir: str) -> Channel:
-        return places.guest_channel(run_dir)
-
     def firmware(self, folder: str) -> Firmware:
         raise UnsupportedError("firecracker boots nothing by UEFI", "firmware", "Use another hypervisor.")
 
@@ -255,13 +251,13 @@ class FirecrackerDriver(Driver):
             api.call(call.method, call.target, call.body, max(1.0, deadline - time.monotonic()))
 
     # What can be asked of a running VM.
-    def agent_listens(self, run_dir: str) -> bool:
-        """It does not know."""
-        return False
-
 
     def status(self, run_dir: str) -> RunState:
         return runstate.ask(run_dir, TURN)
+
+    def agent_listens(self, run_dir: str) -> bool:
+        """It does not know."""
+        return False
 
     def powerdown(self, run_dir: str) -> None:
         """The keys that ask a guest to end: an init that is told of them stops in order, and reboots."""
@@ -390,8 +386,7 @@ class FirecrackerDriver(Driver):
         return FirecrackerArchive()
 
     def announce(self, run_dir: str, message: bytes) -> socket.socket:
-        channel = places.guest_channel(run_dir)
-        return vsock.announce(channel.path, os.lstat(places.own(run_dir)).st_uid, message)
+        return vsock.announce(places.guest_channel(run_dir), message)
 
     def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
         """It does not know what addresses its guest has given itself; the network lets no others through."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import Rest
 
 if t.TYPE_CHECKING:
@@ -21,8 +22,7 @@ if t.TYPE_CHECKING:
 WHO = "Firecracker"
 # In a VM's run_dir, and where the process has it.
 OWN, RUN = "own", "/run"
-API, VSOCK = "api.sock", "vsock.sock"
-AGENT_PORT = 1024
+API = "api.sock"
 
 BINARY = "/firecracker"
 CONSOLE = "/console.log"
@@ -49,9 +49,8 @@ def endpoints(run_dir: str) -> Endpoints:
 
 
 def guest_channel(run_dir: str) -> Channel:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel
-
-    return Channel("vsock", os.path.join(own(run_dir), VSOCK), AGENT_PORT)
+    """:raises FileNotFoundError: it does not run."""
+    return vsock.channel(own(run_dir))
 
 
 def connect(run_dir: str, timeout: float) -> Rest:

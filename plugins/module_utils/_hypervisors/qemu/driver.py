@@ -31,7 +31,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     ArchiveForm,
     BootStyle,
     Capabilities,
-    Channel,
     Disk,
     Driver,
     Endpoints,
@@ -152,9 +151,6 @@ class QemuDriver(Driver):
 
     def endpoints(self, run_dir: str) -> Endpoints:
         return sockets.endpoints(run_dir)
-
-    def guest_channel(self, run_dir: str) -> Channel:
-        return sockets.guest_channel(run_dir)
 
     def firmware(self, folder: str) -> Firmware:
         variables = os.path.join(folder, VARIABLES)

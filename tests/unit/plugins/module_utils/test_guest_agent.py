@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -122,13 +123,12 @@ def test_a_command_that_takes_too_long_is_ended(ours: StandardAgent, tmp_path: P
     while stat.exists() and " Z " not in stat.read_text() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not stat.exists() or " Z " in stat.read_text()
-    assert run(ours, "echo", "on").stdout == b"on\n"
     # It has been asked about, so that the agent keeps nothing of it.
     with pytest.raises(AgentError, match="Invalid parameter 'pid'"):
         ours.ask("guest-exec-status", soon(), pid=int(pid_file.with_name("own").read_text()))
+    assert run(ours, "echo", "on").stdout == b"on\n"
 
 
-@NEEDS_PERL
 @NEEDS_PERL
 def test_files_that_nobody_closes_do_not_stay_open(ours: StandardAgent, tmp_path: Path) -> None:
     """Clients were killed; the file that is used all along is not the one that is given up."""
@@ -144,6 +144,7 @@ def test_files_that_nobody_closes_do_not_stay_open(ours: StandardAgent, tmp_path
     assert (tmp_path / "kept").read_text() == "x" * 70
 
 
+@NEEDS_PERL
 def test_a_signal_and_too_much_output(ours: StandardAgent) -> None:
     assert run(ours, "sh", "-c", "kill -TERM $$").code == 128 + 15
     found = run(ours, "sh", "-c", "head -c 6000000 /dev/zero; echo all >&2")
@@ -347,25 +348,90 @@ def test_nobody_answers(
             pass
 
     begun = time.monotonic()
-    with Server(tmp_path / "agent.sock", serve), pytest.raises(agents.GuestTimeoutError, match="answer"):
+    with Server(tmp_path / "agent.sock", serve), pytest.raises(agents.NoAgentError) as caught:
         run(agents.find(access(tmp_path, kind), soon(0.4)), "true")
+    assert time.monotonic() - begun < 5
+    assert "no agent answers in the guest" in str(caught.value) and caught.value.remedy
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_nobody_listens_in_the_guest(tmp_path: Path, hangs_up: bool) -> None:
+    """The hypervisor says nothing, or hangs up."""
+    with Server(tmp_path / "agent.sock", lambda client: t.cast(None, hangs_up or client.recv(100) and time.sleep(1))):
+        with pytest.raises(agents.NoAgentError, match="nobody listens.*may have no agent"):
+            agents.find(access(tmp_path, "vsock"), soon(0.3))
+
+
+@pytest.mark.parametrize("kind", ["virtio-serial", "vsock"])
+def test_a_vm_that_does_not_run(tmp_path: Path, kind: t.Literal["virtio-serial", "vsock"]) -> None:
+    """Nobody waits for it: its socket is gone, or nobody listens there any more, or all of it is gone."""
+    begun = time.monotonic()
+    for path in (tmp_path, tmp_path, tmp_path / "gone"):
+        with pytest.raises(AgentError, match="does not run any more"):
+            run(agents.find(access(path, kind), soon()), "true")
+        if not (tmp_path / "agent.sock").exists():
+            Server(tmp_path / "agent.sock", lambda _client: None).close()
     assert time.monotonic() - begun < 5
 
 
-def test_nobody_is_there(tmp_path: Path) -> None:
-    with pytest.raises(agents.NoAgentError, match="nobody listens"):
-        run(agents.find(access(tmp_path), soon(0.2)), "true")
+def test_what_is_not_the_hypervisors(tmp_path: Path) -> None:
+    """A socket that another user listens at, or something else; who waits for it does not wait for others in vain."""
+    way = access(tmp_path, "vsock")
+    strange = Access(dataclasses.replace(way.channel, uid=os.getuid() + 1), way.run_dir)
+    with Server(tmp_path / "agent.sock", Cocoon().serve):
+        with pytest.raises(HypervisorError, match="is of user"):
+            run(agents.find(strange, soon(0.2)), "true")
+        one, other = target(strange, 5), target(way, 5)
+        wait.wait_all([one, other])
+        for each in (one, other):
+            each.process.close()
+    assert one.error and "is of user" in one.error and other.error is None and other.seconds is not None
+    (tmp_path / "agent.sock").unlink()
     (tmp_path / "agent.sock").symlink_to("/dev/null")
     with pytest.raises(HypervisorError, match="is not a socket"):
-        run(agents.find(access(tmp_path), soon(0.2)), "true")
-    with pytest.raises(AgentError, match="does not run any more"):
-        run(agents.find(access(tmp_path / "gone"), soon(0.2)), "true")
+        run(agents.find(way, soon(0.2)), "true")
 
 
 def test_a_client_that_hangs_is_waited_for_so_long(tmp_path: Path) -> None:
     way = access(tmp_path)
-    with way.turn(soon()), pytest.raises(BusyError):
+    with way.turn(soon()), pytest.raises(BusyError, match="Another task talks to it") as caught:
         run(agents.find(way, soon(0.2)), "true")
+    assert caught.value.option == "agent_timeout"
+    assert os.listdir(tmp_path) == []
+
+
+def begun_and_then(tmp_path: Path, then: Serve) -> Server:
+    """An agent that has begun a command, which goes on, and of whose later clients each is served by *then*."""
+    clients: list[socket.socket] = []
+
+    def answer(asked: dict[str, t.Any]) -> bytes:
+        found = {"pid": 5} if asked["execute"] == "guest-exec" else {"exited": False}
+        return json.dumps({"return": found}).encode() + b"\n"
+
+    def serve(client: socket.socket) -> None:
+        clients.append(client)
+        (scripted(answer) if len(clients) == 1 else then)(client)
+
+    return Server(tmp_path / "agent.sock", serve)
+
+
+def test_one_that_falls_silent_costs_its_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the command's own time."""
+    monkeypatch.setattr(standard_agent, "ANSWER", 0.3)
+    begun = time.monotonic()
+    with begun_and_then(tmp_path, lambda client: t.cast(None, client.recv(1) and time.sleep(1))):
+        with pytest.raises(agents.NoAgentError):
+            run(agents.find(access(tmp_path), soon(0.3)), "sleep", "20", seconds=20.0)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_vm_that_ends_ends_its_commands(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with begun_and_then(tmp_path, lambda _client: None) as server:
+        threading.Timer(0.2, server.listener.close).start()
+        with pytest.raises(AgentError, match="does not run any more"):
+            run(agents.find(access(tmp_path), soon()), "sleep", "20", seconds=20.0)
+    assert time.monotonic() - begun < 10
 
 
 def test_standard_agents_are_found_behind_vsock(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import base, registry
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import base, channels, registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_CPU, MAX_NICS
 
 ROOT = Path(base.__file__).parents[1]
@@ -91,10 +92,20 @@ def test_what_a_driver_declares(name: str) -> None:
     ends = driver.guest_actions
     assert {ends.poweroff, ends.reboot, ends.panic} <= {"ends", "restarts", "stands", "ignored"}
     assert driver.endpoints("/run/x").api.startswith("/run/x/")
-    assert driver.guest_channel("/run/x").path.startswith("/run/x/")
     style = driver.boot_style("tcg")
     assert style.console and style.disks in ("serial", "path") and style.kernel in ("bzimage", "elf")
     assert limits.devices is None or limits.devices > 2
+
+
+@pytest.mark.parametrize("name", registry.DRIVERS)
+def test_the_way_to_an_agent(name: str, tmp_path: Path) -> None:
+    """It is had without the driver, from those that say they have one."""
+    (tmp_path / "own").mkdir()
+    if registry.driver(name, Paths()).capabilities.agent:
+        assert channels.guest_channel(name, str(tmp_path)).path.startswith(f"{tmp_path}/")
+    else:
+        with pytest.raises(UnsupportedError, match="no way to an agent"):
+            channels.guest_channel(name, str(tmp_path))
 
 
 @pytest.mark.parametrize("name", registry.DRIVERS)

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import threading
+import time
 import typing as t
 from pathlib import Path
 
@@ -17,6 +18,15 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, HypervisorError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.identity import answer_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel
+
+
+def way(path: str, uid: int | None = None) -> Channel:
+    return Channel("vsock", path, vsock.AGENT_PORT, os.getuid() if uid is None else uid)
+
+
+def dial(path: str, uid: int | None = None) -> socket.socket:
+    return vsock.dial(way(path, uid), time.monotonic() + 0.5)
 
 
 @pytest.fixture(name="path")
@@ -61,7 +71,7 @@ class Hypervisor:
 
 def test_a_guest_is_told(path: str) -> None:
     hypervisor = Hypervisor(path, b"OK 1073741824\n")
-    with vsock.announce(path, os.getuid(), b"cocoon-identity 1\nend\n") as line:
+    with vsock.announce(way(path), b"cocoon-identity 1\nend\n") as line:
         said = hypervisor.lines[0].recv(1000)
         assert hypervisor.heard == [b"CONNECT 1024\n"] and said.endswith(b"\n") and said.count(b"\n") == 1
         assert json.loads(said) == {"type": "identity", "message": "cocoon-identity 1\nend\n"}
@@ -72,7 +82,7 @@ def test_a_guest_is_told(path: str) -> None:
 
 def test_nothing_of_what_follows_is_lost(path: str) -> None:
     Hypervisor(path, b"OK 5\nmore")
-    with vsock.connect(path, os.getuid()) as line:
+    with dial(path) as line:
         assert line.recv(100) == b"more"
 
 
@@ -86,25 +96,31 @@ def test_nothing_of_what_follows_is_lost(path: str) -> None:
         (b"OK " + b"1" * 100, BusyError),
     ],
 )
-def test_nobody_listens_in_the_guest(
-    path: str, monkeypatch: pytest.MonkeyPatch, greeting: bytes | None, error: type[Exception]
-) -> None:
-    monkeypatch.setattr(vsock, "TIMEOUT", 0.5)
+def test_nobody_listens_in_the_guest(path: str, greeting: bytes | None, error: type[Exception]) -> None:
     Hypervisor(path, greeting)
     with pytest.raises(error):
-        vsock.connect(path, os.getuid())
+        dial(path)
 
 
 def test_a_socket_that_is_not_the_hypervisors(path: str, tmp_path: Path) -> None:
     with pytest.raises(HypervisorError, match="does not let us into its guest"):
-        vsock.connect(path, os.getuid())
+        vsock.announce(way(path), b"")
     other = str(tmp_path / "other")
-    Hypervisor(other, b"OK 1\n")
+    hypervisor = Hypervisor(other, b"OK 1\n")
     os.symlink(other, path)
     with pytest.raises(HypervisorError):
-        vsock.connect(path, os.getuid())
+        dial(path)
     with pytest.raises(HypervisorError, match="is of user"):
-        vsock.connect(other, os.getuid() + 1)
+        dial(other, os.getuid() + 1)
+    assert hypervisor.heard == []
+
+
+def test_whose_socket_it_is(tmp_path: Path) -> None:
+    """The owner's of the folder that root made for it."""
+    found = vsock.channel(str(tmp_path))
+    assert found == Channel("vsock", f"{tmp_path}/vsock.sock", 1024, tmp_path.stat().st_uid)
+    with pytest.raises(FileNotFoundError):
+        vsock.channel(str(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.plugin_utils import _bridge
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks, Run
+from ansible_collections.cocoon.microvm.tests.integration.support.watch import CommandLines
 from ansible_collections.cocoon.microvm.tests.unit.agents import Port, Server, make_vm
 
 
@@ -119,8 +121,9 @@ def test_what_is_not_there_is_told(play: Callable[..., Run], inventory: dict[str
 
 
 def test_no_secret_is_in_a_list_of_processes(play: Callable[..., Run], inventory: dict[str, Any]) -> None:
-    """What runs on the host has neither the command nor its input in its arguments; the guest's shell has."""
-    script = "P=${0}secret; ps -eo ppid=,args= | grep -v grep | grep -c 'main(i).*a-sec''ret'; true"
-    tasks = [{"name": "raw", "ansible.builtin.raw": f"A=a-secret; {script}"}]
-    found = play([{"hosts": "web1", "gather_facts": False, "tasks": tasks}], inventory)
-    assert found.result("raw")["stdout"].strip() == "0"
+    """What runs on the host does not have the command in its arguments; the guest's shell has."""
+    tasks = [{"name": "raw", "ansible.builtin.raw": "A=a-secret; sleep 0.2"}]
+    with CommandLines() as lines:
+        play([{"hosts": "web1", "gather_facts": False, "tasks": tasks}], inventory)
+    assert lines.holding([_bridge.START]) and lines.holding(["a-secret"])
+    assert not [words for words in lines.holding(["a-secret"]) if b"main(i)" in words]

@@ -62,6 +62,7 @@ def test_what_a_guest_says_of_itself(lab: Lab, vm: dict[str, Any]) -> None:
     assert known["logs"]["console"]["lines"] == ["cocoon: ready web1"]
     assert known["console_path"].endswith("/console.sock") and known["logs"]["hypervisor"]["path"].endswith(".log")
     found = known["guest"]
+    assert "error" not in found, found
     assert (found["hostname"], found["os"]["id"], found["users"]) == ("web1", "cocoon-tiny", [])
     nic = next(item for item in found["interfaces"] if item["name"] == "eth0")
     assert nic["mac"] == vm["network_configs"][0]["mac"]

@@ -20,8 +20,10 @@ URL_RE = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
 ELSEWHERE = ("local_path",)
 
 
-def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str, t.Any]]) -> None:
-    """Exit with what *body* gives (``warnings`` and ``failed`` seen to); an error of ours fails with its message.
+def run_module(module: AnsibleModule, call: t.Callable[[t.Mapping[str, t.Any], bool], dict[str, t.Any]]) -> None:
+    """Exit with the answer of a *call* of ``_api``, to which the parameters go, and whether only to look.
+
+    Its ``warnings`` and ``failed`` are seen to; an error of ours fails with its message.
 
     What was left to a run that is watched is answered with ``deferred``.
     """
@@ -29,7 +31,7 @@ def run_module(module: AnsibleModule, body: t.Callable[[AnsibleModule], dict[str
         module.fail_json(msg="this module manages hypervisors and needs root on the target: set become: true")
     try:
         check_paths(module.params, module.argument_spec)
-        result = body(module)
+        result = call(module.params, module.check_mode)
     except Deferred:
         result = {"changed": False, "deferred": True}
     except CocoonError as exc:
@@ -103,64 +105,3 @@ def defect(exc: Exception) -> str:
         f" document of the store that it does not expect: please report this line, the module's options without secrets"
         f" and what the doctor says (cocoon_host_info), with Python {platform.python_version()}."
     )
-
-
-def bulk_answer(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:
-    """One answer from the results of many VMs: what happened to each, and who failed."""
-    return site_answer({"networks": [], "images": [], "vms": results}, whole=False)
-
-
-def site_answer(found: t.Mapping[str, list[dict[str, t.Any]]], whole: bool = True) -> dict[str, t.Any]:
-    """One answer from the results of networks, images and VMs.
-
-    :param whole: tell of networks and images, and of what is which in the headers of the diff.
-    """
-    vms = found["vms"]
-    every = [(kind[:-1], result) for kind in ("networks", "images", "vms") for result in found[kind]]
-    answer: dict[str, t.Any] = {
-        "changed": any(result["changed"] for _kind, result in every),
-        "vms": {name: vm for name, vm in ((result["name"], result.pop("vm")) for result in vms) if vm},
-        "results": vms,
-        "diff": [
-            {**diff, "before_header": header, "after_header": header}
-            for kind, result in every
-            for diff in [result["diff"] if kind == "vm" else result.pop("diff")]
-            for header in [f"{kind} {result['name']}" if whole else result["name"]]
-            if diff["before"] or diff["after"]
-        ],
-        "warnings": [warning for _kind, result in every for warning in result.pop("warnings", [])],
-    }
-    if whole:
-        answer.update(networks=found["networks"], images=found["images"])
-    return {**answer, **failure(every)}
-
-
-def exec_answer(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:
-    """One answer from what came of a command in many guests; that of one guest stands at the top, too."""
-    answer: dict[str, t.Any] = {"changed": any(result["changed"] for result in results), "results": results}
-    if len(results) == 1:
-        words = ("rc", "stdout", "stderr", "stdout_lines", "stderr_lines")
-        answer.update({word: results[0][word] for word in words if word in results[0]})
-    return {**answer, **failure([("vm", result) for result in results])}
-
-
-def failure(every: list[tuple[str, dict[str, t.Any]]]) -> dict[str, t.Any]:
-    """What is said of those that failed, if any did."""
-    failed = [(kind, result) for kind, result in every if result.get("failed")]
-    if not failed:
-        return {}
-    shown = [
-        f"{result['name']}: {result['msg']}" if kind == "vm" else f"{kind} {result['name']}: {result['msg']}"
-        for kind, result in failed
-    ]
-    more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-    counts = [
-        f"{[kind for kind, _result in failed].count(one)} of {[kind for kind, _result in every].count(one)} {words}"
-        for one, words in (("network", "networks"), ("image", "images"), ("vm", "VMs"))
-        if any(kind == one for kind, _result in failed)
-    ]
-    return {
-        "failed": True,
-        "failed_vms": [result["name"] for kind, result in failed if kind == "vm"],
-        "msg": f"{' and '.join(counts)} failed: {'; '.join(shown[:5])}{more}",
-    }

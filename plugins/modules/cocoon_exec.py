@@ -182,9 +182,9 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import guests
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.guests import run_in_all
-from ansible_collections.cocoon.microvm.plugins.module_utils._module import exec_answer, run_module
+from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 
 
 class ExecModule(AnsibleModule):
@@ -224,7 +224,7 @@ def main() -> None:
         # Its arguments go to no log.
         no_log=True,
     )
-    run_module(module, lambda module: exec_answer(run_in_all(module.params, module.check_mode)))
+    run_module(module, guests.run)
 
 
 if __name__ == "__main__":

@@ -168,28 +168,17 @@ host:
         counts: {vms: 3, images: 1, networks: 1, snapshots: 0}
 """
 
-import typing as t
-
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import hosts
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._doctor import FAIL, examine
-from ansible_collections.cocoon.microvm.plugins.module_utils._host import as_result, gather
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-
-
-def look(module: AnsibleModule) -> dict[str, t.Any]:
-    facts = gather(Paths.from_params(module.params))
-    checks = examine(facts)
-    good = all(check["status"] != FAIL for check in checks)
-    return {"changed": False, "ok": good, "checks": checks, "host": as_result(facts)}
 
 
 def main() -> None:
     spec = store_options()
     del spec["lock_timeout"]
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), look)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), hosts.info)
 
 
 if __name__ == "__main__":

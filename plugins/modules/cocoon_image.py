@@ -218,38 +218,21 @@ actions:
   sample: [import, tag]
 """
 
-import typing as t
-
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import images
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     IMAGE_RULES,
     image_options,
     progress_options,
     store_options,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.manager import converge, wanted_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
-
-
-def body(module: AnsibleModule) -> dict[str, t.Any]:
-    params = module.params
-    wanted = wanted_of(params, params["lock_timeout"], Progress.from_params(params))
-    outcome = converge(Paths.from_params(params), wanted, module.check_mode)
-    return {
-        "changed": outcome.changed,
-        "image": outcome.image,
-        "actions": outcome.actions,
-        "diff": outcome.diff,
-        "warnings": outcome.warnings,
-    }
 
 
 def main() -> None:
     spec = {**image_options(), **progress_options(), **store_options()}
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True, **IMAGE_RULES), body)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True, **IMAGE_RULES), images.converge)
 
 
 if __name__ == "__main__":

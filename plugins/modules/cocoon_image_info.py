@@ -101,23 +101,16 @@ images:
           size: 94371840
 """
 
-import typing as t
-
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import images
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.manager import info
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-
-
-def body(module: AnsibleModule) -> dict[str, t.Any]:
-    return {"changed": False, "images": info(Paths.from_params(module.params), module.params["name"])}
 
 
 def main() -> None:
     spec = {"name": {"type": "str"}, **store_options()}
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), images.info)
 
 
 if __name__ == "__main__":

@@ -99,13 +99,10 @@ reclaimed:
   sample: 94371840
 """
 
-import typing as t
-
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import images
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._images.prune import Wanted, prune
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 
 OPTIONS = {
@@ -116,29 +113,11 @@ OPTIONS = {
 }
 
 
-def body(module: AnsibleModule) -> dict[str, t.Any]:
-    params = module.params
-    wanted = Wanted(
-        keep=tuple(params["keep"]),
-        owner=params["owner"],
-        older_than=params["older_than"],
-        downloads=params["downloads"],
-        lock_timeout=params["lock_timeout"],
-    )
-    outcome = prune(Paths.from_params(params), wanted, module.check_mode)
-    return {
-        "changed": outcome.changed,
-        "images": outcome.images,
-        "downloads": outcome.downloads,
-        "reclaimed": outcome.reclaimed,
-        "diff": outcome.diff,
-        "warnings": outcome.warnings,
-    }
 
 
 def main() -> None:
     spec = {**OPTIONS, **store_options()}
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), images.prune)
 
 
 if __name__ == "__main__":

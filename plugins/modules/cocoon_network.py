@@ -244,22 +244,16 @@ action:
   sample: create
 """
 
-import typing as t
-
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import networks
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import network_options, store_options
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.engine import converge
-
-
-def body(module: AnsibleModule) -> dict[str, t.Any]:
-    return converge(module.params, module.check_mode)
 
 
 def main() -> None:
     spec = {**network_options(), **store_options()}
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), networks.converge)
 
 
 if __name__ == "__main__":

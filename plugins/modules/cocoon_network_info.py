@@ -132,22 +132,16 @@ networks:
       sample: []
 """
 
-import typing as t
-
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import networks
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.listing import describe
-
-
-def body(module: AnsibleModule) -> dict[str, t.Any]:
-    return {"changed": False, "networks": describe(module.params)}
 
 
 def main() -> None:
     spec = {"name": {"type": "str"}, **store_options()}
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), body)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), networks.info)
 
 
 if __name__ == "__main__":

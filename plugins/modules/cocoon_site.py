@@ -225,7 +225,7 @@ deferred:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_site, tell_unlisted
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import sites
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     IMAGE_RULES,
     admission_options,
@@ -235,12 +235,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     progress_options,
     store_options,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module, site_answer
+from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import listed_vm_options
-
-
-def converge(module: AnsibleModule) -> dict:
-    return tell_unlisted(module.params, site_answer(converge_site(module.params, module.check_mode)))
 
 
 def main() -> None:
@@ -256,7 +252,7 @@ def main() -> None:
         **admission_options(),
         **progress_options(),
     }
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), converge)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), sites.converge)
 
 
 if __name__ == "__main__":

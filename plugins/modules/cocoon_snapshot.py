@@ -249,8 +249,8 @@ actions:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import admission_options, store_options
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.snapshots import converge
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 
 OPTIONS = {
@@ -283,7 +283,7 @@ def main() -> None:
         mutually_exclusive=[("path", "local_path")],
         supports_check_mode=True,
     )
-    run_module(module, lambda module: converge(module.params, module.check_mode))
+    run_module(module, snapshots.converge)
 
 
 if __name__ == "__main__":

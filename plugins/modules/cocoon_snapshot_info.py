@@ -59,8 +59,8 @@ snapshots:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import snapshot_info
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.snapshots import info
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         **store_options(),
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    run_module(module, lambda module: {"changed": False, **info(module.params)})
+    run_module(module, snapshot_info.info)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ deferred:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
     progress_options,
@@ -125,14 +125,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
 
 
-def converge(module: AnsibleModule) -> dict:
-    item = {option: module.params[option] for option in vm_options()}
-    return converge_vms(module.params, [item], module.check_mode, option=None)[0]
-
-
 def main() -> None:
     spec = {**vm_options(), **store_options(), **admission_options(), **progress_options()}
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), converge)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), vms.converge)
 
 
 if __name__ == "__main__":

@@ -104,9 +104,9 @@ kept_disks:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import vm_info
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import vm_info
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
         **store_options(),
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
-    run_module(module, lambda module: {"changed": False, **vm_info(module.params)})
+    run_module(module, vm_info.info)
 
 
 if __name__ == "__main__":

@@ -188,13 +188,14 @@ receipt:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import moves
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
     progress_options,
     store_options,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._moving.manager import NEEDS, WAITS, converge
+from ansible_collections.cocoon.microvm.plugins.module_utils._moving.manager import NEEDS, WAITS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS as VM_OPTIONS
 
 OPTIONS = {
@@ -223,7 +224,7 @@ def main() -> None:
         mutually_exclusive=[("path", "local_path")],
         supports_check_mode=True,
     )
-    run_module(module, lambda module: converge(module.params, module.check_mode))
+    run_module(module, moves.converge)
 
 
 if __name__ == "__main__":

@@ -193,20 +193,15 @@ deferred:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._api import converge_vms, tell_unlisted
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     admission_options,
     bulk_options,
     progress_options,
     store_options,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._module import bulk_answer, run_module
+from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import listed_vm_options
-
-
-def converge(module: AnsibleModule) -> dict:
-    answer = bulk_answer(converge_vms(module.params, module.params["vms"], module.check_mode))
-    return tell_unlisted(module.params, answer)
 
 
 def main() -> None:
@@ -217,7 +212,7 @@ def main() -> None:
         **admission_options(),
         **progress_options(),
     }
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), converge)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), vms.converge_all)
 
 
 if __name__ == "__main__":

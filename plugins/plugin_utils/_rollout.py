@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Mapping
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._module import failure
+from ansible_collections.cocoon.microvm.plugins.module_utils._api.answers import failure
 from ansible_collections.cocoon.microvm.plugins.plugin_utils._connections import address_of
 from ansible_collections.cocoon.microvm.plugins.plugin_utils._definitions import (
     Definition,

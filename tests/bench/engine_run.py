@@ -108,7 +108,7 @@ def typed(spec: dict[str, Any], items: list[dict[str, Any]]) -> list[dict[str, A
 
 def prepared(params: dict[str, Any], batch: Any) -> Callable[[], dict[str, Any]]:
     """A batch, ready to be carried out: of VMs if it is a list, of one snapshot otherwise."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils import _api
+    from ansible_collections.cocoon.microvm.plugins.module_utils._api.vms import converge_vms
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
 
     if isinstance(batch, dict):
@@ -126,7 +126,7 @@ def prepared(params: dict[str, Any], batch: Any) -> Callable[[], dict[str, Any]]
     definitions = typed(vm_options(), batch)
 
     def vms() -> dict[str, Any]:
-        results = _api.converge_vms(params, definitions, False)
+        results = converge_vms(params, definitions, False)
         return {
             "changed": sum(bool(entry["changed"]) for entry in results),
             "failed": [f"{entry['name']}: {entry['msg']}" for entry in results if entry.get("failed")],

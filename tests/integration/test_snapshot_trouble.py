@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils import _api, _host
+from ansible_collections.cocoon.microvm.plugins.module_utils import _host
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import start_time
@@ -177,7 +178,7 @@ def filled_at(engine: Engine, place: str, left: int, options: Definition) -> str
 
         if "vm" in options or options["name"] == "snap":
             return manager.converge({"state": "present", **params, **options}, False, watch)
-        return _api.converge_vms(params, [options], False, watch)
+        return vms.converge_vms(params, [options], False, watch)
 
     outcome = Forked(engine.netns, job).wait()
     errors = failures([outcome])
@@ -391,7 +392,7 @@ def test_a_snapshot_right_after_the_start(engine: Engine) -> None:
     params = {**engine.dirs, **engine.options}
 
     def job(_mark: Mark) -> Any:
-        (made,) = _api.converge_vms(params, [SOURCE], False)
+        (made,) = vms.converge_vms(params, [SOURCE], False)
         assert not made.get("failed"), made
         return manager.converge({"name": "snap", "vm": "src", "state": "present", **params}, False)
 

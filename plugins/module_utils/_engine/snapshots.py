@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What ``cocoon_snapshot`` and ``cocoon_snapshot_info`` do: compare, then act under the locks of VM and snapshot."""
+"""What ``cocoon_snapshot`` does: compare, then act under the locks of VM and snapshot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import errno
 import time
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
@@ -18,7 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_labels, check_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_labels, check_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe, view
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
@@ -252,23 +251,3 @@ def _answer(run: Run, plan: SnapshotPlan, record: Record | None, vm: Record | No
         "snapshot": snapshots.shown(run.store, complete) if complete else None,
         "vm": view(vm, run.store.paths),
     }
-
-
-def info(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """The snapshots of a host, those named or those of one VM: ``snapshots``, oldest first."""
-    store = Store.load(Paths.from_params(params))
-    if store is None:
-        return {"snapshots": []}
-    names, vm, owner = params.get("names"), params.get("vm"), params.get("owner")
-    found = snapshots.all_records(store, (snapshots.COMPLETE, ERROR))
-    chosen = [
-        record
-        for record in found
-        if (not names or record["name"] in names)
-        and (not vm or record.get("vm") == vm)
-        and (not owner or record.get("owner") == owner)
-    ]
-    return {"snapshots": [snapshots.shown(store, record) for record in chosen]}
-
-
-__all__ = ["converge", "info"]

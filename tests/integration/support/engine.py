@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.cocoon.microvm.plugins.module_utils import _api
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
@@ -190,7 +190,7 @@ class Engine:
     def start_vms(self, *items: Params, kill_at: int | None = None, check: bool = False) -> Forked:
         """Begin to converge VMs."""
         params = {**self.dirs, **self.options}
-        return Forked(self.netns, lambda mark: _api.converge_vms(params, items, check, mark), kill_at)
+        return Forked(self.netns, lambda mark: vms.converge_vms(params, items, check, mark), kill_at)
 
     def start_network(self, kill_at: int | None = None, check: bool = False, **options: Any) -> Forked:
         """Begin to converge a network."""

@@ -13,6 +13,7 @@ import pytest
 from ansible.module_utils import basic
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
+from ansible_collections.cocoon.microvm.plugins.module_utils._api.answers import of_commands
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.guests import (
     _is_there,
@@ -24,7 +25,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._engine.guests impo
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Agent, Outcome
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentError
-from ansible_collections.cocoon.microvm.plugins.module_utils._module import exec_answer
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.guests import facts_of
 from ansible_collections.cocoon.microvm.plugins.modules import cocoon_exec
@@ -137,11 +137,11 @@ def test_answers() -> None:
     )
     assert found["failed"] and "exit code 3" in found["msg"]
     assert "failed" not in answer(Outcome(0, b"", b""))
-    one = exec_answer([{"name": "a", "changed": True, **found}])
+    one = of_commands([{"name": "a", "changed": True, **found}])
     assert (one["rc"], one["failed_vms"], one["msg"]) == (
         3,
         ["a"],
         "1 of 1 VMs failed: a: the command ended with exit code 3",
     )
-    two = exec_answer([{"name": "a", "changed": True, "rc": 0}, {"name": "b", "changed": False, "rc": None}])
+    two = of_commands([{"name": "a", "changed": True, "rc": 0}, {"name": "b", "changed": False, "rc": None}])
     assert two["changed"] and "rc" not in two and "failed" not in two

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils import _api
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import batch, lookup
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
@@ -59,7 +59,7 @@ def fixture_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
 
 def planned(params: Record, *definitions: Record) -> list[Record]:
     allowed = [{"allow_restart": True, **definition} for definition in definitions]
-    results = _api.converge_vms(params, allowed, check=True)
+    results = vms.converge_vms(params, allowed, check=True)
     assert [result["msg"] for result in results if result.get("failed")] == []
     return results
 

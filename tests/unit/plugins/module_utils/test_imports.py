@@ -26,7 +26,8 @@ FLOORS = (
     ("_vms",),
     ("_engine",),
     ("_moving", "_host"),
-    ("_api", "_doctor"),
+    ("_doctor",),
+    ("_api",),
     ("_module",),
 )
 PLACE = {room: place for place, floor in enumerate(FLOORS) for room in floor}

@@ -22,6 +22,7 @@ class Module:
     """As much of AnsibleModule as the wrapper uses."""
 
     params: t.ClassVar[dict[str, t.Any]] = {}
+    check_mode: t.ClassVar[bool] = False
     argument_spec: t.ClassVar[dict[str, t.Any]] = {}
 
     def fail_json(self, **answer: t.Any) -> None:
@@ -34,18 +35,18 @@ class Module:
         pass
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, body: t.Callable[[t.Any], dict[str, t.Any]]) -> dict[str, t.Any]:
+def answer(monkeypatch: pytest.MonkeyPatch, body: t.Callable[[t.Any, bool], dict[str, t.Any]]) -> dict[str, t.Any]:
     monkeypatch.setattr(_module.os, "geteuid", lambda: 0)
     with pytest.raises(Exited) as caught:
         _module.run_module(t.cast(t.Any, Module()), body)
     return t.cast("dict[str, t.Any]", caught.value.args[0])
 
 
-def fall(_module: t.Any) -> dict[str, t.Any]:
+def fall(_params: t.Any, _check: bool) -> dict[str, t.Any]:
     return {}["missing"]
 
 
-def refuse(_module: t.Any) -> dict[str, t.Any]:
+def refuse(_params: t.Any, _check: bool) -> dict[str, t.Any]:
     raise ConflictError("is taken", "name", "Take another.")
 
 
@@ -60,4 +61,4 @@ def test_a_defect_says_what_to_report_in_one_line(monkeypatch: pytest.MonkeyPatc
 
 def test_what_a_user_can_act_on_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer(monkeypatch, refuse)["msg"] == "name: is taken. Take another."
-    assert answer(monkeypatch, lambda _module: {"changed": True}) == {"changed": True}
+    assert answer(monkeypatch, lambda _params, _check: {"changed": True}) == {"changed": True}

@@ -1,37 +1,52 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The engine's face: the only thing that modules call."""
+"""The VMs of a host, one or many."""
 
 from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._api.answers import Answer, Params, of_many
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item, converge, serves
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run, options_of
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import batch as batches
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import undo
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import raise_all, validate_all
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import validate_all
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED, Plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.prune import plan_prune, prune_definition
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site import Part, clashes
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import SetNics
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import view
-
-if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.site import Share
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import showing
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 # The action of a VM that check mode cannot plan, as its host has yet to be prepared.
 UNPLANNED = "unknown"
 
 
+def converge(params: Params, check: bool) -> Answer:
+    """Make one VM what the options of ``cocoon_vm`` say.
+
+    :returns: its result, as of :func:`converge_vms`.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import vm_options
+
+    return converge_vms(params, [{option: params[option] for option in vm_options()}], check, option=None)[0]
+
+
+def converge_all(params: Params, check: bool) -> Answer:
+    """Make the VMs of a host what the options of ``cocoon_vms`` say.
+
+    :returns: the answer of :func:`answers.of_many`, with ``unlisted`` where *params* tell what is wanted elsewhere.
+    """
+    return tell_unlisted(params, of_many({"vms": converge_vms(params, params["vms"], check)}))
+
+
 def converge_vms(
-    params: t.Mapping[str, t.Any],
-    items: t.Sequence[t.Mapping[str, t.Any]],
+    params: Params,
+    items: t.Sequence[Params],
     check: bool,
     mark: t.Callable[[str], None] | None = None,
     option: str | None = "vms",
@@ -46,11 +61,16 @@ def converge_vms(
     :raises InputError: a bad argument; nothing has been touched.
     :raises Deferred: an image is to be pulled, and *params* leave that to another run.
     """
-    definitions = _owned(validate_all(items, option), params)
+    definitions = owned(validate_all(items, option), params)
     run = open_run(params, check, mark)
-    batch = _items(run, definitions, params, bool(items))
-    converge(run, batch, check)
-    results = [_result(item, check, run.store.paths) for item in batch]
+    batch = items_of(run, definitions, params, bool(items))
+    batches.converge(run, batch, check)
+    return results_of(run, batch, check, params)
+
+
+def results_of(run: Run, items: t.Sequence[Item], check: bool, params: Params) -> list[Record]:
+    """What came of each, and of what belongs to nobody where *params* prune."""
+    results = [_result(item, check, run.store.paths) for item in items]
     return results + (_orphans(run, check) if params.get("prune") else [])
 
 
@@ -77,100 +97,20 @@ def _orphans(run: Run, check: bool) -> list[Record]:
     ]
 
 
-def _owned(definitions: list[Record], params: t.Mapping[str, t.Any]) -> list[Record]:
+def owned(definitions: list[Record], params: Params) -> list[Record]:
+    """The definitions, whose VMs are the task's owner's unless they say another."""
     owner = params.get("owner")
     return [{"owner": owner, **definition} if owner else definition for definition in definitions]
 
 
-def _items(run: Run, definitions: list[Record], params: t.Mapping[str, t.Any], listed: bool) -> list[Item]:
+def items_of(run: Run, definitions: list[Record], params: Params, listed: bool) -> list[Item]:
     """The definitions, and those that remove what is pruned."""
     if params.get("prune"):
         definitions = definitions + _pruned(run.store, definitions, params, listed)
     return [Item(definition) for definition in definitions]
 
 
-def converge_site(params: t.Mapping[str, t.Any], check: bool) -> Record:
-    """Make the networks, images and VMs of a host what the options of ``cocoon_site`` say.
-
-    :returns: ``networks`` and ``images``, a result each with ``name changed diff warnings``, what their modules
-        answer, and ``failed`` and ``msg`` where it went wrong; ``vms`` as of :func:`converge_vms`.
-    :raises InputError: bad arguments, all of them in one; nothing has been touched.
-    :raises Deferred: an image is to be had, and *params* leave that to another run.
-    """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.site import Share, Site
-
-    options, paths = options_of(params), Paths.from_params(params)
-    errors: list[InputError] = []
-    shares = [
-        Share(part, given)
-        for kind in ("network", "image")
-        for part, given in _parts(kind, _given(kind, params), options, paths, errors)
-    ]
-    definitions: list[Record] = []
-    try:
-        definitions = _owned(validate_all(params["vms"]), params)
-    except InputError as exc:
-        errors.append(exc)
-    raise_all(errors or clashes([share.part for share in shares], definitions))
-    run = open_run(params, check)
-    items = _items(run, definitions, params, bool(params["vms"]))
-    Site(run, shares, items, check, params["unprepared"]).converge()
-    return {
-        **{f"{kind}s": [_share(share) for share in shares if share.part.kind == kind] for kind in ("network", "image")},
-        "vms": [_result(item, check, run.store.paths) for item in items]
-        + (_orphans(run, check) if params["prune"] else []),
-    }
-
-
-def _given(kind: str, params: t.Mapping[str, t.Any]) -> list[Record]:
-    """The networks or images, each with what the site says for all of them."""
-    common = {key: params[key] for key in ("root_dir", "run_dir", "log_dir", "lock_timeout")}
-    return [
-        {
-            **item,
-            **common,
-            "owner": item["owner"] if item["owner"] is not None else params["owner"],
-            "force": item["force"] if item["force"] is not None else params["force"],
-        }
-        for item in params[f"{kind}s"]
-    ]
-
-
-def _parts(
-    kind: str, items: t.Sequence[Record], options: Options, paths: Paths, errors: list[InputError]
-) -> t.Iterator[tuple[Part, Record]]:
-    """Each network or image in canonical form, with its options; what is wrong with them goes to *errors*."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine
-
-    for number, item in enumerate(items):
-        part = Part(kind, number, item)
-        try:
-            if kind == "network":
-                part = Part(kind, number, {**engine.checked(item, paths), "state": item["state"]})
-            else:
-                from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
-
-                manager.wanted_of(item, options.lock_timeout, options.progress)
-        except InputError as exc:
-            errors.append(InputError(exc.message, part.at(exc.option or "name"), exc.remedy))
-        yield part, item
-
-
-def _share(share: Share) -> Record:
-    """The result of a network or an image."""
-    result: Record = {
-        "name": share.part.definition["name"],
-        "changed": False,
-        "diff": {"before": {}, "after": {}},
-        "warnings": [],
-        **share.answer,
-    }
-    if share.error is not None:
-        result.update(failed=True, msg=str(share.error))
-    return result
-
-
-def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str, t.Any], listed: bool) -> list[Record]:
+def _pruned(store: Store, definitions: t.Sequence[Record], params: Params, listed: bool) -> list[Record]:
     records = store.vm_records()
     force = bool(params.get("force"))
     owner = params.get("owner") or store.store_id
@@ -180,7 +120,7 @@ def _pruned(store: Store, definitions: t.Sequence[Record], params: t.Mapping[str
     return [prune_definition(name, owner, force) for name in names]
 
 
-def tell_unlisted(params: t.Mapping[str, t.Any], answer: Record) -> Record:
+def tell_unlisted(params: Params, answer: Record) -> Record:
     """*answer* with the VMs that are there and not listed, if *params* tell what is wanted elsewhere."""
     if params["elsewhere"] is None:
         return answer
@@ -193,7 +133,7 @@ def tell_unlisted(params: t.Mapping[str, t.Any], answer: Record) -> Record:
     return {**answer, "unlisted": found, "warnings": [*answer["warnings"], *warnings]}
 
 
-def _unlisted(params: t.Mapping[str, t.Any], listed: t.Container[str]) -> list[Record]:
+def _unlisted(params: Params, listed: t.Container[str]) -> list[Record]:
     """The owner's VMs that are there and not *listed*: ``name state wanted_on``.
 
     :param params: the module's parameters; ``elsewhere`` has the hosts that VMs are wanted on, by name.
@@ -223,12 +163,12 @@ def _result(item: Item, check: bool, paths: Paths) -> Record:
         "how": plan.how if plan else None,
         "diff": plan.diff if plan and not item.held else {"before": {}, "after": {}},
         "warnings": [*item.warnings, *(plan.warnings if plan else [])],
-        "vm": view(item.record, paths),
+        "vm": showing.view(item.record, paths),
         "address": _address(item.record, plan if check else None),
     }
     if item.held and item.record:
         result.update(held=True, undo=undo(item.record))
-    if not check and not serves(item):
+    if not check and not batches.serves(item):
         result["down"] = True
     if item.seconds is not None:
         result["boot_seconds"] = item.seconds
@@ -246,5 +186,3 @@ def _address(record: Record | None, plan: Plan | None) -> str | None:
     nics = (record or {}).get("network_configs") or [{}]
     return t.cast("str | None", (nics[0].get("network") or {}).get("ip"))
 
-
-__all__ = ["CocoonError", "converge_site", "converge_vms", "tell_unlisted"]

@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import socket
+import subprocess
 import threading
 import time
 import typing as t
@@ -29,7 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import 
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.tests.unit.agents import Cocoon, Port, Serve, Server
+from ansible_collections.cocoon.microvm.tests.unit.agents import AGENT, Cocoon, Port, Serve, Server
 
 NEEDS_PERL = pytest.mark.skipif(not shutil.which("perl"), reason="needs perl")
 BYTES = bytes(range(256))
@@ -244,6 +245,25 @@ def test_what_clients_before_us_left_is_not_mistaken(tmp_path: Path, before: byt
             assert run(agent, "echo", "clean").stdout == b"clean\n"
     finally:
         port.close()
+
+
+@NEEDS_PERL
+def test_ours_keeps_an_answer_until_the_host_is_there() -> None:
+    """A guest's kernel may pass on what a client says before it knows of the client; the next one's is another's."""
+    steps = r"""
+        $place = 'port';
+        pipe $line, my $client;
+        unblock($line);
+        for my $turn (1, 2) {
+            syswrite $client, qq(\xff{"execute": "guest-sync-delimited", "arguments": {"id": $turn}}\n);
+            hear();
+            hang_up();
+            print $answer;
+        }
+    """
+    source = AGENT.read_text(encoding="utf-8").replace("\nmain();\n", "\n")
+    done = subprocess.run(["perl", "-e", source + steps], stdout=subprocess.PIPE, check=True)
+    assert done.stdout == b'\xff{"return": 1}\n\xff{"return": 2}\n'
 
 
 # --- Agents that are none ---------------------------------------------------------------------------------------------

@@ -29,9 +29,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import locke
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     admission,
+    asking,
     cidata,
     container,
-    guests,
     mounts,
     power,
     reserve,
@@ -501,7 +501,7 @@ def resume(job: Job, _step: steps.Resume) -> None:
     vm = job.vm
     vm.driver.resume(vm.run_dir)
     vm.set_state(types.RUNNING, "resumed")
-    guests.set_time(vm, power.AGENT)
+    asking.set_time(vm, power.AGENT)
 
 
 def pause(job: Job, _step: steps.Pause) -> None:

@@ -21,10 +21,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._records import Net
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
+    asking,
     boot,
     cidata,
     container,
-    guests,
     reserve,
     resuming,
 )
@@ -120,7 +120,7 @@ def start(vm: Vm, promised: bool = False) -> float:
     if resumes:
         resuming.forget(vm)
         if not record["identity_pending"]:  # a clone is told with all the rest
-            guests.set_time(vm, AGENT)
+            asking.set_time(vm, AGENT)
     return begun
 
 
@@ -413,7 +413,7 @@ def _shut_down(vm: Vm, process: Process, timeout: float) -> bool:
     A guest that is still booting has no agent yet, and misses the first times.
     """
     deadline = time.monotonic() + timeout
-    if guests.shut_down(vm, min(AGENT, timeout / 4)) and process.wait(min(PRESS_AGAIN, timeout / 2)):
+    if asking.shut_down(vm, min(AGENT, timeout / 4)) and process.wait(min(PRESS_AGAIN, timeout / 2)):
         return True
     while True:
         try:

@@ -246,7 +246,8 @@ def test_an_import_says_how_far_it_is(
     """As often as it is asked to."""
     tree = work / "tree"
     tree.mkdir()
-    (tree / "noise").write_bytes(os.urandom(40 << 20))
+    # An EROFS file is made slowly of noise: enough for a few seconds, and the size of what is watched.
+    (tree / "noise").write_bytes(os.urandom(5 << 20) + bytes(35 << 20))
     where = {"root_dir": paths.root, "run_dir": paths.run, "log_dir": paths.log}
     task = {"cocoon.microvm.cocoon_image": {"name": "noise", "source": str(pack(tree, work / "noise.tar")), **where}}
     play = {"hosts": "all", "gather_facts": False, "tasks": [{"name": "Import", **task}]}

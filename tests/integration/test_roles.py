@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ansible_collections.cocoon.microvm.tests.integration.support import audit
+from ansible_collections.cocoon.microvm.tests.integration.support.engine import Engine
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Run
 
@@ -112,9 +114,8 @@ def fixture_site(
     netns = make_netns()
     site = Site(Playbooks(netns, scratch, {}), [modules(netns, make_store()) for _number in range(2)], image)
     yield site
-    if site.left():
-        site.run(playbook=TEARDOWN, variables=SURE)
-    assert not site.left()
+    for dirs in site.dirs:
+        audit.remove_store(Engine(netns, dirs))
 
 
 def names(run: Run, host: str) -> list[str]:

@@ -29,7 +29,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.machine import
 from ansible_collections.cocoon.microvm.tests.integration.support.remote import plug, served
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Run
 
-SITE, EVACUATE, TEARDOWN = (f"cocoon.microvm.{name}" for name in ("site", "evacuate", "teardown"))
+SITE, EVACUATE = (f"cocoon.microvm.{name}" for name in ("site", "evacuate"))
 STEPS = "cocoon.microvm.vms : Say who goes down when"
 
 
@@ -138,7 +138,8 @@ def fixture_idle(
     inventory = {"hypervisors": {"hosts": hosts, "vars": variables}, "vms": {"hosts": vms}}
     playbooks = Playbooks(None, scratch, {})
     yield playbooks, inventory, engines
-    playbooks(TEARDOWN, inventory, variables={"cocoon_confirm": True, "cocoon_remove_store": True})
+    for engine in engines.values():
+        audit.remove_store(engine)
 
 
 def test_a_rollout_goes_over_the_fleet_and_back(
@@ -166,16 +167,15 @@ def test_a_rollout_goes_over_the_fleet_and_back(
     inventory["hypervisors"]["vars"]["cocoon_images"][IDLE] = idle_image(tmp_path, "idle2")
     defaults.update(memory="96M", labels={"build": "2"})
     permissions = {"cocoon_recreate": True, "cocoon_allow_restart": True}
-    for _time in range(2):
-        failed = site(ok=False, **permissions, cocoon_rollback=True, cocoon_max_unavailable=1)
-        assert "it has been put back to where it was" in failed.output
-        for name, old in before.items():
-            new = record(name)
-            for key in ("image_digest", "labels", "state", "network_configs", "login"):
-                assert new[key] == old[key], (name, key)
-            assert new["config"]["memory"] == old["config"]["memory"]
-        assert record("web2")["pid"] == before["web2"]["pid"]
-        assert record("web1")["reason"] == "" and not list(engines["hv1"].store.index("snapshot").entries())
+    failed = site(ok=False, **permissions, cocoon_rollback=True, cocoon_max_unavailable=1)
+    assert "it has been put back to where it was" in failed.output
+    for name, old in before.items():
+        new = record(name)
+        for key in ("image_digest", "labels", "state", "network_configs", "login"):
+            assert new[key] == old[key], (name, key)
+        assert new["config"]["memory"] == old["config"]["memory"]
+    assert record("web2")["pid"] == before["web2"]["pid"]
+    assert record("web1")["reason"] == "" and not list(engines["hv1"].store.index("snapshot").entries())
     # Those that are down already keep the others from going down, on whichever hypervisor they are.
     inventory["vms"]["hosts"]["web1"]["cocoon_vm"] = {"memory": "80M", "image": None, "labels": {}, "recreate": False}
     stays = site(ok=False, **permissions)
@@ -261,7 +261,8 @@ def fixture_fleet(
             ways[name] = stack.enter_context(served(engine.netns, address, tmp_path / name, key))
         fleet.describe(ways)
         yield fleet
-        fleet.run(TEARDOWN, cocoon_confirm=True, cocoon_remove_store=True)
+        for engine in engines.values():
+            audit.remove_store(engine)
 
 
 def test_what_may_happen_to_a_fleet(fleet: Fleet, tmp_path: Path) -> None:

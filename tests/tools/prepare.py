@@ -8,13 +8,15 @@ Each step leaves a stamp with a digest of what it was made from, and is skipped 
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import hashlib
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -69,7 +71,17 @@ def step(name: str, title: str, key: str, there: Callable[[], bool], make: Calla
     stamp.unlink(missing_ok=True)
     make()
     save_json(stamp, {"key": key})
-    say(f"   done in {seconds(began)}")
+    say(f"   done in {seconds(began)}: {title}")
+
+
+def at_once(steps: Sequence[Callable[[], None]]) -> None:
+    """Do steps that need nothing of each other, a few at a time: each waits for a network half of its time.
+
+    :raises ToolError: one of them failed; the others have come to their end.
+    """
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(step) for step in steps]:
+            future.result()
 
 
 def make_venv(folder: Path, python: Python, files: Iterable[Path]) -> None:
@@ -127,7 +139,7 @@ def prime(core: Core, folder: Path) -> None:
 
 
 def sanity_steps(cells: list[Core]) -> None:
-    """The tools of `ansible-test sanity`, for each core."""
+    """The tools of `ansible-test sanity`, for each core. One after the other: the cores share environments."""
     found = sorted(os.listdir(PYTHONS))
     for core in cells:
         folder = core_folder(cells, core)
@@ -139,7 +151,7 @@ def sanity_steps(cells: list[Core]) -> None:
             f"Tools of ansible-test sanity for ansible-core {core.version} (a minute or two, once)",
             key,
             (TEST_HOME / ".ansible" / "test" / "venv").is_dir,
-            lambda core=core, folder=folder: prime(core, folder),  # type: ignore[misc]
+            functools.partial(prime, core, folder),
         )
 
 
@@ -176,18 +188,21 @@ def main() -> int:
     found = pythons.discover()
     cells, skipped = pythons.choose(found)
     pythons.link(found)
+    venvs = []
     for core in cells:
         tools = ["lint"] if core is cells[0] else []
         names = [f"core-{core.version}", "target", "test", *tools]
-        venv_step(core_folder(cells, core), core.python, names, f"Virtual environment with ansible-core {core.version}")
+        title = f"Virtual environment with ansible-core {core.version}"
+        venvs.append(functools.partial(venv_step, core_folder(cells, core), core.python, names, title))
     lowest = min(found)
     targets = []
     if lowest < min(core.python.minor for core in cells):
-        folder = WORK / "venv-target"
-        venv_step(folder, found[lowest], ["target", "test"], "Virtual environment for the oldest target Python")
+        folder, title = WORK / "venv-target", "Virtual environment for the oldest target Python"
+        venvs.append(functools.partial(venv_step, folder, found[lowest], ["target", "test"], title))
         targets.append({"python": found[lowest].version, "venv": str(folder)})
     else:
         skipped.append("target Python 3.9: not found; the modules were tested on newer ones only")
+    at_once(venvs)
     matrix = {
         "cores": [
             {"core": core.version, "python": core.python.version, "venv": str(core_folder(cells, core))}
@@ -198,8 +213,7 @@ def main() -> int:
     }
     save_json(MATRIX, matrix)
     stage()
-    sanity_steps(cells)
-    packages_step()
+    at_once([functools.partial(sanity_steps, cells), packages_step])
     say(f"setup: ready in {seconds(began)}" + "".join(f"\nsetup: not available: {reason}" for reason in skipped))
     return 0
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import Engine, data_disk
 from ansible_collections.cocoon.microvm.tests.integration.support.leaks import mounts
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import command
 
 Records = dict[str, dict[str, Any]]
 # What a run that came to its end leaves in no record.
@@ -313,3 +316,16 @@ def clean(engine: Engine) -> None:
         os.kill(pid, signal.SIGKILL)
     if not records(engine):
         (Path(engine.paths.root) / "index" / "disk.json").unlink(missing_ok=True)
+
+
+def remove_store(engine: Engine) -> None:
+    """What the playbook `teardown` does, at a fraction of its price: the VMs, the networks, the store."""
+    if Store.load(engine.paths) is not None:
+        clean(engine)
+        for name, _id in engine.store.index("network").entries():
+            engine.network(name=name, state="absent")
+    ram = Path(engine.paths.run) / "ram"
+    if ram.is_mount():
+        command("umount", ram)
+    for folder in (engine.paths.root, engine.paths.run, engine.paths.log):
+        shutil.rmtree(folder, ignore_errors=True)

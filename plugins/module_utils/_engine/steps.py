@@ -524,7 +524,7 @@ def hibernate(job: Job, _step: steps.Hibernate) -> None:
         asleep = dict(record)
         Vm(run, asleep).set_state(types.HIBERNATED, "hibernated", phase=PHASE_HIBERNATE)
     except BaseException:
-        with contextlib.suppress(CocoonError):  # else the next run does it: what failed first is what is told
+        with contextlib.suppress(CocoonError, OSError):  # else the next run does it: what failed first is what is told
             go_on(job)
         raise
     record.update(asleep)

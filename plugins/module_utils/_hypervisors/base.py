@@ -502,6 +502,28 @@ class Driver(t.Protocol):
         """Raise the links of a guest that was held."""
 
 
+class VsockDriver(Driver):
+    """One that reaches into its guests by their vsock, and cannot tell what they do with what they are given."""
+
+    def agent_listens(self, run_dir: str) -> bool:
+        """It does not know."""
+        return False
+
+    def reads_only(self) -> bool:
+        return True
+
+    def announce(self, run_dir: str, message: bytes) -> socket.socket:
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
+
+        return vsock.announce(vsock.channel(vsock.own(run_dir)), message)
+
+    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
+        """It does not know what addresses its guest has given itself; the network lets no others through."""
+
+    def admit(self, run_dir: str, nics: int) -> None:
+        """A guest that was held has links all the time; they lead nowhere before its TAPs are on their bridges."""
+
+
 # Of a release, as it goes into messages.
 VERSION: t.Final[t.Mapping[str, t.Any]] = {"type": "string", "pattern": r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z"}
 

@@ -24,8 +24,14 @@ if t.TYPE_CHECKING:
 CID = 3
 AGENT_PORT = 1024
 SOCKET = "vsock.sock"
+# In a VM's run_dir, which only root can enter: a folder of the VM's user's, for what the process makes itself.
+OWN = "own"
 TIMEOUT = 5.0
 MAX_GREETING = 32
+
+
+def own(run_dir: str) -> str:
+    return os.path.join(run_dir, OWN)
 
 
 def channel(folder: str) -> Channel:

@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import resource
-import socket
 import time
 import typing as t
 
@@ -29,7 +28,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     BootStyle,
     Capabilities,
     Disk,
-    Driver,
     Endpoints,
     Firmware,
     GuestActions,
@@ -43,6 +41,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     SavedState,
     Saving,
     VersionForm,
+    VsockDriver,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor import (
@@ -68,7 +67,7 @@ SLOW = 60.0
 SAVE_TIMEOUT = 600.0
 
 
-class CloudHypervisorDriver(Driver):
+class CloudHypervisorDriver(VsockDriver):
     """Cloud Hypervisor v52 and newer.
 
     :param binary: instead of the one that is found.
@@ -149,7 +148,7 @@ class CloudHypervisorDriver(Driver):
         return Jail(groups=launch.groups + kvm.kvm_group())
 
     def dry_run(self, launch: Launch) -> list[str]:
-        api, own = runstate.api_path(launch.run_dir), files.own(launch.run_dir)
+        api, own = runstate.api_path(launch.run_dir), vsock.own(launch.run_dir)
         if launch.resume:
             folder = os.path.join(launch.folder, saving.TAKING_UP)
             argv = commandline.build_resume(self._binary_for(launch.resume.layout), launch, api, folder)
@@ -216,10 +215,6 @@ class CloudHypervisorDriver(Driver):
     def status(self, run_dir: str) -> RunState:
         return runstate.ask(run_dir, SLOW)
 
-    def agent_listens(self, run_dir: str) -> bool:
-        """It does not know."""
-        return False
-
     def powerdown(self, run_dir: str) -> None:
         runstate.client(run_dir, SLOW).put("/vm.power-button")
 
@@ -252,9 +247,6 @@ class CloudHypervisorDriver(Driver):
             wanted.copy(saving.saved_files(wanted.inbox, wanted.ram, wanted.limit))
         return Saved({"version": version}, version, still.seconds)
 
-    def reads_only(self) -> bool:
-        return True
-
     def check_resume(self, saved: SavedState) -> None:
         self._binary_for(saved.layout)
 
@@ -268,15 +260,6 @@ class CloudHypervisorDriver(Driver):
 
     def archive_form(self) -> ArchiveForm:
         return VersionForm()
-
-    def announce(self, run_dir: str, message: bytes) -> socket.socket:
-        return vsock.announce(vsock.channel(files.own(run_dir)), message)
-
-    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
-        """It does not know what addresses its guest has given itself; the network lets no others through."""
-
-    def admit(self, run_dir: str, nics: int) -> None:
-        """A guest that was held has links all the time; they lead nowhere before its TAPs are on their bridges."""
 
     def attach_disk(self, run_dir: str, disk: Disk) -> None:
         commandline.check_disk(disk)
@@ -324,7 +307,7 @@ class CloudHypervisorDriver(Driver):
 
 def _open_own(launch: Launch) -> int:
     """The folder that the process makes its sockets in, which it cannot reach by a path: empty, and opened."""
-    folder = files.own(launch.run_dir)
+    folder = vsock.own(launch.run_dir)
     remove_tree(folder)
     own_folder(folder, launch.uid)
     return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -391,7 +374,7 @@ def _await_guest(launch: Launch, deadline: float) -> None:
 
 def _clean(launch: Launch) -> None:
     saving.taken_up(launch)
-    remove_tree(files.own(launch.run_dir))
+    remove_tree(vsock.own(launch.run_dir))
     launcher.clean(launch.run_dir, (runstate.API,), launch.ram_path)
 
 

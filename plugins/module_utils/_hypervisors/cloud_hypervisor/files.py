@@ -1,11 +1,10 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names of the files that are Cloud Hypervisor's: of a saved machine, and in a VM's run_dir."""
+"""Names of the files of a machine that Cloud Hypervisor has saved."""
 
 from __future__ import annotations
 
-import os
 import typing as t
 
 if t.TYPE_CHECKING:
@@ -18,10 +17,3 @@ RANGES_FILE = "memory-ranges"
 # What we call RAM, wherever it comes from.
 MEMORY_FILE = "mem"
 SAVED: t.Final[t.Mapping[str, Role]] = {STATE_FILE: "state", MEMORY_FILE: "memory"}
-
-# In a VM's run_dir, the folder that the process makes its sockets in.
-OWN = "own"
-
-
-def own(run_dir: str) -> str:
-    return os.path.join(run_dir, OWN)

@@ -15,7 +15,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import stat
 import time
 import typing as t
@@ -43,7 +42,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     BootStyle,
     Capabilities,
     Disk,
-    Driver,
     Endpoints,
     Firmware,
     GuestActions,
@@ -58,6 +56,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     SavedFile,
     SavedState,
     Saving,
+    VsockDriver,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cache import binary_key, cached
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import (
@@ -84,7 +83,7 @@ OWN_DISK = re.compile(rf"^{places.MACHINES}/([A-Za-z0-9_-]{{1,64}})/[^/]+\Z")
 DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/urandom")
 
 
-class FirecrackerDriver(Driver):
+class FirecrackerDriver(VsockDriver):
     """Firecracker, under KVM.
 
     :param binary: instead of the one that is found.
@@ -173,7 +172,7 @@ class FirecrackerDriver(Driver):
                 **memory,
             },
             devices=DEVICES,
-            folder=places.own(launch.run_dir),
+            folder=vsock.own(launch.run_dir),
         )
 
     def command(self, launch: Launch) -> list[str]:
@@ -233,7 +232,7 @@ class FirecrackerDriver(Driver):
 
     def _make_folders(self, launch: Launch) -> str:
         """The folders that the process makes its sockets in, empty, and what it saves; where the former is."""
-        folder, inbox = places.own(launch.run_dir), self.paths.inbox(launch.vm_id)
+        folder, inbox = vsock.own(launch.run_dir), self.paths.inbox(launch.vm_id)
         remove_tree(folder)
         os.mkdir(folder, 0o700)
         if launch.resume:  # as long as nobody else can reach in
@@ -254,10 +253,6 @@ class FirecrackerDriver(Driver):
 
     def status(self, run_dir: str) -> RunState:
         return runstate.ask(run_dir, TURN)
-
-    def agent_listens(self, run_dir: str) -> bool:
-        """It does not know."""
-        return False
 
     def powerdown(self, run_dir: str) -> None:
         """The keys that ask a guest to end: an init that is told of them stops in order, and reboots."""
@@ -308,7 +303,7 @@ class FirecrackerDriver(Driver):
         :raises HypervisorError: nobody does, or not its user.
         """
         try:
-            uid = os.lstat(places.own(run_dir)).st_uid
+            uid = os.lstat(vsock.own(run_dir)).st_uid
             pid = listening.listener(places.api_path(run_dir))
             with Process(pid, os.pidfd_open(pid)) as process:
                 if real_uid(pid) != uid:
@@ -357,9 +352,6 @@ class FirecrackerDriver(Driver):
             raise HypervisorError(f"Firecracker does not run: {exc.strerror}") from exc
         return stopped or runstate.ask(run_dir, TURN) == "paused"
 
-    def reads_only(self) -> bool:
-        return True
-
     def check_resume(self, saved: SavedState) -> None:
         self._binary_for(saved.layout)
         there, here = saved.layout.get("cpu"), kvm.host_cpu()
@@ -384,15 +376,6 @@ class FirecrackerDriver(Driver):
         )
 
         return FirecrackerArchive()
-
-    def announce(self, run_dir: str, message: bytes) -> socket.socket:
-        return vsock.announce(places.guest_channel(run_dir), message)
-
-    def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
-        """It does not know what addresses its guest has given itself; the network lets no others through."""
-
-    def admit(self, run_dir: str, nics: int) -> None:
-        """A guest that was held has links all the time; they lead nowhere before its TAPs are on their bridges."""
 
     # What it lacks.
 
@@ -470,7 +453,7 @@ def _saved_files(inbox: str, limit: int) -> list[SavedFile]:
 
 def clean(launch: Launch) -> None:
     """Remove what a process that has ended leaves."""
-    remove_tree(places.own(launch.run_dir))
+    remove_tree(vsock.own(launch.run_dir))
     launcher.clean(launch.run_dir, (), launch.ram_path)
 
 

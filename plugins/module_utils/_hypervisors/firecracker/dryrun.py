@@ -9,6 +9,7 @@ import json
 import shlex
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Jail, Launch
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.calls import Call
@@ -19,7 +20,7 @@ def lines(launch: Launch, jail: Jail, argv: t.Sequence[str], calls: t.Sequence[C
     groups = ["--groups", ",".join(map(str, jail.groups))] if jail.groups else ["--clear-groups"]
     user = ["--reuid", str(launch.uid), "--regid", str(launch.gid), *groups]
     rights = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-    folder = places.own(launch.run_dir)
+    folder = vsock.own(launch.run_dir)
     binds = {**{device: device for device in jail.devices}, **(jail.files or {}), places.RUN: folder}
     return [
         shlex.join(["install", "-d", "-m", "0700", "-o", str(launch.uid), "-g", str(launch.gid), folder]),

@@ -20,9 +20,9 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel, Endpoints, Launch
 
 WHO = "Firecracker"
-# In a VM's run_dir, and where the process has it.
-OWN, RUN = "own", "/run"
 API = "api.sock"
+# Where the process has its own folder of the run_dir.
+RUN = "/run"
 
 BINARY = "/firecracker"
 CONSOLE = "/console.log"
@@ -33,12 +33,8 @@ SHARED = "/var/lib/cocoon/oci"
 MACHINES = "/var/lib/cocoon/run/firecracker"
 
 
-def own(run_dir: str) -> str:
-    return os.path.join(run_dir, OWN)
-
-
 def api_path(run_dir: str) -> str:
-    return os.path.join(own(run_dir), API)
+    return os.path.join(vsock.own(run_dir), API)
 
 
 def endpoints(run_dir: str) -> Endpoints:
@@ -50,7 +46,7 @@ def endpoints(run_dir: str) -> Endpoints:
 
 def guest_channel(run_dir: str) -> Channel:
     """:raises FileNotFoundError: it does not run."""
-    return vsock.channel(own(run_dir))
+    return vsock.channel(vsock.own(run_dir))
 
 
 def connect(run_dir: str, timeout: float) -> Rest:
@@ -58,7 +54,7 @@ def connect(run_dir: str, timeout: float) -> Rest:
 
     :raises FileNotFoundError: it does not run.
     """
-    return Rest(api_path(run_dir), WHO, uid=os.lstat(own(run_dir)).st_uid, timeout=timeout)
+    return Rest(api_path(run_dir), WHO, uid=os.lstat(vsock.own(run_dir)).st_uid, timeout=timeout)
 
 
 def machine_id(launch: Launch) -> str:

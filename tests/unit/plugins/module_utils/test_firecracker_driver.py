@@ -27,7 +27,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     InputError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, private
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, private, vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Disk,
     Jail,
@@ -347,7 +347,7 @@ def test_start(paths: Paths, launch: Launch, double: Double) -> None:
     wanted = [f"{call.method} {call.target}" for call in everything(launch)]
     assert double.api.targets() == wanted and seen == wanted[:-1]
     assert [request.body for request in double.api.requests] == [call.body for call in everything(launch)]
-    for path in (places.own(launch.run_dir), paths.inbox(ID)):
+    for path in (vsock.own(launch.run_dir), paths.inbox(ID)):
         folder = Path(path).stat()
         assert (folder.st_mode & 0o777, folder.st_uid) == (0o700, launch.uid)
 
@@ -357,7 +357,7 @@ def test_going_on_from_a_saved_machine(paths: Paths, launch: Launch, double: Dou
     resume = dataclasses.replace(RESUME, folder=str(tmp_path / "saved"))
     launch = dataclasses.replace(launch, resume=resume)
     seen: list[str] = []
-    state, found = Path(places.own(launch.run_dir), "state"), []
+    state, found = Path(vsock.own(launch.run_dir), "state"), []
 
     def load(_body: t.Any) -> tuple[int, None]:
         found.append(state.read_bytes())

@@ -32,6 +32,8 @@ if not os.read(0, 1):
                 answer = line.recv(64).split()
                 if answer[1:2] and answer[1][:1] == b"2":
                     break
+        except (FileNotFoundError, ConnectionRefusedError):
+            break  # it has ended
         except OSError:
             pass
         time.sleep(0.2)

@@ -45,6 +45,8 @@ if not os.read(0, 1):
                     answer = json.loads(stream.readline(1 << 20))
                 answer["return"]  # refused while a migration comes to its end
             break
+        except (FileNotFoundError, ConnectionRefusedError):
+            break  # it has ended
         except (OSError, ValueError, KeyError):
             time.sleep(0.2)
 """

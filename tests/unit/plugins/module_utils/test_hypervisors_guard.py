@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import functools
+import socket
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import migration
 from ansible_collections.cocoon.microvm.tests.unit.children import reap
 
 # What a guard is for, or not needed.
@@ -69,3 +71,18 @@ def test_standing_still(
     else:
         assert (guest.save(runs, stay) > 0) == runs
     assert guest.seen == seen.split() and guest.watched() == watched
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("words", [(guard.CALL, "call"), (migration.GUARD,)], ids=["rest", "qmp"])
+def test_no_guard_tries_further_where_the_hypervisor_has_ended(
+    tmp_path: Path, words: tuple[str, ...], there: bool
+) -> None:
+    if there:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / "sock"))
+    made = guard.Guard(words[0], str(tmp_path / "sock"), *words[1:])
+    stdin = made._process.stdin
+    assert stdin
+    stdin.close()
+    assert made._process.wait(8) == 0  # it would try for ten seconds at least

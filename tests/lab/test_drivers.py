@@ -218,10 +218,10 @@ def test_nothing_is_left(site: Site, vm: dict[str, Any], driver: str) -> None:
     assert not removed["failed"] and removed["changed"], removed
     for name in ("golden", "second", "still"):
         assert not site.module("cocoon_snapshot", name=f"{name_of(driver)}-{name}", state="absent")["failed"]
-    vm_id = vm["id"]
+    pattern = f"[{vm['id'][0]}]{vm['id'][1:]}"  # which this line itself is not like
     left = site.shell(
-        f"ls -d /var/lib/cocoon-microvm/vms/{vm_id} /run/cocoon-microvm/{vm_id} 2>/dev/null;"
+        f"ls -d /var/lib/cocoon-microvm/vms/{pattern} /run/cocoon-microvm/{pattern} 2>/dev/null;"
         " ls /run/cocoon-microvm/ram /var/lib/cocoon-microvm/snapshots | grep -v :;"
-        f" ip -o link | grep cm{vm_id[:8]}; ps -eo args | grep '[{vm_id[0]}]{vm_id[1:]}' || true"
+        f" ip -o link | grep cm{vm['id'][:8]}; ps -eo args | grep '{pattern}' || true"
     )
     assert not left.strip(), left

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import forwarding
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import PREFIX, TOKEN, WORK
 
 DEFAULT_DIRS = ("/var/lib/cocoon-microvm", "/run/cocoon-microvm", "/var/log/cocoon-microvm")
@@ -91,6 +92,14 @@ def tables() -> list[str]:
     return done.stdout.splitlines()
 
 
+def notes() -> list[str]:
+    """What is noted of forwarding in network namespaces, when the engine has dropped what is of no use any more."""
+    if os.geteuid() == 0:
+        with forwarding._registry():
+            pass
+    return names(forwarding.REGISTRY)
+
+
 def mounts() -> list[str]:
     """Where something is mounted."""
     return [line.split()[4] for line in read("/proc/self/mountinfo").splitlines()]
@@ -103,6 +112,7 @@ def snapshot() -> set[str]:
     # Elsewhere a machine mounts for its own reasons, such as logins and containers.
     things |= {f"mount {path}" for path in mounts() if path.startswith((*DEFAULT_DIRS, *TEMPORARY, str(WORK)))}
     things |= {f"nftables {table}" for table in tables()}
+    things |= {f"note on forwarding {name}" for name in notes()}
     things |= {f"sysctl {name}={read(f'/proc/sys/{name}').strip()}" for name in SYSCTLS}
     for folder in DEFAULT_DIRS:
         things |= {f"file {folder}/{name}" for name in names(folder)}

@@ -31,6 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
     OPTIONS,
     PLAIN,
     SIZES,
+    Option,
     value_of,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import asked
@@ -101,12 +102,15 @@ def shown(option: str, value: t.Any) -> t.Any:
 
 def current(record: Record) -> Definition:
     """A record as a definition: every option it knows, in the definition's form (balloon ``None`` = off)."""
-    found: Definition = {}
-    for row in OPTIONS.values():
-        value = value_of(record, row.name) if row.at else None
-        if value is not None and (value not in ("", 0) or value is False or row.at != "config"):
-            found[row.name] = value  # the Go engine omits what is empty, and 0 is its default
-    return found
+    found = {row.name: _recorded(record, row) for row in OPTIONS.values() if row.at}
+    return {option: value for option, value in found.items() if value is not None}
+
+
+def _recorded(record: Record, row: Option) -> t.Any:
+    """What a record says of one option; ``None`` if it says nothing."""
+    value = value_of(record, row.name)
+    # The Go engine omits what is empty, and 0 is its default.
+    return None if row.at == "config" and value is not False and value in ("", 0) else value
 
 
 def current_nics(record: Record) -> list[Definition]:
@@ -184,12 +188,12 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
 
 
 def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
-    have = current(record)
     for row in PLAIN:
         option = row.name
         if option not in definition or (row.auto and definition[option] == "auto"):
             continue
-        before, after = have.get(option, DEFAULTS.get(option)), definition[option]
+        before, after = _recorded(record, row), definition[option]
+        before = DEFAULTS.get(option) if before is None else before
         if before != after:
             how = row.of_disk if row.of_disk and record.get("image_type") == "cloudimg" else row.how
             yield Difference(option, shown(option, before), shown(option, after), how, values={option: after})
@@ -239,7 +243,7 @@ def _owner(record: Record, definition: Definition) -> t.Iterator[Difference]:
 
 
 def _storage(record: Record, definition: Definition) -> t.Iterator[Difference]:
-    before, after = current(record).get("storage", DEFAULTS["storage"]), definition.get("storage")
+    before, after = _recorded(record, OPTIONS["storage"]) or DEFAULTS["storage"], definition.get("storage")
     if after is None or before == after:
         return
     yield Difference(

@@ -147,9 +147,9 @@ class Run:
         return record
 
     def image(self, name: str) -> Record | None:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-
         if name not in self._images:
+            from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+
             known = name in self.expected_images
             self._images[name] = self.expected_images[name] if known else images.resolve(self.store, name)
         return self._images[name]

@@ -85,11 +85,11 @@ def view(record: Record | None, paths: Paths) -> Record | None:
     """A record as users see it: true about the process, without what is only ours to know."""
     if record is None or record.get("state") == "removed":
         return None
-    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys, panicked
-
     shown = {key: value for key, value in record.items() if key not in PRIVATE}
     if not record.get("pid"):
         return shown
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys, panicked
+
     observed = observe(record, paths)
     said = host_keys(paths.console_log(record["id"]), record.get("console_from", 0))
     if said:  # what it said when it was last waited for may be older

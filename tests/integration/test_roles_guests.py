@@ -53,6 +53,8 @@ def test_the_demo_and_its_end(
         for line in table[1:]:
             assert line.split()[4].startswith("10.231.77.")
             assert float(line.split()[5]) > 0 and line.split()[6:] == ["create"]
+        for name in ("web1", "web2", "db1"):
+            assert first.result("Look around", name)["stdout"].startswith(f"{name} runs Linux ")
         records = modules(netns, dirs)("cocoon_vm_info")["vms"]
         assert {record["owner"] for record in records} == {"demo"}
         assert [len(record["data_disks"]) for record in records if record["config"]["name"] == "db1"] == [1]

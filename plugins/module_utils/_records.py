@@ -222,6 +222,7 @@ class SnapshotRecord(t.TypedDict, total=False):
     nic_configs: list[Record]
     layout: Record
     blob_digests: dict[str, str] | None
+    frozen: bool | None
     files: dict[str, Record]
     paused_seconds: float | None
     seconds: float
@@ -317,7 +318,7 @@ _VM_SINCE: Record = {
     **{"firmware": None, "memory_backing": "ram", "own_kernel": None, "blob_digests": None},
     **{"relogin": False, "host_keys": [], "console_from": 0},
 }
-_SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "first_boot_due": False}
+_SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "first_boot_due": False, "frozen": None}
 _IMAGE_SINCE: Record = {"boot": None, "disk": None, "folders": [], "features": [], "labels": {}, "config": {}}
 # Of bridges of our own; to an adopted one they mean nothing.
 GUARDED: Record = {"isolated": False, "anti_spoofing": True}

@@ -15,7 +15,8 @@ description:
   - Takes snapshots of microVMs, puts a VM back to one, moves them between hosts as archives, and removes them.
   - A snapshot of a running VM has its memory, its devices and all of its writable disks at one instant. The guest
     stands still meanwhile, which is as long as copying its used memory takes, and next to nothing where the store is
-    on a file system with reflinks. A snapshot of a stopped VM has its disks.
+    on a file system with reflinks. With O(disks_only) it has the disks alone, of file systems that the guest's agent
+    freezes for that instant (O(freeze)). A snapshot of a stopped VM has its disks.
   - New VMs are cloned from a snapshot with the option O(cocoon.microvm.cocoon_vm#module:snapshot) of
     M(cocoon.microvm.cocoon_vm) and M(cocoon.microvm.cocoon_vms).
 options:
@@ -95,11 +96,24 @@ options:
     type: str
   disks_only:
     description:
+      - With O(state=present), take the disks of a running VM and not its memory. What a snapshot has that is there is
+        not looked at.
       - With O(state=restored) and O(state=imported), take the disks of a snapshot and leave the memory that it has.
         The VM, or a clone, boots from them.
       - A memory can only be taken up where the EROFS files of the image are the very same, which another version of
         erofs-utils makes otherwise, and where hypervisor and CPU suit it. The disks can be had anywhere.
     type: bool
+  freeze:
+    description:
+      - With O(state=present) and O(disks_only=true), whether the file systems of a running guest stand still while its
+        disks are copied. Its agent freezes them, which writes out all that they hold, and thaws them as soon as the
+        guest goes on, whatever becomes of this task.
+      - With V(auto) they do where an agent that can do it answers within two seconds; else the disks are as after a
+        power cut, and RV(snapshot.frozen) is V(false). With V(required) nothing is taken then. With V(no) no agent is
+        asked.
+      - V(auto) where omitted. A snapshot with memory needs nothing like it, nor does one of a VM that does not run.
+    type: str
+    choices: [auto, required, 'no']
   force:
     description:
       - Change or remove a snapshot of another owner.
@@ -142,6 +156,14 @@ EXAMPLES = r"""
   cocoon.microvm.cocoon_snapshot:
     name: before-upgrade
     vm: web1
+    replace: true
+
+- name: A backup of a database's disks as it runs, which is not taken if they cannot be brought to rest
+  cocoon.microvm.cocoon_snapshot:
+    name: backup/db1
+    vm: db1
+    disks_only: true
+    freeze: required
     replace: true
 
 - name: Back to where it stood
@@ -200,6 +222,12 @@ snapshot:
       description: V(full) with memory, V(disks) without.
       type: str
       sample: full
+    frozen:
+      description:
+        - Whether the file systems of the running guest stood still when its disks were copied, by its agent's word.
+        - V(null) with memory, of a VM that did not run, and where nobody knows.
+      type: bool
+      sample: true
     size:
       description: Bytes that it takes on disk; less where the file system shares blocks.
       type: int
@@ -273,6 +301,7 @@ OPTIONS = {
     "compression": {"type": "str", "choices": ["gzip", "none", "zstd"], "default": "gzip"},
     "checksum": {"type": "str"},
     "disks_only": {"type": "bool"},
+    "freeze": {"type": "str", "choices": ["auto", "required", "no"]},
     "force": {"type": "bool"},
 }
 

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Access, Command
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.channels import guest_channel
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving
+from ansible_collections.cocoon.microvm.tests.integration.support.engine import Engine
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import BOOT, Lab, address
 from ansible_collections.cocoon.microvm.tests.integration.support.watch import CommandLines
 
@@ -119,15 +122,51 @@ def test_files_there_and_back(agent: StandardAgent) -> None:
     assert back.getvalue() == content
 
 
-def test_file_systems_stand_still_and_go_on(agent: StandardAgent) -> None:
-    assert agent.ask("guest-fsfreeze-freeze", soon()) >= 1
-    try:
-        assert agent.ask("guest-fsfreeze-status", soon()) == "frozen"
-        with pytest.raises(agents.AgentError, match="frozen"):
-            agent.run(Command(("true",)), 60)
-    finally:
-        assert agent.ask("guest-fsfreeze-thaw", soon()) >= 1
-    assert agent.run(Command(("sh", "-c", "echo on > /root/thawed && sync")), 60).code == 0
+def test_a_snapshot_of_file_systems_that_stand_still(lab: Lab, vm: dict[str, Any], agent: StandardAgent) -> None:
+    """What is on the disk then has nothing left to be recovered, unlike after a power cut."""
+    assert agent.run(Command(("sh", "-c", "echo here > /root/note")), 60).code == 0
+    for how, frozen in (("required", True), ("no", False)):
+        options = {"name": "still", "vm": "web1", "disks_only": True, "freeze": how, "replace": True}
+        taken = lab.module("cocoon_snapshot", **options)["snapshot"]
+        assert (taken["kind"], taken["frozen"], "mem" in taken["files"]) == ("disks", frozen, False)
+        assert 0 < taken["paused_seconds"] < 30
+        assert unfinished(lab.path("root", "snapshots", taken["id"], "cow.raw")) is not frozen
+    assert lab.module("cocoon_snapshot_info", name="still")["snapshots"][0]["frozen"] is False
+    assert agent.run(Command(("sh", "-c", "cat /root/note; echo on > /root/thawed; sync")), 60).stdout == b"here\n"
+    refused = lab.module("cocoon_snapshot", ok=False, name="still", vm="web1", freeze="required")
+    assert "did not stand still" in refused["msg"]
+    assert lab.module("cocoon_snapshot", name="still", state="absent").changed
+
+
+def unfinished(disk: Path) -> bool:
+    """Whether the journal of the ext4 on a disk has something that is not in its place yet."""
+    with disk.open("rb") as stream:
+        stream.seek(1024)
+        block = stream.read(1024)
+    assert block[0x38:0x3A] == b"\x53\xef"
+    return bool(int.from_bytes(block[0x60:0x64], "little") & 4)
+
+
+def test_whoever_takes_one_is_killed(
+    lab: Lab, vm: dict[str, Any], agent: StandardAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the file systems stand still, and while a disk is copied with the guest going on; they go on, too."""
+    monkeypatch.setattr(saving, "LARGE", 0)
+    engine = Engine(lab.netns, lab.store)
+    options = {"name": "late", "vm": "web1", "disks_only": True, "freeze": "required"}
+    marks = engine.start_snapshot(**options).wait().marks
+    assert engine.start_snapshot(name="late", state="absent").wait().results["changed"]
+    for place in ("save.frozen", "save.copied"):
+        assert engine.start_snapshot(marks.index(place), **options).wait().killed
+        deadline = soon(20)
+        while agent.ask("guest-fsfreeze-status", soon(20)) != "thawed":
+            assert time.monotonic() < deadline, "the guest's file systems stand still"
+            time.sleep(0.1)
+        assert agent.run(Command(("sh", "-c", "echo on > /root/thawed; sync")), 60).code == 0
+    found = engine.start_snapshot(**options).wait().results
+    taken = found["snapshot"]
+    assert taken["frozen"] and not unfinished(lab.path("root", "snapshots", taken["id"], "cow.raw"))
+    assert engine.start_snapshot(name="late", state="absent").wait().results["changed"]
 
 
 def test_a_guest_that_does_not_answer(lab: Lab, vm: dict[str, Any]) -> None:
@@ -140,14 +179,23 @@ def test_a_guest_that_does_not_answer(lab: Lab, vm: dict[str, Any]) -> None:
     finally:
         os.kill(vm["pid"], signal.SIGCONT)
     assert lab.module("cocoon_exec", name="web1", argv=["true"])["rc"] == 0
-    assert lab.module("cocoon_exec", name="web1", argv=["date", "-s", "@1000"])["rc"] == 0
-    lab.vm("web1", state="paused")
-    found = lab.module("cocoon_exec", ok=False, name="web1", argv=["true"])
-    assert "VM 'web1' is paused" in found["msg"]
-    lab.vm("web1", state="started")
-    # It is told the time again.
-    said = lab.module("cocoon_exec", name="web1", argv=["date", "+%s"])["stdout"]
-    assert abs(int(said) - time.time()) < 60
+
+
+def test_it_is_told_the_time_when_it_goes_on(lab: Lab, vm: dict[str, Any], agent: StandardAgent) -> None:
+    """After a pause, a hibernation and a restore, whose guests do not know how late it is."""
+    for way in ("paused", "hibernated", "restored"):
+        assert agent.run(Command(("date", "-s", "@1000")), 60).code == 0
+        if way == "restored":
+            lab.module("cocoon_snapshot", name="then", vm="web1")
+            lab.module("cocoon_snapshot", name="then", state=way)
+        else:
+            lab.vm("web1", state=way)
+            if way == "paused":
+                found = lab.module("cocoon_exec", ok=False, name="web1", argv=["true"])
+                assert "VM 'web1' is paused" in found["msg"]
+            lab.vm("web1", state="started")
+        assert abs(int(agent.run(Command(("date", "+%s")), 60).stdout) - time.time()) < 60, way
+    lab.module("cocoon_snapshot", name="then", state="absent")
 
 
 def test_it_shuts_down_without_a_power_button(lab: Lab, vm: dict[str, Any], agent: StandardAgent) -> None:

@@ -13,8 +13,8 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.opening import open_run
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError, InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE, is_made
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Wanted
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import FREEZE_AUTO, PHASE_RESTORE, is_made
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import SnapshotPlan, Source, Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_labels, check_name
@@ -85,13 +85,16 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
     if replace and params["state"] != "present":
         raise InputError("is for state: present", "replace", "Leave it out.")
     disks_only = bool(params.get("disks_only"))
-    if disks_only and params["state"] not in ("restored", "imported"):
-        raise InputError("is for state: restored and imported", "disks_only", "Leave it out.")
+    if disks_only and params["state"] not in ("present", "restored", "imported"):
+        raise InputError("is for state: present, restored and imported", "disks_only", "Leave it out.")
+    if params.get("freeze") and params["state"] != "present":
+        raise InputError("is for state: present", "freeze", "Leave it out.")
     labels = params.get("labels")
     fields: dict[str, t.Any] = {field: params.get(field) for field in FIELDS if field != "labels"}
     texts = None if labels is None else check_labels(labels)
     force = bool(params.get("force"))
-    return Wanted(**fields, labels=texts, disks_only=disks_only, replace=replace, force=force)
+    freeze = params.get("freeze") or FREEZE_AUTO
+    return Wanted(**fields, labels=texts, disks_only=disks_only, replace=replace, force=force, freeze=freeze)
 
 
 def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record | None]:
@@ -122,17 +125,21 @@ def _compare(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Rec
         )
     if wanted.state == "present":
         others = _siblings(store, vm, record) if wanted.keep is not None or wanted.max_age is not None else []
-        saves = (record is not None and not wanted.replace) or vm is None or _saves(run, vm)
+        taking = record is None or record["state"] != snapshots.COMPLETE or wanted.replace
+        source = _source(run, vm) if taking and vm is not None else Source()
         clones = snapshots.clone_names(store, record) if record and wanted.replace else []
-        return planning.plan_present(record, vm, wanted, others, time.time(), saves, clones), record, vm
+        return planning.plan_present(record, vm, wanted, others, time.time(), source, clones), record, vm
     if wanted.state == "absent":
         return planning.plan_absent(record, wanted), record, vm
     return planning.plan_restored(record, vm, wanted, observe(vm).running), record, vm
 
 
-def _saves(run: Run, vm: Record) -> bool:
-    """Whether the VM can be saved as it is."""
-    return not observe(vm).running or run.driver(vm["hypervisor"]).capabilities.snapshots
+def _source(run: Run, vm: Record) -> Source:
+    """What the VM is as it stands."""
+    if not observe(vm).running:
+        return Source()
+    able = run.driver(vm["hypervisor"]).capabilities
+    return Source(running=True, saves=able.snapshots, freezes=able.agent)
 
 
 def _siblings(store: Store, vm: Record | None, record: Record | None) -> list[Record]:
@@ -170,12 +177,13 @@ def _execute(
 
 
 def _take(run: Run, wanted: Wanted, record: Record | None, vm: Record) -> Record:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import What, capture
 
     if record is not None:  # of a run that was killed
         _remove(run, record, vm)
     owner = wanted.owner or run.store.store_id
-    return capture(Vm(run, vm), wanted.name, wanted.description or "", owner, wanted.labels or {})
+    what = What(memory=not wanted.disks_only, freeze=wanted.freeze)
+    return capture(Vm(run, vm), wanted.name, wanted.description or "", owner, wanted.labels or {}, what)
 
 
 def _replace(run: Run, wanted: Wanted, old: Record | None, vm: Record) -> Record:
@@ -183,13 +191,14 @@ def _replace(run: Run, wanted: Wanted, old: Record | None, vm: Record) -> Record
 
     Three entries lead to the two, so that each instant leaves a name for what is to be removed, see :func:`_clear`.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import What, capture
 
     before = t.cast(Record, old)
     description = before.get("description", "") if wanted.description is None else wanted.description
     labels = before.get("labels", {}) if wanted.labels is None else wanted.labels
     owner = wanted.owner or before.get("owner") or run.store.store_id
-    record = capture(Vm(run, vm), wanted.name, description, owner, labels, snapshots.coming(wanted.name))
+    what = What(memory=not wanted.disks_only, freeze=wanted.freeze)
+    record = capture(Vm(run, vm), wanted.name, description, owner, labels, what, snapshots.coming(wanted.name))
     index = run.store.index("snapshot")
     index.reserve(snapshots.going(wanted.name), before["id"])
     run.mark("replace.noted")

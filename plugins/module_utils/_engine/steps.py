@@ -98,6 +98,7 @@ def go_on(job: Job) -> None:
     vm, record = job.vm, job.known
     if vm.runs() and record["state"] == types.RUNNING:
         vm.driver.resume(vm.run_dir)
+        asking.wake(vm, power.AGENT)
     if record["state"] != types.HIBERNATED:
         resuming.forget(vm)
     vm.write(phase=None)
@@ -519,7 +520,7 @@ def hibernate(job: Job, _step: steps.Hibernate) -> None:
     saving.check_space(vm, memory=True, disks=False)
     path = resuming.make_folder(vm)
     try:
-        saved = saving.save_running(vm, path, disks=False, stay=True)
+        saved, _stood = saving.save_running(vm, path, disks=False, stay=True)
         resuming.settle_hibernation(vm, saved)
         asleep = dict(record)
         Vm(run, asleep).set_state(types.HIBERNATED, "hibernated", phase=PHASE_HIBERNATE)

@@ -239,6 +239,7 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
         hypervisor_version=form.version(described),
         **{key: described[key] for key in driver.pinned},
         balloon=None,
+        frozen=None,
         **without_machine(),
         layout={},
         blob_digests={},

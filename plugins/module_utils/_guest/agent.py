@@ -214,7 +214,7 @@ def find(access: Access, deadline: float) -> Agent:
     if access.channel.kind == "virtio-serial":
         return StandardAgent(access, deadline)
     with access.turn(deadline):
-        kind = _ask(access, deadline)
+        kind = kind_of(access, deadline)
     if kind == STANDARD:
         return StandardAgent(access, deadline)
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.cocoon_agent import CocoonAgent
@@ -222,7 +222,13 @@ def find(access: Access, deadline: float) -> Agent:
     return CocoonAgent(access)
 
 
-def _ask(access: Access, deadline: float) -> str:
+def kind_of(access: Access, deadline: float) -> str:
+    """Which agent it is, asked by its only client.
+
+    :raises NoAgentError: none answers.
+    """
+    if access.channel.kind == "virtio-serial":  # where others than the standard one are not
+        return STANDARD
     while True:
         with access.dial(deadline) as line, contextlib.suppress(AgentError, GuestTimeoutError):
             number = new_number()

@@ -226,6 +226,8 @@ class Saving:
     :param disks: serials of raw disks, and descriptors of empty files of their size, which are filled with what
         the disks have at that instant, while the guest runs on.
     :param stay: leave the guest stopped in the end: the process is about to be ended.
+    :param machine: write the machine's state; else only *copy* is called, with no files, at one instant all the same.
+    :param after: called once the guest goes on, by a driver that has still something to copy then. Never raises.
     """
 
     inbox: str
@@ -234,6 +236,8 @@ class Saving:
     limit: int
     disks: t.Sequence[tuple[str, int]] = ()
     stay: bool = False
+    machine: bool = True
+    after: t.Callable[[], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,11 @@ PHASE_RESTORE = "restore"
 # A record's ``memory_mode`` while its VM maps the RAM file of a snapshot and keeps its own changes to itself.
 PRIVATE = "private"
 
+# What is wanted of a guest's file systems while the disks of its VM are copied.
+FREEZE_AUTO = "auto"
+FREEZE_REQUIRED = "required"
+FREEZE_NO = "no"
+
 # What a hypervisor stops a guest for, which then stands still until somebody lets it go on.
 HALTS: t.Mapping[str, str] = {
     "io-error": "a disk of it could not be read or written; see to the space on the host",

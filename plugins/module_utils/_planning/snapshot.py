@@ -18,10 +18,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     StateError,
     UnsupportedError,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import FREEZE_AUTO, FREEZE_REQUIRED
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, PAUSED, Record
 
 COMPLETE = "complete"
+DISKS = "disks"
 _AGE_RE = re.compile(r"^([0-9]{1,9})([smhdw])\Z")
 _AGE_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -41,6 +43,20 @@ class Wanted:
     disks_only: bool = False
     replace: bool = False
     force: bool = False
+    freeze: str = FREEZE_AUTO
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The VM that a snapshot is to be taken of.
+
+    :param saves: its hypervisor can save it while it runs.
+    :param freezes: it has a way to an agent in the guest, who may freeze file systems.
+    """
+
+    running: bool = False
+    saves: bool = True
+    freezes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +95,13 @@ def plan_present(
     wanted: Wanted,
     others: t.Sequence[Record],
     now: float,
-    saves: bool = True,
+    source: Source = Source(),
     clones: t.Sequence[str] = (),
 ) -> SnapshotPlan:
     """Take the snapshot unless it is there, or in place of it, and let go of those that are too many or too old.
 
     :param others: the snapshots of the same VM, complete or half removed, each with its ``clones``.
-    :param saves: the VM's hypervisor can save it as it is: it does not run, or the driver is able to.
+    :param source: the VM as it is now.
     :param clones: names of the VMs that were cloned from the snapshot.
     :raises CocoonError: it cannot or may not be done.
     """
@@ -94,13 +110,15 @@ def plan_present(
     pruned = tuple(outdated(others, wanted, now, taking=record is None or record["state"] != COMPLETE))
     prunes = tuple(f"prune {name}" for name in pruned)
     if record is not None and wanted.replace and record["state"] in (COMPLETE, ERROR):
-        return _plan_replaced(record, vm, wanted, saves, clones, pruned)
+        return _plan_replaced(record, vm, wanted, source, clones, pruned)
     if record is None or record["state"] != COMPLETE:
-        _check_source(vm, wanted, saves)
-        after = {"name": wanted.name, "vm": wanted.vm, "description": wanted.description or ""}
+        _check_source(vm, wanted, source)
+        after: Record = {"name": wanted.name, "vm": wanted.vm, "description": wanted.description or ""}
+        after.update({"disks_only": True} if wanted.disks_only else {})
         return SnapshotPlan(("take", *prunes), {}, {**after, **({"pruned": list(pruned)} if pruned else {})}, pruned)
     _check_vm(record, wanted)
     check_owner(record, wanted)
+    _check_frozen(record, wanted)
     changes = _changes(record, wanted)
     before = {key: record.get(key) for key in changes}
     if pruned:
@@ -113,12 +131,12 @@ def _plan_replaced(
     record: Record,
     vm: Record | None,
     wanted: Wanted,
-    saves: bool,
+    source: Source,
     clones: t.Sequence[str],
     pruned: tuple[str, ...],
 ) -> SnapshotPlan:
     """Take it anew, whatever there is of the name; what the task does not say stays as it was."""
-    _check_source(vm, wanted, saves)
+    _check_source(vm, wanted, source)
     if record["state"] == COMPLETE:  # what a damaged one was of, it does not tell
         _check_vm(record, wanted)
         check_owner(record, wanted)
@@ -146,7 +164,36 @@ def _check_vm(record: Record, wanted: Wanted) -> None:
         )
 
 
-def _check_source(vm: Record | None, wanted: Wanted, saves: bool) -> None:
+def _check_frozen(record: Record, wanted: Wanted) -> None:
+    """:raises ChangeRefusedError: the snapshot was taken, and not of file systems that stood still as they have to."""
+    still = record.get("frozen") or (record["kind"] == DISKS and record.get("frozen") is None)
+    if wanted.freeze == FREEZE_REQUIRED and not still:
+        how = "of file systems that did not stand still" if record["kind"] == DISKS else "with memory"
+        raise ChangeRefusedError(
+            f"snapshot '{record['name']}' was taken {how}", "freeze", "Take it anew with replace: true, or another one."
+        )
+
+
+def _check_freeze(vm: Record, wanted: Wanted, source: Source) -> None:
+    """:raises CocoonError: file systems are to stand still, and it is known that they cannot, or need not."""
+    if wanted.freeze != FREEZE_REQUIRED or not source.running:
+        return
+    if not wanted.disks_only:
+        raise InputError(
+            "is for disks alone: what goes on from a snapshot with memory would be frozen, and needs nothing like it",
+            "freeze",
+            "Set disks_only: true, or leave freeze out.",
+        )
+    why = "it is paused" if vm.get("state") == PAUSED else f"hypervisor {vm['hypervisor']} has no way to an agent in it"
+    if vm.get("state") == PAUSED or not source.freezes:
+        raise UnsupportedError(
+            f"the file systems in VM '{wanted.vm}' cannot be frozen: {why}",
+            "freeze",
+            "freeze: auto takes the disks all the same, as they would be after a power cut.",
+        )
+
+
+def _check_source(vm: Record | None, wanted: Wanted, source: Source) -> None:
     if wanted.vm is None:
         raise InputError("is needed to take a snapshot", "vm", "Name the VM to take it of.")
     if vm is None:
@@ -155,12 +202,13 @@ def _check_source(vm: Record | None, wanted: Wanted, saves: bool) -> None:
         raise ChangeRefusedError(
             f"VM '{wanted.vm}' goes on from a saved state and does not run", "vm", "Start it first (state: started)."
         )
-    if not saves:
+    if source.running and not source.saves:
         raise UnsupportedError(
             f"hypervisor {vm['hypervisor']} {OPTIONS['state'].lacks}",
             "vm",
             "Stop the VM first, or use another hypervisor.",
         )
+    _check_freeze(vm, wanted, source)
 
 
 def _changes(record: Record, wanted: Wanted) -> dict[str, t.Any]:

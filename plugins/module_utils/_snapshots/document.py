@@ -50,6 +50,7 @@ OURS = _object(
     {
         "kind": {"enum": ["full", "disks"]},
         "accel": {"enum": ["kvm", "tcg"]},
+        "frozen": {"type": "boolean"},
         "cpu_vendor": {"type": "string", "maxLength": 64},
         **ARCHIVED,
         "balloon": SIZE,

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import FREEZE_AUTO, FREEZE_NO
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import ARCHIVED, machine_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import write_json
@@ -21,7 +23,21 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 
-def capture(vm: Vm, name: str, description: str, owner: str, labels: Record, entry: str | None = None) -> Record:
+@dataclasses.dataclass(frozen=True)
+class What:
+    """What of a running VM is to be in a snapshot.
+
+    :param memory: the machine as it runs; else its disks alone.
+    :param freeze: what is wanted of its file systems meanwhile: ``auto``, ``required`` or ``no``.
+    """
+
+    memory: bool = True
+    freeze: str = FREEZE_AUTO
+
+
+def capture(
+    vm: Vm, name: str, description: str, owner: str, labels: Record, what: What, entry: str | None = None
+) -> Record:
     """Take the snapshot *name* of a VM, whose lock is held as is the snapshot's; its record.
 
     :param entry: what it is to be found by, if not by its name.
@@ -34,13 +50,16 @@ def capture(vm: Vm, name: str, description: str, owner: str, labels: Record, ent
             "vm",
             "Stop it first: then its disks are saved.",
         )
-    saving.check_space(vm, memory=running, disks=True)
+    saving.check_space(vm, memory=running and what.memory, disks=True)
     record = fresh_record(vm, name, description, owner, labels)
-    record["kind"] = snapshots.FULL if running else snapshots.DISKS
+    record["kind"] = snapshots.FULL if running and what.memory else snapshots.DISKS
     started = time.monotonic()
     try:
         _reserve(vm.run, record, entry or name)
-        _fill(vm, record, running)
+        if running:
+            _fill(vm, record, what)
+        else:
+            saving.copy_disks(vm, snapshots.directory(vm.run.store, record["id"]))
         _complete(vm, record, time.monotonic() - started)
     except (CocoonError, OSError):
         with contextlib.suppress(OSError):  # of a full disk, the next run takes the rest away
@@ -83,6 +102,7 @@ def fresh_record(vm: Vm, name: str, description: str, owner: str, labels: Record
         "data_disks": vm.record["data_disks"],
         "nic_networks": [nic["network_name"] for nic in vm.record["network_configs"]],
         "nic_configs": [{"mac": nic["mac"], "mtu": nic.get("mtu") or 0} for nic in vm.record["network_configs"]],
+        "frozen": None,
         "layout": {},
         "blob_digests": {},
         "files": {},
@@ -104,19 +124,24 @@ def _reserve(run: Run, record: Record, entry: str) -> None:
     run.mark("snapshot.image")
 
 
-def _fill(vm: Vm, record: Record, running: bool) -> None:
-    """The data of a snapshot, from the VM into its folder."""
+def _fill(vm: Vm, record: Record, what: What) -> None:
+    """The data of a snapshot, from the running VM into its folder.
+
+    With its memory go the file systems' own caches, so nothing has to be frozen: what goes on from it would be.
+    """
     folder = snapshots.directory(vm.run.store, record["id"])
-    if not running:
-        saving.copy_disks(vm, folder)
-        return
-    # A VM that an earlier version started does not know them.
-    record["blob_digests"] = vm.record.get("blob_digests") or vm.run.blob_digests(record["image_id"])
-    saved = saving.save_running(vm, folder, disks=True)
-    saving.finish(vm)
-    record["layout"] = saved.layout
-    record["hypervisor_version"] = saved.version
+    if what.memory:
+        # A VM that an earlier version started does not know them.
+        record["blob_digests"] = vm.record.get("blob_digests") or vm.run.blob_digests(record["image_id"])
+    freeze = FREEZE_NO if what.memory else what.freeze
+    saved, stood = saving.save_running(vm, folder, disks=True, machine=what.memory, freeze=freeze)
+    saving.finish_running(vm, saved)
     record["paused_seconds"] = saved.paused_seconds
+    if what.memory:
+        record["layout"] = saved.layout
+        record["hypervisor_version"] = saved.version
+    else:
+        record["frozen"] = stood
 
 
 def _complete(vm: Vm, record: Record, seconds: float) -> None:
@@ -172,7 +197,7 @@ def layout_document(vm: Vm, record: Record) -> Record:
 
 
 # What an archive carries besides the Go engine's fields, so that a clone on another host is the same.
-OURS: t.Final = ("kind", "accel", "image_type", "image_digest", "layout", "blob_digests", *ARCHIVED)
+OURS: t.Final = ("kind", "accel", "frozen", "image_type", "image_digest", "layout", "blob_digests", *ARCHIVED)
 
 
 def _always(record: Record) -> Record:

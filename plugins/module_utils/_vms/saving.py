@@ -10,12 +10,13 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import open_disk
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ResourceError
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE, PRIVATE
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import FREEZE_NO, PHASE_SAVE, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import settle
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import own_folder, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, RUNNING
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import cidata
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import asking, cidata
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms.freezing import Freeze
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
@@ -30,6 +31,8 @@ DEVICES = 256 * MIB
 RESERVE = 64 * MIB
 # Seconds in which a hypervisor tells how the guest is that it could not save.
 TURN = 5.0
+# Seconds for which a guest stands still before its clock is set, and for its agent to answer.
+NOTICED, SOON = 1.0, 2.0
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -68,11 +71,15 @@ def check_space(vm: Vm, memory: bool, disks: bool) -> None:
         )
 
 
-def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Saved:
+def save_running(
+    vm: Vm, directory: str, disks: bool, stay: bool = False, machine: bool = True, freeze: str = FREEZE_NO
+) -> tuple[Saved, bool]:
     """Write state, RAM and perhaps disks of a running VM into *directory*; its guest stands still meanwhile.
 
     :param stay: the guest is not let go on afterwards.
-    :returns: what the driver says of it.
+    :param machine: write state and RAM; else the disks alone.
+    :param freeze: what is wanted of the guest's file systems, see :class:`Freeze`.
+    :returns: what the driver says of it, and whether the file systems stood still.
     :raises CocoonError: it could not be done; the guest goes on, or does when the next run finds it.
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Saving
@@ -96,17 +103,21 @@ def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Sav
             settle(directory)
         vm.mark("save.copied")
 
-    if shared and record.get("memory_backing") == "disk":
+    if machine and shared and record.get("memory_backing") == "disk":
         _flush(memory_file, vm.uid)
     inbox = _inbox(vm, directory)
     large = _large_disks(vm, directory) if disks else []
+    frozen = Freeze(vm, freeze)
     begin(vm)
     try:
         limit = DEVICES + (0 if shared else memory + memory // 16)
-        wanted = Saving(inbox, copy, memory_file if shared else None, limit, large, stay)
-        saved = driver.save(vm.run_dir, wanted)
+        wanted = Saving(inbox, copy, memory_file if shared else None, limit, large, stay, machine, frozen.end)
+        with frozen.around():
+            saved = driver.save(vm.run_dir, wanted)
+        stood = frozen.outcome()
     except BaseException:
-        if vm.record["state"] != RUNNING or run_state(vm.record["hypervisor"], vm.run_dir, TURN) == "running":
+        goes_on = vm.record["state"] != RUNNING or run_state(vm.record["hypervisor"], vm.run_dir, TURN) == "running"
+        if goes_on and not frozen.stuck:
             finish(vm)  # else the next run lets it go on
         raise
     finally:
@@ -115,7 +126,7 @@ def save_running(vm: Vm, directory: str, disks: bool, stay: bool = False) -> Sav
         if inbox != directory:
             _empty(inbox)
     vm.mark("save.saved")
-    return saved
+    return saved, stood
 
 
 def _inbox(vm: Vm, directory: str) -> str:
@@ -147,6 +158,13 @@ def _flush(path: str, uid: int) -> None:
         os.fdatasync(fd)
     finally:
         os.close(fd)
+
+
+def finish_running(vm: Vm, saved: Saved) -> None:
+    """:func:`finish`, of a guest that may have to be told how late it is by now."""
+    finish(vm)
+    if saved.paused_seconds >= NOTICED:
+        asking.set_time(vm, SOON)
 
 
 def begin(vm: Vm) -> None:

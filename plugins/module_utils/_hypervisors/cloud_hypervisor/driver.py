@@ -243,8 +243,9 @@ class CloudHypervisorDriver(VsockDriver):
         watch = (guard.CALL, runstate.api_path(run_dir), guard.request("PUT", f"{runstate.BASE}/vm.resume"))
         pause, resume = (functools.partial(rest.put, target) for target in ("/vm.pause", "/vm.resume"))
         with guard.standing_still(runs, watch, pause, resume, wanted.stay) as still:
-            rest.put("/vm.snapshot", {"destination_url": f"file://{wanted.inbox}"}, SAVE_TIMEOUT)
-            wanted.copy(saving.saved_files(wanted.inbox, wanted.ram, wanted.limit))
+            if wanted.machine:
+                rest.put("/vm.snapshot", {"destination_url": f"file://{wanted.inbox}"}, SAVE_TIMEOUT)
+            wanted.copy(saving.saved_files(wanted.inbox, wanted.ram, wanted.limit) if wanted.machine else [])
         return Saved({"version": version}, version, still.seconds)
 
     def check_resume(self, saved: SavedState) -> None:

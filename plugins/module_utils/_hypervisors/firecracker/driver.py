@@ -79,6 +79,15 @@ SAVE_TIMEOUT = 600.0
 NO_VSOCK = "its guest may not be reached by vsock until the VM is restarted"
 FILES: t.Final[tuple[tuple[str, Role], ...]] = ((files.STATE_FILE, STATE), (files.MEMORY_FILE, MEMORY))
 VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}")
+# What a guard.Guard runs, with the process that is about to be stopped.
+GO_ON = """
+import os, signal, sys
+process = os.pidfd_open(int(sys.argv[1]))
+if not os.read(0, 1):
+    signal.pidfd_send_signal(process, signal.SIGCONT)
+"""
+# Seconds until a process that was stopped stands still with all of its threads, and between two looks at it.
+STANDS, LOOK = 10.0, 0.002
 OWN_DISK = re.compile(rf"^{places.MACHINES}/([A-Za-z0-9_-]{{1,64}})/[^/]+\Z")
 DEVICES = ("/dev/kvm", "/dev/net/tun", "/dev/urandom")
 
@@ -316,6 +325,8 @@ class FirecrackerDriver(VsockDriver):
 
     def save(self, run_dir: str, wanted: Saving) -> Saved:
         """The process writes all of the RAM; what has been saved, its vsock survives, unlike a mere pause."""
+        if not wanted.machine:
+            return self._copy(run_dir, wanted)
         runs = not self._stands(run_dir)
         layout = _layout(run_dir) if runs else self._awoken(run_dir)
         go_on = guard.request(calls.RESUME.method, calls.RESUME.target, calls.RESUME.body)
@@ -328,6 +339,20 @@ class FirecrackerDriver(VsockDriver):
                 raise HypervisorError(f"{exc.message}; {NO_VSOCK}", exc.option, exc.remedy) from exc
             wanted.copy(_saved_files(wanted.inbox, wanted.limit))
         return Saved(layout, layout["version"], still.seconds)
+
+    def _copy(self, run_dir: str, wanted: Saving) -> Saved:
+        """All of the process stands still for the disks: a pause that is not followed by a save costs the vsock."""
+        runs = not self._stands(run_dir)
+        pid = listening.listener(places.api_path(run_dir))
+
+        def stop() -> None:
+            self._signal(run_dir, signal.SIGSTOP)
+            _await_standing(pid)
+
+        go_on = functools.partial(self._signal, run_dir, signal.SIGCONT)
+        with guard.standing_still(runs, (GO_ON, str(pid)), stop, go_on, wanted.stay) as still:
+            wanted.copy([])
+        return Saved({}, "", still.seconds)
 
     def _awoken(self, run_dir: str) -> dict[str, str]:
         """Have one that stands still stand by its vCPUs, so that its process can be asked; :func:`_layout`.
@@ -465,3 +490,29 @@ def _start_error(launch: Launch, exc: HypervisorError, status: int | None) -> Hy
     if isinstance(exc, RestClosedError) and status is not None:
         cause = f" (exit status {status})"
     return HypervisorError(f"Firecracker of '{launch.name}' did not start{cause}{said}", exc.option, exc.remedy)
+
+
+def _await_standing(pid: int) -> None:
+    """Wait until no thread of a process that was told to stop is at anything any more.
+
+    :raises HypervisorError: one is.
+    """
+    deadline = time.monotonic() + STANDS
+    while True:
+        try:
+            if all(_word(pid, thread) in ("T", "t") for thread in os.listdir(f"/proc/{pid}/task")):
+                return
+        except FileNotFoundError as exc:
+            raise HypervisorError("Firecracker does not run") from exc
+        if time.monotonic() > deadline:
+            raise HypervisorError("Firecracker does not stand still")
+        time.sleep(LOOK)
+
+
+def _word(pid: int, thread: str) -> str:
+    """The kernel's word for what a thread does; ``T`` of one that has just ended."""
+    try:
+        with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8") as stream:
+            return stream.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "T"

@@ -316,8 +316,8 @@ class QemuDriver(Driver):
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import backup
 
         state = os.path.join(wanted.inbox, STATE_FILE)
-        files = [SavedFile(STATE_FILE, STATE, state)]
-        if wanted.ram is not None:
+        files = [SavedFile(STATE_FILE, STATE, state)] if wanted.machine else []
+        if wanted.machine and wanted.ram is not None:
             files.append(SavedFile(MEMORY_FILE, MEMORY, wanted.ram))
         with self.connect(run_dir) as qmp:
             _unplug_identity(qmp)
@@ -328,14 +328,18 @@ class QemuDriver(Driver):
                 qmp.execute("cont")
                 qmp.execute("stop")
             runs = status == "running"
-            migration.prepare(qmp, ignore_shared=wanted.ram is not None)
+            if wanted.machine:
+                migration.prepare(qmp, ignore_shared=wanted.ram is not None)
             watch = (migration.GUARD, sockets.qmp_path(run_dir))
             stop, go_on = (functools.partial(qmp.execute, command) for command in ("stop", "cont"))
             with guard.standing_still(runs, watch, stop, go_on, wanted.stay) as still:
-                migration.write_file(qmp, state, wanted.limit)
+                if wanted.machine:
+                    migration.write_file(qmp, state, wanted.limit)
                 wanted.copy(files)
                 if wanted.disks:
                     backup.begin(qmp, wanted.disks)
+            if wanted.after:
+                wanted.after()
             if wanted.disks:
                 backup.finish(qmp, wanted.disks)
             version = qmp.version()

@@ -348,6 +348,16 @@ def test_save(api: Api, tmp_path: Path, inbox: Path, state: str, stay: bool, cal
 
 
 @pytest.mark.usefixtures("version")
+def test_disks_alone(api: Api, tmp_path: Path, inbox: Path) -> None:
+    """The guest stands still for them, and nothing of its machine is written."""
+    before: list[str] = []
+    api.answers["GET", "/vm.info"] = (200, {**INFO, "state": "Running"})
+    wanted = Saving(str(inbox), lambda files: before.extend([*asked(api), *map(str, files)]), None, 1, machine=False)
+    assert DRIVER.save(str(tmp_path), wanted).paused_seconds > 0
+    assert before == ["PUT /vm.pause"] and asked(api) == ["PUT /vm.pause", "PUT /vm.resume"]
+
+
+@pytest.mark.usefixtures("version")
 def test_a_guest_goes_on_if_it_cannot_be_saved(api: Api, tmp_path: Path, inbox: Path) -> None:
     api.answers["PUT", "/vm.snapshot"] = (500, "no space")
     with pytest.raises(RestError, match="no space"):

@@ -43,7 +43,7 @@ from ansible_collections.cocoon.microvm.tests.unit.documents import document
 KINDS = ("vm", "snapshot", "network", "image")
 NEWEST = {
     "vm": "vm-6-roles",
-    "snapshot": "snapshot-5-bytes",
+    "snapshot": "snapshot-6-frozen",
     "network": "network-3-search",
     "image": "image-2-registry",
 }

@@ -27,7 +27,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     InputError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm, private, vsock
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm, listening, private, vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Disk,
     Jail,
@@ -561,6 +561,48 @@ def test_save(paths: Paths, inbox: Inbox, stay: bool) -> None:
     assert inbox.asked() == [*inbox.seen, *([] if stay else ["PATCH /vm"])]
     bodies = [request.body["state"] for request in inbox.api.requests if request.method == "PATCH"]
     assert bodies == ["Paused", "Resumed"][: 1 if stay else 2]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_disks_alone(paths: Paths, inbox: Inbox, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """The process stands for them with all of its threads, and goes on: a mere pause would cost the vsock."""
+    script = "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", script])
+    monkeypatch.setattr(listening, "listener", lambda _path: child.pid)
+    seen: list[str] = []
+
+    def words() -> list[str]:
+        return [driver._word(child.pid, thread) for thread in os.listdir(f"/proc/{child.pid}/task")]
+
+    def copy(files: t.Sequence[SavedFile]) -> None:
+        assert not files
+        seen.extend(words())
+        if fails:
+            raise HypervisorError("no copy")
+
+    try:
+        wanted = Saving(str(inbox.folder), copy, None, 1, machine=False)
+        if fails:
+            with pytest.raises(HypervisorError, match="no copy"):
+                FirecrackerDriver(paths).save(inbox.run_dir, wanted)
+        else:
+            assert FirecrackerDriver(paths).save(inbox.run_dir, wanted).paused_seconds > 0
+        assert set(seen) == {"T"} and "T" not in words() and not inbox.asked()
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_process_goes_on_if_whoever_stopped_it_dies() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        with guard.Guard(driver.GO_ON, str(child.pid)):
+            os.kill(child.pid, signal.SIGSTOP)
+            driver._await_standing(child.pid)
+        deadline = time.monotonic() + 20
+        while driver._word(child.pid, str(child.pid)) == "T" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert driver._word(child.pid, str(child.pid)) == "S"
+        child.kill()
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(3, False), (100, True)])

@@ -29,7 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Observed,
     Plan,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Source, Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Step
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.vm import needs, plan_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, MIB, Record
@@ -105,8 +105,48 @@ def present(record: Record | None, source: Record | None, others: t.Sequence[Rec
 
 def test_a_running_vm_needs_a_hypervisor_that_saves() -> None:
     with pytest.raises(UnsupportedError) as caught:
-        planning.plan_present(None, made(), wanted(vm="web1"), (), NOW, saves=False)
+        planning.plan_present(None, made(), wanted(vm="web1"), (), NOW, Source(running=True, saves=False))
     assert "hypervisor qemu cannot save a running VM" in str(caught.value) and caught.value.option == "vm"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    ("options", "source", "state", "words"),
+    [
+        ({}, Source(running=True), "running", "freeze: is for disks alone"),
+        ({"disks_only": True}, Source(running=True, freezes=False), "running", "qemu has no way to an agent"),
+        ({"disks_only": True}, Source(running=True), "paused", "cannot be frozen: it is paused"),
+        ({"disks_only": True}, Source(running=True), "running", ""),
+        ({}, Source(), "stopped", ""),  # nothing writes to its disks
+    ],
+)
+def test_file_systems_that_have_to_stand_still(
+    options: t.Any, source: Source, state: str, words: str, replace: bool
+) -> None:
+    asked = wanted(vm="web1", freeze="required", replace=replace, **options)
+    before = (taken() if replace else None, {**VM, "state": state})
+    if words:
+        with pytest.raises(CocoonError, match=words):
+            planning.plan_present(*before, asked, (), NOW, source)
+    else:
+        assert planning.plan_present(*before, asked, (), NOW, source).actions == ("replace" if replace else "take",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "frozen", "words"),
+    [
+        *(("full", None, "was taken with memory"), ("disks", False, "that did not stand still.*replace: true")),
+        *(("disks", True, ""), ("disks", None, "")),  # the last: of a VM that did not run
+    ],
+)
+def test_a_snapshot_that_is_there_was_taken_as_it_has_to_be(kind: str, frozen: bool | None, words: str) -> None:
+    there = taken(kind=kind, frozen=frozen)
+    assert not present(there, VM, vm="web1", disks_only=True).actions
+    if words:
+        with pytest.raises(ChangeRefusedError, match=words):
+            present(there, VM, vm="web1", freeze="required")
+    else:
+        assert not present(there, VM, vm="web1", freeze="required").actions
 
 
 def test_a_snapshot_is_replaced_with_what_was_said_of_it() -> None:

@@ -56,6 +56,7 @@ def test_what_was_written_is_taken() -> None:
     assert {key: found[key] for key in QemuDriver.pinned} == {key: RECORD[key] for key in QemuDriver.pinned}
     assert FORM.version(found) == "7.2.22"
     assert FORM.version(changed("cocoon_microvm.layout", None)) == "7.2.22"
+    assert document.check(changed("cocoon_microvm.frozen", True), FORM)
     assert FORM.problems(DOCUMENT["cocoon_microvm"]["layout"], ["db"]) == []
 
 
@@ -75,6 +76,7 @@ def test_what_was_written_is_taken() -> None:
         ("cocoon_microvm.layout.version", "7"),
         ("cocoon_microvm.layout.version", "7.2; true"),
         ("cocoon_microvm.layout.more", 1),
+        ("cocoon_microvm.frozen", "yes"),
         ("cocoon_microvm.layout", None),  # of a machine that was saved
     ],
 )

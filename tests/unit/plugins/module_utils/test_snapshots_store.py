@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
@@ -41,7 +42,7 @@ def folder(store: Store, record: Record) -> Path:
 
 def make(store: Store, name: str = "warm", vm_id: str = "vm1", **changes: t.Any) -> Record:
     """A complete snapshot with small files."""
-    record: Record = document("snapshot-5-bytes", id=f"id{name}", name=name, vm_id=vm_id, image_id=IMAGE, files={})
+    record: Record = document("snapshot-6-frozen", id=f"id{name}", name=name, vm_id=vm_id, image_id=IMAGE, files={})
     record.update({"created_at": "2026-01-01T00:00:00.000000Z", **changes})
     store.index("snapshot").reserve(name, record["id"])
     folder(store, record).mkdir()
@@ -275,6 +276,29 @@ def test_a_damaged_one_stands_there_and_can_be_removed(store: Store, damage: str
     snapshots.discard(store, found)
     assert snapshots.load(store, "warm") is None and not folder(store, record).exists()
     assert os.listdir(users) == [other["id"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"state": "restored", "freeze": "auto"}, "freeze"),
+        ({"state": "absent", "freeze": "no"}, "freeze"),
+        ({"state": "exported", "disks_only": True}, "disks_only"),
+        ({"state": "absent", "disks_only": True}, "disks_only"),
+        ({"state": "restored", "keep": 1}, "keep"),
+        ({"state": "imported", "replace": True}, "replace"),
+    ],
+)
+def test_options_that_are_for_other_states(options: Record, option: str) -> None:
+    with pytest.raises(InputError, match="is for state: ") as caught:
+        manager.wanted_of({"name": "warm", **options})
+    assert caught.value.option == option
+
+
+def test_what_of_a_guests_file_systems_is_wanted() -> None:
+    assert manager.wanted_of({"name": "warm", "state": "present"}).freeze == "auto"
+    wanted = manager.wanted_of({"name": "warm", "state": "present", "freeze": "required", "disks_only": True})
+    assert (wanted.freeze, wanted.disks_only) == ("required", True)
 
 
 def test_shown(store: Store) -> None:

@@ -13,6 +13,10 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest import freezing
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import NoAgentError
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.freezing import StuckError
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import AgentError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import runstates
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     MEMORY,
@@ -25,7 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_SAVE
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import asking, saving
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
@@ -49,6 +53,9 @@ class Writer:
     def save(self, run_dir: str, wanted: Saving) -> Saved:
         self.wanted = wanted
         assert os.listdir(wanted.inbox) == []
+        if not wanted.machine:
+            wanted.copy([])
+            return Saved({}, "1.16.1", 0.5)
         files = []
         for name in ("config.json", "state.json"):
             stream = open(os.path.join(wanted.inbox, name), "wb")
@@ -90,7 +97,9 @@ def record(**changes: t.Any) -> Record:
 def save(run: Run, driver: Writer, target: Path, vm: Record) -> Saved:
     run._drivers["firecracker"] = driver  # type: ignore[assignment]
     target.mkdir()
-    return saving.save_running(Vm(run, vm), str(target), disks=False)
+    saved, stood = saving.save_running(Vm(run, vm), str(target), disks=False)
+    assert not stood
+    return saved
 
 
 def test_what_the_vms_user_wrote_is_copied(run: Run, tmp_path: Path) -> None:
@@ -123,3 +132,81 @@ def test_nothing_is_left_of_what_failed(
     with pytest.raises(HypervisorError, match="does not save"):
         save(run, Writer(fails=True), tmp_path / "snapshot", vm)
     assert vm["phase"] == phase and os.listdir(run.store.paths.inbox(VM_ID)) == []
+
+
+class Still:
+    """File systems that stand still, or do what *does* says."""
+
+    problem: t.Any = None
+
+    def __init__(self, does: str) -> None:
+        self.does = does
+        self.seen: list[str] = []
+        self.lasted = does != "went on"
+
+    def begin(self) -> None:
+        self.seen.append("begin")
+        if self.does == "refuses":
+            raise AgentError("the guest's agent refused it")
+
+    def end(self) -> None:
+        self.seen.append("end")
+        if self.does == "sticks":
+            self.problem = StuckError("they may stand still", "freeze")
+
+
+@pytest.mark.parametrize(
+    ("how", "does", "stood", "words"),
+    [
+        ("auto", "", True, ""),
+        ("required", "", True, ""),
+        ("no", "", False, ""),
+        ("auto", "no agent", False, ""),
+        ("auto", "refuses", False, ""),
+        ("auto", "went on", False, ""),
+        ("auto", "sticks", None, "may stand still"),
+        ("required", "no agent", None, "in VM 'web1' cannot be frozen: no agent listens"),
+        ("required", "refuses", None, "in VM 'web1' cannot be frozen: the guest's agent refused it"),
+        ("required", "went on", None, "went on before its disks were copied"),
+        ("required", "sticks", None, "may stand still"),
+    ],
+)
+def test_file_systems_that_are_to_stand_still(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, does: str, stood: bool | None, words: str
+) -> None:
+    """While the disks are copied, and no longer; what may not have gone on is left to the next run as well."""
+    still, vm = Still(does), record()
+
+    def reach(_vm: Vm, _patience: float) -> t.Any:
+        if does == "no agent":
+            raise NoAgentError("no agent listens in the guest")
+
+    monkeypatch.setattr(asking, "listening", reach)
+    monkeypatch.setattr(freezing, "Standstill", lambda _access: still)
+    monkeypatch.setattr(saving, "copy_disks", lambda *_copied: still.seen.append("copy"))
+    monkeypatch.setattr(runstates, "run_state", lambda *_asked: "running")
+    run._drivers["firecracker"] = Writer()  # type: ignore[assignment]
+    (tmp_path / "snapshot").mkdir()
+    asked = (Vm(run, vm), str(tmp_path / "snapshot"))
+    if words:
+        with pytest.raises(HypervisorError, match=words) as caught:
+            saving.save_running(*asked, disks=True, machine=False, freeze=how)
+        assert caught.value.option == "freeze"
+        assert vm["phase"] == (PHASE_SAVE if does == "sticks" else None)
+    else:
+        saved, found = saving.save_running(*asked, disks=True, machine=False, freeze=how)
+        assert (found, saved.layout, os.listdir(tmp_path / "snapshot")) == (stood, {}, [])
+    begun = [] if how == "no" or does == "no agent" else ["begin"]
+    copied = [] if "cannot be frozen" in words else ["copy"]
+    assert still.seen == [*begun, *copied, *(["end"] if begun and does != "refuses" else [])]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.2, False), (1.0, True)])
+def test_a_guest_that_stood_still_for_long_is_told_the_time(
+    run: Run, monkeypatch: pytest.MonkeyPatch, seconds: float, told: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(asking, "set_time", lambda vm, _patience: asked.append(vm.record["phase"]))
+    run._drivers["firecracker"] = Writer()  # type: ignore[assignment]
+    saving.finish_running(Vm(run, record()), Saved({}, "1.16.1", seconds))
+    assert asked == ([None] if told else [])

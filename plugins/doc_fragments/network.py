@@ -22,6 +22,35 @@ state:
   type: str
   choices: [present, absent]
   default: present
+type:
+  description:
+    - What carries the network. V(bridge) is a bridge, ours or an existing one. With V(cni) the plugins of O(conflist)
+      make an interface for each NIC, in a network namespace of the VM's own, and all that is said of its network is
+      theirs to say, so that of the other options only O(dns), O(dns_search), O(owner), O(labels) and O(force) go
+      with it.
+    - V(bridge) where omitted at creation, and never changed on an existing network.
+  type: str
+  choices: [bridge, cni]
+conflist:
+  description:
+    - With O(type=cni), the name of a CNI network configuration list, as its file in O(cni_conf_dir) says it. It is of
+      CNI 0.3.0 to 1.1.0. A file with one plugin alone will do, too.
+    - Its plugins give guests their addresses, gateway, routes and name servers. A guest whose plugins give no address
+      asks by DHCP.
+    - Cannot be changed while VMs use the network. What is changed in the file itself holds for NICs that are made from
+      then on.
+  type: str
+cni_conf_dir:
+  description:
+    - With O(type=cni), the folder of O(conflist); V(/etc/cni/net.d) where omitted at creation.
+    - Cannot be changed while VMs use the network.
+  type: path
+cni_bin_dir:
+  description:
+    - With O(type=cni), the folders that plugins are looked for in, in this order; V([/opt/cni/bin, /usr/lib/cni,
+      /usr/libexec/cni]) where omitted at creation.
+  type: list
+  elements: path
 bridge:
   description:
     - Name of the bridge; V(cm-NAME) where omitted and possible, otherwise a name made from the network's ID.
@@ -124,6 +153,7 @@ dns:
   description:
     - Name servers for guests that start from now on, at most two; V([8.8.8.8, 1.1.1.1]) where omitted at creation
       of a network that leads out, otherwise none.
+    - With O(type=cni), those that the plugins name where omitted or empty.
   type: list
   elements: str
 dns_search:

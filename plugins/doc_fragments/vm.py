@@ -109,7 +109,9 @@ nics:
       description: MAC address; made up and kept where omitted.
       type: str
     ip:
-      description: IPv4 address from the network's subnet; allocated and kept where omitted.
+      description:
+        - IPv4 address from the network's subnet; allocated and kept where omitted.
+        - Of a network of CNI plugins, what they are asked for at the VM's start; what they give where omitted.
       type: str
     default_route:
       description:
@@ -188,7 +190,7 @@ ports:
   description:
     - Ports of the host that lead to the guest, such as V(8080:80), V(5353:53/udp), V(192.0.2.1:443:443) or
       V(8000-8010:9000-9010). At most 1024.
-    - They go to the NIC of the default route, whose network must have NAT. The list is complete.
+    - They go to the NIC of the default route, whose network must have NAT, or a plugin for ports. The list is complete.
   type: list
   elements: str
 data_disks:

@@ -54,6 +54,10 @@ def network_options() -> Spec:
     return {
         "name": {"type": "str", "required": True},
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "type": {"type": "str", "choices": ["bridge", "cni"]},
+        "conflist": {"type": "str"},
+        "cni_conf_dir": {"type": "path"},
+        "cni_bin_dir": {"type": "list", "elements": "path"},
         "bridge": {"type": "str"},
         "adopt": {"type": "bool"},
         "uplink": {"type": "str"},

@@ -129,6 +129,14 @@ def check_nftables(facts: Facts) -> Check:
     return check("nftables", PASS, "works" if facts.tools.get("nft") else "not asked")
 
 
+def check_plugins(facts: Facts) -> Check:
+    """Only networks of conflists need any."""
+    if not facts.plugins:
+        return check("cni", PASS, "no network lacks its conflist or a plugin of it")
+    remedy = "Install containernetworking-plugins, put the conflist back, or remove the network."
+    return check("cni", WARN, "; ".join(f"{name}: {why}" for name, why in sorted(facts.plugins.items())), remedy)
+
+
 def check_forwarding(facts: Facts) -> Check:
     """An accept of ours does not help against a drop elsewhere: every chain of a hook has its say."""
     if not facts.forward_drops:
@@ -240,6 +248,7 @@ def examine(facts: Facts) -> list[Check]:
         check_uefi(facts),
         *check_tools(facts),
         check_nftables(facts),
+        check_plugins(facts),
         check_forwarding(facts),
         *check_devices(facts),
         check_memory(facts),

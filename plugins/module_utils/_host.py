@@ -56,6 +56,7 @@ class Facts:
     :param halted: of VMs whose guests do nothing though nobody asked for it, the name and why.
     :param orphans: what is held for VMs and snapshots that are not there, in words, by their ids, or by TAPs.
     :param damaged: documents that cannot be read, each with what is wrong.
+    :param plugins: networks whose CNI conflist or plugins are not as they have to be, each with what is wrong.
     :param uid_overlaps: lines of the subordinate id files that meet the store's uid range.
     """
 
@@ -80,6 +81,7 @@ class Facts:
     halted: dict[str, str] = dataclasses.field(default_factory=dict)
     orphans: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     damaged: list[str] = dataclasses.field(default_factory=list)
+    plugins: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def gather(paths: Paths) -> Facts:
@@ -109,13 +111,14 @@ def gather(paths: Paths) -> Facts:
         halted=_halted(document),
         orphans=_orphans(document),
         damaged=damaged_documents(document),
+        plugins=_lacking_plugins(document),
     )
 
 
 def as_result(facts: Facts) -> Record:
     """The facts as ``cocoon_host_info`` returns them."""
     result = dataclasses.asdict(facts)
-    looked_at = ("closed", "halted", "orphans", "damaged", "forward_drops", "nft_error", "uid_overlaps")
+    looked_at = ("closed", "halted", "orphans", "damaged", "forward_drops", "nft_error", "uid_overlaps", "plugins")
     for internal in ("tun", "bridge", *looked_at):
         del result[internal]
     return result
@@ -334,6 +337,23 @@ def _orphans(store: Store | None) -> dict[str, list[str]]:
         return {"damaged": [str(exc)]}
 
 
+def _lacking_plugins(store: Store | None) -> dict[str, str]:
+    """Networks that plugins make, and what is wrong with these, by name."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
+
+    found = {}
+    for name, network_id in leases.every(store) if store else ():
+        record = leases.seen(store, network_id, name) if store else None
+        if record and record.get("conflist"):
+            from ansible_collections.cocoon.microvm.plugins.module_utils._network.backends import cni
+
+            try:
+                cni.check_host(record)
+            except CocoonError as exc:
+                found[name] = exc.message
+    return found
+
+
 def damaged_documents(store: Store | None) -> list[str]:
     """Every document of the store that cannot be read, in words."""
     from ansible_collections.cocoon.microvm.plugins.module_utils import _records
@@ -361,11 +381,17 @@ def damaged_documents(store: Store | None) -> list[str]:
 def _damaged_holdings(store: Store) -> list[str]:
     """What says which VM has an address, a port, or a network."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import ports
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network.cni import attachments
 
     found: list[str] = []
     networks = os.path.join(store.paths.root, "networks")
     for network in _listed(networks):
-        for kind, reader in (("leases", _held), ("ports", ports.read_port), ("users", _held)):
+        for kind, reader in (
+            ("leases", _held),
+            ("ports", ports.read_port),
+            ("users", _held),
+            (attachments.FOLDER, attachments.check),
+        ):
             folder = os.path.join(networks, network, kind)
             for name in _listed(folder):
                 found += _damage(os.path.join(folder, name), reader)

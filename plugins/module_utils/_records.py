@@ -28,6 +28,7 @@ class Network(t.TypedDict, total=False):
 class NetworkConfig(t.TypedDict, total=False):
     """One NIC attached to a VM (Go: ``types.NetworkConfig``); what comes after ``network`` is ours.
 
+    ``offered`` is what the plugins of a conflist gave beside the address: ``subnet gateway routes dns dns_search mtu``.
     ``default_route``, ``gateway`` and the rest of ``settings.ASKED`` are what was asked for; ``way_out`` and
     ``next_hop`` what came of it. The gateway in ``network`` is that of the default route, empty where it has none here.
     """
@@ -55,6 +56,7 @@ class NetworkConfig(t.TypedDict, total=False):
     routes: list[Record]
     way_out: bool
     next_hop: str
+    offered: Record
 
 
 class StorageConfig(t.TypedDict, total=False):
@@ -281,6 +283,9 @@ class NetworkRecord(t.TypedDict, total=False):
     names: bool
     dhcp: bool
     dhcp_range: str | None
+    conflist: str | None
+    cni_conf_dir: str | None
+    cni_bin_dir: list[str] | None
     owner: str
     labels: dict[str, str]
     created_at: str
@@ -322,12 +327,15 @@ _SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "
 _IMAGE_SINCE: Record = {"boot": None, "disk": None, "folders": [], "features": [], "labels": {}, "config": {}}
 # Of bridges of our own; to an adopted one they mean nothing.
 GUARDED: Record = {"isolated": False, "anti_spoofing": True}
+# Of what is not made by plugins.
+UNPLUGGED: Record = {"conflist": None, "cni_conf_dir": None, "cni_bin_dir": None}
 # Without a server of ours.
 UNSERVED: Record = {"names": False, "dhcp": False, "dhcp_range": None}
 _NETWORK_SINCE: Record = {
     **{"subnet": None, "gateway": None, "mtu": None, "dns": [], "dns_search": [], "reserved": []},
     **{"subnet6": None, "routing6": "none", "uplink": None, "vlan_filtering": False},
     **UNSERVED,
+    **UNPLUGGED,
 }
 
 MOUNT_POINT = "/mnt/{}"

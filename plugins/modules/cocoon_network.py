@@ -13,7 +13,7 @@ version_added: 0.1.0
 author: The cocoon.microvm authors (@cocoonstack)
 description:
   - A network is a bridge with a subnet, stable address allocation and NAT, or an existing bridge that guests
-    are put on.
+    are put on, or what the plugins of a CNI conflist make of it.
   - Omitted options are not compared; what applies at creation is said at each option.
   - Forwarding is switched on for the bridge and for the interfaces of the host's default routes, never for the
     whole host, and switched off again with the last network that needs it.
@@ -25,6 +25,7 @@ description:
 requirements:
   - nftables, pyroute2 0.7.2 or newer
   - dnsmasq, for networks with O(names), O(dhcp) or O(subnet6)
+  - the plugins of the conflist (containernetworking-plugins), for networks of O(type=cni)
 extends_documentation_fragment:
   - cocoon.microvm.network
   - cocoon.microvm.store
@@ -85,6 +86,12 @@ EXAMPLES = r"""
     name: lab
     mtu: 1400
 
+- name: Guests where the host's pods are, by the conflist that /etc/cni/net.d has for them
+  cocoon.microvm.cocoon_network:
+    name: pods
+    type: cni
+    conflist: podman
+
 - name: Remove a network
   cocoon.microvm.cocoon_network:
     name: inside
@@ -110,17 +117,33 @@ network:
       returned: success
       sample: lab
     backend:
-      description: What carries the network.
+      description: What carries the network, V(bridge) or V(cni).
       type: str
       returned: success
       sample: bridge
+    conflist:
+      description: The conflist whose plugins make it, or V(null).
+      type: str
+      returned: success
+      sample: null
+    cni_conf_dir:
+      description: The folder of the conflist, or V(null).
+      type: str
+      returned: success
+      sample: null
+    cni_bin_dir:
+      description: The folders of its plugins, or V(null).
+      type: list
+      elements: str
+      returned: success
+      sample: null
     bridge:
-      description: Name of the bridge.
+      description: Name of the bridge; empty where plugins make the network.
       type: str
       returned: success
       sample: cm-lab
     adopted:
-      description: Whether the bridge was there before and is only used.
+      description: Whether what carries it is not ours and only used, as a bridge that was there before, or plugins.
       type: bool
       returned: success
       sample: false

@@ -116,7 +116,9 @@ networks:
           vm_id: 6p2hq7w3ovx4n5m6k7j2r3s4t5
     missing:
       description:
-        - What the host lacks of the network, such as C(bridge), C(address), C(rules), C(uplink) or C(dnsmasq).
+        - What the host lacks of the network, such as C(bridge), C(address), C(rules), C(uplink) or C(dnsmasq). With
+          C(type=cni) it is C(conflist) or C(plugins), which are yours to bring back, or C(attachments), which are
+          interfaces of VMs that are gone, and that their plugins failed to take down.
           The next run of M(cocoon.microvm.cocoon_network) repairs it.
       type: list
       elements: str

@@ -86,7 +86,9 @@ def _ways(network: Network) -> t.Iterator[tuple[str, str]]:
         yield "outside", "NAT66" if network["routing6"] == "nat" else "routed IPv6"
     if network.get("uplink"):
         yield str(network["uplink"]), "VLANs" if network.get("vlan_filtering") else "uplink"
-    if network.get("adopted"):
+    if network.get("conflist"):
+        yield f"conflist {network['conflist']}", "CNI"
+    elif network.get("adopted"):
         yield f"{network['bridge']} of the host", "adopted"
 
 

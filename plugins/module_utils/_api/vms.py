@@ -71,7 +71,10 @@ def converge_vms(
 def results_of(run: Run, items: t.Sequence[Item], check: bool, params: Params) -> list[Record]:
     """What came of each, and of what belongs to nobody where *params* prune."""
     results = [_result(item, check, run.store.paths) for item in items]
-    return results + (_orphans(run, check) if params.get("prune") else [])
+    results += _orphans(run, check) if params.get("prune") else []
+    if results:
+        results[0]["warnings"] += run.warnings
+    return results
 
 
 def _orphans(run: Run, check: bool) -> list[Record]:
@@ -185,4 +188,3 @@ def _address(record: Record | None, plan: Plan | None) -> str | None:
         return next((nic.get("ip") for nic in step.nics[:1]), None) or chosen
     nics = (record or {}).get("network_configs") or [{}]
     return t.cast("str | None", (nics[0].get("network") or {}).get("ip"))
-

@@ -138,7 +138,7 @@ def _check_nics(run: Run, vm_id: str | None, nics: t.Sequence[Record], default: 
                 )
         name = nic.get("network") or default or ""
         network = run.network(name)
-        if not nic.get("ip") or not network:
+        if not nic.get("ip") or not network or not network.get("subnet"):
             continue
         holder = manager.lease_holder(run.store, network["id"], nic["ip"])
         if holder not in run.leaving and (holder is None or holder != run.passing.get(("ip", name, nic["ip"]))):

@@ -55,6 +55,9 @@ def _holdings(store: Store) -> t.Iterator[tuple[str, str]]:
             for name in _names(folder):
                 holder = leases.holder(os.path.join(folder, name)) or (name if kind == "users" else "")
                 yield holder, f"{word} {network if kind == 'users' else name}"
+        for name in _names(os.path.join(networks, network, leases.ATTACHMENTS)):
+            holder, _dash, interface = name.rpartition("-")
+            yield holder, f"interface {interface} on network {network}, which plugins have made"
     pins = os.path.join(store.paths.images, "users")
     for image in _names(pins):
         for holder in _names(os.path.join(pins, image)):

@@ -198,9 +198,24 @@ def _end(vm: Vm) -> None:
                 process.end()
         power.end_unrecorded(vm)  # what is released from here on must be held by nobody
     power.clear_runtime(vm)
+    _unplug(vm)
     mounts.unmount(vm.paths.vm_log(vm.id))
     remove_tree(vm.paths.vm_log(vm.id))
     vm.mark("remove.runtime")
+
+
+def _unplug(vm: Vm) -> None:
+    """Have plugins take down what they made for the VM, once a run: that they fail does not keep it here."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
+    if vm.id not in vm.run.unplugged:
+        vm.run.unplugged.add(vm.id)
+        vm.run.warnings += _kept(manager.unplug(vm.run.store, vm.id))
+        vm.mark("remove.unplugged")
+
+
+def _kept(failed: t.Iterable[str]) -> list[str]:
+    return [f"{words} What it holds is kept on record; the next run, or a prune, tries again." for words in failed]
 
 
 def discard(vm: Vm) -> None:
@@ -219,8 +234,7 @@ def start(job: Job, _step: steps.Start) -> None:
         if vm.record.get("planned_nics"):  # a change of NICs was cut short
             with locked(vm.paths, ["host"], run.options.lock_timeout):
                 _settle_nics(vm)
-        for config in vm.record["network_configs"]:
-            run.ensure_network(config["network_name"])
+        power.ready_networks(vm)
         _follow_way_out(vm)
         run.sync_networks()
     except (CocoonError, OSError):
@@ -411,15 +425,23 @@ def set_nics(job: Job, step: steps.SetNics) -> None:
 
 def _settle_nics(vm: Vm) -> None:
     """Give back NICs that the record lists besides its own, and publish its own and its ports. With the host's lock."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+
     run, record = vm.run, vm.record
     reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
     kept = {config["tap"] for config in record["network_configs"]}
     reserve.drop_guards(run, [config for config in record["planned_nics"] if config["tap"] not in kept])
+    vm.run.warnings += _kept(manager.unplug(run.store, vm.id, plugged(record["network_configs"])))
     reserve.serve_nics(run, record)
     reserve.take_ports(run, record)
     run.sync_networks()
     vm.mark("set_nics.settled")
     vm.write(planned_nics=[])
+
+
+def plugged(configs: t.Iterable[t.Mapping[str, t.Any]]) -> set[tuple[str, int]]:
+    """The NICs of a VM as :func:`manager.unplug` knows them."""
+    return {(config["network_id"], index) for index, config in enumerate(configs) if config.get("netns_path")}
 
 
 def set_ports(job: Job, step: steps.SetPorts) -> None:
@@ -441,6 +463,8 @@ def set_ports(job: Job, step: steps.SetPorts) -> None:
     run.sync_networks()
     vm.mark("set_ports.synced")
     vm.write(ports=ports, planned_ports=[])
+    if vm.runs() and not record.get("identity_pending"):
+        power.tell_ports(vm)
     vm.mark("set_ports.done")
 
 
@@ -487,14 +511,14 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
 
 def mend_nics(job: Job, _step: steps.MendNics) -> None:
     """Plug the NICs of a running VM in again, on bridges that may have been made anew."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import wires
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
 
     vm, run, record = job.vm, job.run, job.known
     for config in record["network_configs"]:
         run.ensure_network(config["network_name"])
     power.guard_nics(run, [record])
     for config in record["network_configs"]:
-        wires.mend(config, run.known_network(config["network_name"]))
+        backends.of(config).mend(run.store, config, run.known_network(config["network_name"]))
         vm.mark("mend_nics.one")
 
 
@@ -541,6 +565,7 @@ def finish_hibernation(job: Job) -> None:
         with process:
             process.end(grace=0)
     vm.mark("hibernate.process")
+    power.rest_nics(vm)
     power.clear_runtime(vm)
     vm.set_state(types.HIBERNATED, "hibernated", **power.not_running())
     vm.mark("hibernate.done")

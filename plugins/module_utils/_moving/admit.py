@@ -153,9 +153,12 @@ def same_nics(run: Run, found: Record, networks: t.Mapping[str, str]) -> list[Ne
     """
     for index, nic in enumerate(found["nics"]):
         network = run.known_network(networks.get(nic["network"], nic["network"]))
-        if (network.get("mtu") or 0) != nic.get("mtu", 0):
+        if (network.get("mtu") or 0) != nic.get("mtu", 0) and not network.get("conflist"):
             raise UnsupportedError(f"network '{network['name']}' has another MTU here", f"nics[{index}].network")
-    return plan_nics(run, found, networks)
+    configs = plan_nics(run, found, networks)
+    for config, nic in zip(configs, found["nics"]):
+        config["mtu"] = nic.get("mtu", 0)
+    return configs
 
 
 def plan_nics(

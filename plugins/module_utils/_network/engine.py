@@ -152,10 +152,10 @@ def _decide(
 
 def _check_host(store: Store | None, made: Record, facts: plan.Facts, gone: t.Collection[str]) -> None:
     """What only the host can tell: tools, the bridge, and whether the subnet is free, once the networks *gone* are."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel, serving
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, kernel
 
     record = facts.record
-    serving.check_installed(made)
+    backends.of(made).check_host(made)
     _check_ipv6(made)
     if record is not None and record.get("dhcp") and not made["dhcp"]:
         _check_asking(store, record)
@@ -193,7 +193,7 @@ def _check_bridge(store: Store | None, made: Record, gone: t.Collection[str] = (
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
     name = made["bridge"]
-    if name is None:
+    if not name:
         return
     for other in _others(store, made["name"]):
         if other["bridge"] == name and other["name"] in gone:
@@ -272,7 +272,7 @@ def _left_over_bridge(store: Store, name: str) -> str | None:
 def _execute(store: Store, definition: plan.Definition, decision: plan.Plan, facts: plan.Facts) -> None:
     name = definition["name"]
     if decision.action == "remove" or facts.bare:
-        _remove(store, name)
+        _remove(store, name, bool(definition.get("force")))
     if decision.action == "create":
         _create(store, t.cast(Record, decision.target))
     elif decision.action in ("update", "repair"):
@@ -304,7 +304,8 @@ def _create_as(store: Store, made: Record, network_id: str) -> None:
     checkpoint("directory")
     stamp = now()
     record = {**made, "id": network_id, "created_at": stamp, "updated_at": stamp}
-    record["bridge"] = made["bridge"] or _free_bridge(store, made["name"], network_id)
+    if made["bridge"] is None:
+        record["bridge"] = _free_bridge(store, made["name"], network_id)
     write_json(_path(store, network_id), {**record, "phase": CREATING})
     checkpoint("record")
     _finish(store, record)
@@ -342,6 +343,8 @@ def _bring_up(store: Store, record: Record) -> None:
         checkpoint("bridge up")
         serving.ensure(store, record)
         checkpoint("dnsmasq")
+    else:
+        manager.ensure(store, record)
     guests.mend(store, record)
 
 
@@ -368,7 +371,7 @@ def _update(store: Store, made: Record, old: Record) -> None:
         raise
 
 
-def _remove(store: Store, name: str) -> None:
+def _remove(store: Store, name: str, force: bool = False) -> None:
     network_id = store.index("network").lookup(name)
     if network_id is None:
         return
@@ -376,8 +379,20 @@ def _remove(store: Store, name: str) -> None:
     if record is not None:
         _mark_removed(store, record)
         checkpoint("marked")
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+            backends,
+            firewall,
+            kernel,
+            serving,
+        )
 
+        try:
+            backends.of(record).clear(store, record, force)
+        except ChangeRefusedError:
+            if not is_damaged(record):
+                write_json(_path(store, record["id"]), record)
+            raise
+        checkpoint("cleared")
         serving.stop(store, network_id)
         checkpoint("dnsmasq")
         with locked(store.paths, firewall.lock_names(), manager.LOCK_TIMEOUT):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, leases, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, guard, leases, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -41,7 +42,7 @@ def troubles(store: Store, network: Record) -> dict[str, str]:
     found = {}
     for label, nic in _labelled(store, network):
         links = wires.look() if links is None else links
-        wrong = wires.faults(nic.config, network, links) + guard.faults(store.store_id, nic)
+        wrong = backends.of(nic.config).faults(nic.config, network, links) + guard.faults(store.store_id, nic)
         if wrong and wires.GONE not in wrong:  # what is gone only a restart brings back
             found[label] = ", ".join(wrong)
     return found
@@ -57,4 +58,4 @@ def mend(store: Store, network: Record) -> None:
         nic = dict(_labelled(store, network)).get(label)
         if nic is not None:
             guard.ensure(store, [nic])
-            wires.mend(nic.config, network)
+            backends.of(nic.config).mend(store, t.cast(NetworkConfig, nic.config), network)

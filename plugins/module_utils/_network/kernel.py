@@ -36,7 +36,7 @@ ROUTER6 = {"accept_ra": "0", "autoconf": "0", "accept_dad": "0"}
 
 
 @contextlib.contextmanager
-def _netlink() -> t.Iterator[t.Any]:
+def route_socket() -> t.Iterator[t.Any]:
     """A routing socket; what the kernel refuses becomes an error of ours."""
     try:
         from pyroute2 import IPRoute
@@ -167,7 +167,7 @@ def _addresses6(index: int) -> list[tuple[ipaddress.IPv6Address, int]]:
 
 
 def _has_address(index: int, address: str) -> bool:
-    with _netlink() as ipr:
+    with route_socket() as ipr:
         return address in _addresses(ipr, index)
 
 
@@ -188,7 +188,7 @@ def create(record: Record) -> None:
     if "bridge" not in missing(record):
         return
     try:
-        with _netlink() as ipr:
+        with route_socket() as ipr:
             ipr.link(
                 "add",
                 ifname=record["bridge"],
@@ -228,7 +228,7 @@ def activate(record: Record) -> None:
     if record.get("subnet6") and ("ipv6" in lacking or "up" in lacking):
         _set_address6(record)
     if "vlans" in lacking:
-        with _netlink() as ipr:
+        with route_socket() as ipr:
             index, filtering = links.index_of(name), int(record["vlan_filtering"])
             ipr.link("set", index=index, kind="bridge", br_vlan_filtering=filtering)
     if record.get("uplink") and ("port" in lacking or "vlans" in lacking):
@@ -244,7 +244,7 @@ def _set_address(record: Record) -> None:
     wanted = _cidr(record)
     if wanted is None:
         return
-    with _netlink() as ipr:
+    with route_socket() as ipr:
         there = _addresses(ipr, index or 0)
         for address in there:
             if address != wanted:
@@ -259,7 +259,7 @@ def _set_address(record: Record) -> None:
 def _set_address6(record: Record) -> None:
     """Exactly the record's address beside the link's own."""
     index, wanted = links.index_of(record["bridge"]), subnets.gateway6(record)
-    with _netlink() as ipr:
+    with route_socket() as ipr:
         for message in ipr.get_addr(family=AF_INET6, index=index):
             if message["family"] != AF_INET6:
                 continue
@@ -276,7 +276,7 @@ def _set_uplink(record: Record) -> None:
     index = links.index_of(name)
     if index is None:
         raise NotFoundError(f"there is no interface {name}", "uplink", "Bring it back, it is the network's uplink.")
-    with _netlink() as ipr:
+    with route_socket() as ipr:
         ipr.link("set", index=index, master=links.index_of(record["bridge"]))
     with links.Control() as control:
         control.set_up(name)
@@ -295,7 +295,7 @@ def foreign_ports(record: Record) -> list[str]:
     index = links.index_of(record["bridge"])
     if record["adopted"] or index is None:
         return []
-    with _netlink() as ipr:
+    with route_socket() as ipr:
         found = [link.get_attr("IFLA_IFNAME") for link in ipr.get_links() if link.get_attr("IFLA_MASTER") == index]
         return sorted(name for name in found if name != record.get("uplink"))
 
@@ -306,7 +306,7 @@ def delete(record: Record) -> None:
     if record["adopted"] or link is None or link.mac != bridge_mac(record["id"]):
         return
     try:
-        with _netlink() as ipr:
+        with route_socket() as ipr:
             ipr.link("del", index=link.index)
     except CocoonError:
         if links.index_of(record["bridge"]) is not None:
@@ -319,7 +319,7 @@ def used_ranges(exclude: t.Container[str | None] = (), family: int = AF_INET) ->
     Default routes do not count, nor does what goes through the interfaces *exclude*, nor what is of a link alone.
     """
     found = []
-    with _netlink() as ipr:
+    with route_socket() as ipr:
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
         for message in ipr.get_addr(family=family):
             ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
@@ -344,7 +344,7 @@ def kind(name: str) -> str | None:
     index = links.index_of(name)
     if index is None:
         return None
-    with _netlink() as ipr:
+    with route_socket() as ipr:
         for link in ipr.get_links(index):
             info = link.get_attr("IFLA_LINKINFO")
             return (info.get_attr("IFLA_INFO_KIND") if info else None) or ""

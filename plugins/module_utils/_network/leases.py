@@ -33,6 +33,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 REMOVING = "removing"
 # The note of a network's dnsmasq, and what of the network stands there, too.
 NOTE = "dnsmasq.json"
+# Interfaces that plugins have made; the folder is there once there was one.
+ATTACHMENTS = "attachments"
 SERVED = ("names", "dhcp", "subnet6", "routing6")
 DAMAGED = (
     "Put it back from a backup, or remove its VMs and then the network by its name (state: absent); until then its"
@@ -170,6 +172,13 @@ def detach(store: Store, network_id: str, vm_id: str) -> None:
 def users(store: Store, network_id: str) -> list[str]:
     """IDs of the VMs that use the network, sorted; notes left behind by VMs that are gone do not count."""
     return [vm for vm in names(store, network_id, "users") if os.path.isdir(store.paths.vm_dir(vm))]
+
+
+def is_attached(store: Store, vm_id: str) -> bool:
+    """Whether there are interfaces that plugins have made for a VM, whatever its record says."""
+    return any(
+        name.startswith(vm_id) for _name, network_id in every(store) for name in names(store, network_id, ATTACHMENTS)
+    )
 
 
 def vm_name(store: Store, vm_id: str) -> str:

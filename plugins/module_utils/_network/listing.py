@@ -10,6 +10,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, NotFoundError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    backends,
     dnsmasq,
     guests,
     leases,
@@ -94,6 +95,8 @@ def _leases(store: Store, record: Record, vm_name: t.Callable[[str], str]) -> li
                     "names": dnsmasq.names_of(record, entry.vm) if entry else [],
                 }
             )
+    for item in backends.of(record).given(store, record):
+        found.append({**item, "ip6": None, "vm": vm_name(item["vm_id"]), "names": []})
     return found
 
 
@@ -102,7 +105,7 @@ def _nics(store: Store, record: Record) -> t.Iterator[Record]:
     links: wires.Wires | None = None
     for vm, index, nic in guests.running(store, record):
         links = wires.look() if links is None else links
-        config, wire = nic.config, links.get(nic.config["tap"])
+        config, wire = nic.config, backends.of(nic.config).look(nic.config, links)
         traffic = wire.traffic if wire else wires.Traffic()
         yield {
             **{"vm": vm, "nic": index, "tap": config["tap"], "mac": config["mac"]},

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
+import os
+import typing as t
+
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, leases, namespaces
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.leases import (
     REMOVING,
     allocate,
@@ -48,6 +51,7 @@ __all__ = [
     "purge",
     "release",
     "sync",
+    "unplug",
     "unpublish",
     "users",
 ]
@@ -84,44 +88,36 @@ def purge(store: Store, vm_id: str) -> bool:
 
 
 def missing(store: Store, network: Record) -> list[str]:
-    """What the kernel lacks of a network; empty in the usual case.
+    """What the host lacks of a network; empty in the usual case.
 
     :raises ConflictError: an interface that is not ours has the bridge's name.
     :raises NotFoundError: the bridge of an adopted network is not there.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
-
-    found = kernel.missing(network)
-    if network["adopted"]:
-        return found
-    found += firewall.missing(store)
-    if leases.is_served(network) or leases.was_served(store, network["id"]):
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import serving
-
-        found += serving.missing(store, network)
-    return found
+    return backends.of(network).missing(store, network)
 
 
 def ensure(store: Store, network: Record, timeout: float = LOCK_TIMEOUT) -> bool:
-    """Bring bridge, address, forwarding, rules and dnsmasq up where they are missing (after a reboot, say).
+    """Bring up what the host lacks of a network (after a reboot, say).
 
     :return: whether anything was to be done.
-    :raises BusyError: others kept the lock for *timeout* seconds.
+    :raises BusyError: others kept a lock for *timeout* seconds.
     :raises ConflictError: an interface that is not ours has the bridge's name.
-    :raises NotFoundError: the bridge of an adopted network is not there.
-    :raises ToolError: nft or dnsmasq is missing, or refused what it is told.
+    :raises NotFoundError: the bridge of an adopted network, or the conflist, is not there.
+    :raises ToolError: nft, dnsmasq or a plugin is missing, or refused what it is told.
     """
-    if not missing(store, network):
-        return False
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
+    return backends.of(network).ensure(store, network, timeout)
 
-    with locked(store.paths, firewall.lock_names(), timeout):
-        # First the bridge without an address, then the rules, then what lets packets pass.
-        kernel.create(network)
-        firewall.apply(store)
-        kernel.activate(network)
-    serving.ensure(store, network)
-    return True
+
+def unplug(store: Store, vm_id: str, keep: t.Container[tuple[str, int]] = ()) -> list[str]:
+    """Have what plugins made for a VM taken down, but for the NICs *keep*, each a network's id and a place.
+
+    :return: what went wrong, in words; it is kept on record, and tried again by whoever comes next.
+    """
+    if not leases.is_attached(store, vm_id) and not os.path.lexists(namespaces.path_of(vm_id)):
+        return []
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network.backends import cni
+
+    return cni.unplug(store, vm_id, keep)
 
 
 def sync(store: Store, timeout: float = LOCK_TIMEOUT) -> bool:

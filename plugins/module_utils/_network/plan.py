@@ -18,8 +18,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     StateError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.backends import BRIDGE, CNI
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.cni import conflists
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED, UNSERVED, is_damaged
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED, UNPLUGGED, UNSERVED, is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     Record,
     check_ip,
@@ -30,6 +32,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
 
 # What a user can set, in the order of the documentation; names as in the record.
 FIELDS = (
+    "backend",
+    "conflist",
+    "cni_conf_dir",
+    "cni_bin_dir",
     "bridge",
     "adopted",
     "uplink",
@@ -53,6 +59,12 @@ FIELDS = (
     "owner",
     "labels",
 )
+# Of these, those of a network that the plugins of a conflist make; the rest is for bridges.
+PLUGGED = ("backend", "conflist", "cni_conf_dir", "cni_bin_dir", "dns", "dns_search", "owner", "labels")
+CONF_DIR, BIN_DIR = "/etc/cni/net.d", ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+COMMON = ("backend", "dns", "dns_search", "owner", "labels")
+# Fields that users know under other names.
+OPTION_NAMES = {"backend": "type", "adopted": "adopt"}
 BRIDGE_RE = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}\Z")
 # What every resolver takes of a search list.
 MAX_DOMAINS, MAX_SEARCH = 6, 256
@@ -63,6 +75,15 @@ MIN_MTU, MAX_MTU, DEFAULT_MTU = 576, 65521, 1500
 PREFIX6 = 64  # what addresses that follow from MACs need
 UNUSABLE6 = tuple(ipaddress.IPv6Network(text) for text in ("::/8", "fe80::/10", "ff00::/8"))
 UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
+
+# A network of plugins: nothing of it is ours but the record, as of a bridge that is only used.
+_PLUGGED: Record = {
+    **{"backend": CNI, "conflist": None, "cni_conf_dir": CONF_DIR, "cni_bin_dir": list(BIN_DIR)},
+    **{"bridge": "", "adopted": True, "uplink": None, "vlan_filtering": False},
+    **{"subnet": None, "gateway": None, "subnet6": None, "routing6": "none"},
+    **{"range_start": None, "range_end": None, "reserved": [], "nat": False, "isolated": None, "anti_spoofing": None},
+    **{"mtu": None, "dns": [], "dns_search": [], **UNSERVED, "labels": {}},
+}
 
 Definition = dict[str, t.Any]
 
@@ -121,6 +142,7 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
         if key in given
     }
     found["name"] = params["name"]
+    found.update(_define_plugins(given))
     if "adopt" in given:
         found["adopted"] = given["adopt"]
     if "bridge" in given:
@@ -148,6 +170,25 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
         found["dns_search"] = _check_domains(given["dns_search"])
     if "labels" in given:
         found["labels"] = check_labels(given["labels"])
+    return found
+
+
+def _define_plugins(given: t.Mapping[str, t.Any]) -> Definition:
+    """The options of the plugins of a conflist."""
+    found: Definition = {}
+    if "type" in given:
+        found["backend"] = given["type"]
+    if "conflist" in given:
+        if not conflists.NAME_RE.match(given["conflist"]):
+            name = given["conflist"]
+            raise InputError(f"'{name}' is not a conflist's name", "conflist", "Name it as it names itself.")
+        found["conflist"] = given["conflist"]
+    if "cni_conf_dir" in given:
+        found["cni_conf_dir"] = conflists.check_folder(given["cni_conf_dir"], "cni_conf_dir")
+    if "cni_bin_dir" in given:
+        found["cni_bin_dir"] = [conflists.check_folder(path, "cni_bin_dir") for path in given["cni_bin_dir"]]
+        if not found["cni_bin_dir"]:
+            raise InputError("names no folder", "cni_bin_dir", "Name those that plugins are in, or leave it out.")
     return found
 
 
@@ -246,6 +287,7 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
     :raises InputError: the options do not fit each other or the record.
     """
     wanted = {key: definition[key] for key in FIELDS if key in definition}
+    _check_kind(wanted, record)
     if record is None:
         made = _defaults(wanted, store_id)
     else:
@@ -256,9 +298,29 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
         if made["subnet"] and not made["gateway"] and not made["adopted"]:
             made["gateway"] = _first(made["subnet"])
     made["name"] = definition["name"]
-    made["backend"] = (record or {}).get("backend", "bridge")
+    if made["backend"] == CNI:
+        return made
     _check_target(made)
     return made
+
+
+def _check_kind(wanted: Definition, record: Record | None) -> None:
+    """That options of one kind of network do not stand beside the other's."""
+    kind = wanted.get("backend") or (record["backend"] if record else BRIDGE)
+    if record is not None and kind != record["backend"]:
+        raise ChangeRefusedError(
+            f"network '{record['name']}' is of type {record['backend']}, and this is never changed",
+            "type",
+            "Remove the network and create it anew.",
+        )
+    strange = [key for key in wanted if (key in PLUGGED) != (kind == CNI) and key not in COMMON]
+    if strange and kind == CNI:
+        option = OPTION_NAMES.get(strange[0], strange[0])
+        raise InputError("is for bridges, and this is the conflist's to say", option, "Leave it out with type: cni.")
+    if strange:
+        raise InputError("is for the plugins of a conflist", strange[0], "Use type: cni, or leave it out.")
+    if kind == CNI and not (wanted.get("conflist") or (record or {}).get("conflist")):
+        raise InputError("is needed with type: cni", "conflist", "Name a conflist of cni_conf_dir.")
 
 
 def _first(subnet: str) -> str:
@@ -267,9 +329,13 @@ def _first(subnet: str) -> str:
 
 def _defaults(wanted: Definition, store_id: str | None) -> Record:
     """What applies at creation to options that are not given."""
+    if wanted.get("backend") == CNI:
+        return {**_PLUGGED, "owner": store_id, **wanted}
     adopted, subnet = wanted.get("adopted", False), wanted.get("subnet")
     nat = wanted.get("nat", bool(subnet) and not adopted and not wanted.get("uplink"))
     made: Record = {
+        "backend": BRIDGE,
+        **UNPLUGGED,
         "bridge": None,
         "adopted": adopted,
         "uplink": None,
@@ -437,7 +503,8 @@ def public(record: Record | None) -> Record:
     """What a diff shows of a network."""
     if record is None:
         return {}
-    fields = {key: record.get(key) for key in ("name", *FIELDS)}
+    keys = PLUGGED if record.get("backend") == CNI else FIELDS
+    fields = {key: record.get(key) for key in ("name", *keys)}
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -489,7 +556,7 @@ def _check_changes(definition: Definition, made: Record, facts: Facts, changes: 
                 option,
                 "Remove the network and create it anew.",
             )
-    for key in ("subnet", "gateway"):
+    for key in ("subnet", "gateway", "conflist", "cni_conf_dir"):
         if key in changes and (facts.users or facts.leases):
             raise ChangeRefusedError(
                 f"cannot change from {record[key]} to {made[key]} while network '{record['name']}' has {_users(facts)}",

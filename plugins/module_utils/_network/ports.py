@@ -15,13 +15,12 @@ import socket
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
-    ChangeRefusedError,
     ConflictError,
     InputError,
     NotFoundError,
     StateError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, leases
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
     create_json,
@@ -134,18 +133,13 @@ def read_port(document: Record) -> Record:
 def check_free(store: Store, network: Record, vm_id: str | None, ports: t.Iterable[Port]) -> None:
     """That the VM (``None``: one to be made) may publish these ports on this network.
 
-    :raises ChangeRefusedError: the network has no NAT.
+    :raises ChangeRefusedError: the network has no NAT, and no plugin for it.
     :raises ConflictError: another VM or a process of the host has one of them; the message names the holder.
     """
     wanted = list(ports)
-    if wanted and not network.get("nat"):
-        raise ChangeRefusedError(
-            f"network '{network['name']}' has no NAT, so ports cannot be published on it",
-            "ports",
-            "Set nat: true on the network, or remove ports.",
-        )
     if not wanted:
         return
+    backends.of(network).check_ports(network)
     networks = leases.every(store)
     for port in wanted:
         ours = False

@@ -10,7 +10,6 @@ made to vanish with it and moved to its bridge (:func:`take_over`), so that it i
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import ctypes
 import errno
@@ -27,7 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     ResourceError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink, shaping, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, namespaces, netlink, shaping, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 
@@ -41,7 +40,6 @@ IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 MAX_PAIRS = 256
 SYS_PIDFD_GETFD = 438
-CLONE_NEWNET = 0x40000000
 # Bursts to a guest wait here rather than being dropped; the Go engine's value.
 QUEUE_LENGTH = 10000
 RTM_NEWQDISC = 36
@@ -140,7 +138,7 @@ def take_over(config: NetworkConfig, process: Process, attached: bool = True) ->
         finally:
             os.close(fd)
         with open("/proc/thread-self/ns/net", "rb") as here, open(f"/proc/{process.pid}/ns/net", "rb") as there:
-            code = _in_namespace(there.fileno(), lambda: wires.move(name, here.fileno()))
+            code = namespaces.within(there.fileno(), lambda: wires.move(name, here.fileno()))
     except OSError as exc:
         raise CocoonError(f"cannot take over the TAP {name}: {exc.strerror}") from exc
     if code:
@@ -165,21 +163,6 @@ def _fetch(pidfd: int, number: int) -> int:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     os.set_inheritable(fd, False)
     return int(fd)
-
-
-def _in_namespace(namespace: int, work: t.Callable[[], int]) -> int:
-    """What *work* gives when a thread does it in that network namespace.
-
-    :raises OSError: it cannot be entered, or *work* failed.
-    """
-
-    def enter() -> int:
-        if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return work()
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(enter).result()
 
 
 def _tap_mac(guest_mac: str | None) -> str | None:

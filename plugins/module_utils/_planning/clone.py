@@ -174,8 +174,9 @@ def marked(wanted: Definition, snapshot: Record | None, context: Context) -> Def
     if snapshot["kind"] == FULL:
         check_capabilities(wanted["hypervisor"], {"snapshot": "snapshots"}, context)
         for index, (nic, before) in enumerate(zip(wanted["nics"], snapshot["nic_configs"])):
-            mtu = (context.networks[nic["network"]] or {}).get("mtu") or 0
-            if mtu != before["mtu"]:
+            network = context.networks[nic["network"]] or {}
+            mtu = network.get("mtu") or 0
+            if mtu != before["mtu"] and not network.get("conflist"):  # of which the start can tell
                 raise InputError(
                     f"network '{nic['network']}' has an MTU of {mtu or 'default'}, and the snapshot's NIC one of"
                     f" {before['mtu'] or 'default'}",

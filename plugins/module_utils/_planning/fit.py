@@ -363,6 +363,8 @@ def check_nics(nics: t.Sequence[Definition], context: Context, given: bool) -> N
 
 
 def _check_address(address: str, network: Record, option: str) -> None:
+    if not network.get("subnet") and settings.gives_addresses(network):
+        return  # whether it can be had, its plugins know
     if not network.get("subnet"):
         raise InputError(f"network '{network['name']}' has no subnet", option, "Leave the address out.")
     subnet = ipaddress.IPv4Network(network["subnet"])
@@ -379,7 +381,7 @@ def check_reach(definition: Definition, nics: t.Sequence[Definition], ports: t.S
     """:raises UnsupportedError: ports, or a wait over the network, of a VM without an address."""
     for nic in nics:
         network = context.networks.get(nic["network"]) or {}
-        if nic["ip"] or network.get("subnet"):
+        if nic["ip"] or settings.gives_addresses(network):
             return
     remedy = "Give the VM a NIC on a network with a subnet."
     if ports:

@@ -85,7 +85,8 @@ def _nic(config: NetworkConfig, name: str) -> GuestNic:
     if not network.get("ip") or config.get("dhcp"):
         return GuestNic(**common, way_out=config.get("way_out", True))
     hop = config.get("next_hop") or network.get("gateway") or ""
-    routes = [Route(item["to"], item.get("via") or hop, item.get("metric")) for item in config.get("routes") or ()]
+    given = [*(config.get("routes") or ()), *((config.get("offered") or {}).get("routes") or ())]
+    routes = [Route(item["to"], item.get("via") or hop, item.get("metric")) for item in given]
     servers = DEFAULT_DNS if config.get("dns") is None else config["dns"]
     return GuestNic(
         **common,
@@ -96,6 +97,23 @@ def _nic(config: NetworkConfig, name: str) -> GuestNic:
         dns=tuple(servers[:MAX_DNS]),
         search=tuple(config.get("dns_search") or ()),
     )
+
+
+def as_seen(network: Record, config: t.Mapping[str, t.Any]) -> Record:
+    """A network as one NIC has it: what is known only of that NIC, as plugins gave it, stands in for what it lacks."""
+    offered = config.get("offered")
+    if not offered:
+        return network
+    seen = {**network, **{key: offered[key] for key in ("subnet", "gateway", "mtu") if key in offered}}
+    told = network.get("dns") or offered.get("dns")
+    seen["dns"] = told or (list(DEFAULT_DNS) if seen.get("gateway") else [])
+    seen["dns_search"] = network.get("dns_search") or offered.get("dns_search") or []
+    return seen
+
+
+def gives_addresses(network: t.Mapping[str, t.Any]) -> bool:
+    """Whether guests of a network have addresses that we know: from its subnet, or by its plugins."""
+    return bool(network.get("subnet") or network.get("conflist"))
 
 
 def domain(network: Record) -> str:
@@ -169,6 +187,7 @@ def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record |
         if not asked(nic) or network is None:
             continue
         where = f"nics[{index}]"
+        _check_plugins(nic, network, where)
         if nic.get("vlan"):
             _check_vlan(network, where)
         _check_hops(nic, network, where)
@@ -194,7 +213,7 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
         hops.append((option, item.get("via") or known))
     if hops and not network.get("subnet"):
         raise InputError(
-            f"network '{network['name']}' has no subnet, so its DHCP server tells the ways",
+            f"network '{network['name']}' has no subnet, so who gives addresses there tells the ways",
             hops[0][0],
             "Leave it out, or give the network a subnet.",
         )
@@ -213,6 +232,17 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
         raise InputError(
             f"network '{network['name']}' has no gateway", f"{where}.default_route", f"Give one in {where}.gateway."
         )
+
+
+def _check_plugins(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+    """:raises InputError: what a conflist says, and nobody else, of the interfaces that its plugins make."""
+    for option, plugin in (("vlan", "bridge or vlan"), ("limits", "bandwidth"), ("dhcp", "bridge without an ipam")):
+        if network.get("conflist") and nic.get(option):
+            raise InputError(
+                f"network '{network['name']}' is made by the plugins of conflist '{network['conflist']}'",
+                f"{where}.{option}",
+                f"Leave it out, and see to it there, by the plugin {plugin}.",
+            )
 
 
 def _check_vlan(network: Record, where: str) -> None:

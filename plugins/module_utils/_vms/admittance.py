@@ -11,7 +11,7 @@ import time
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import identity
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import DEFAULT_TIMEOUT
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import guest_uuid
-from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import join_bridge
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
@@ -31,7 +31,7 @@ def newcomer(vm: Vm, definition: Record) -> identity.Newcomer | None:
     def admit() -> None:
         driver.check_macs(run_dir, macs)
         for config in record["network_configs"]:
-            join_bridge(config)
+            backends.of(config).join(config)
         driver.admit(run_dir, len(macs))
 
     timeout = float(definition.get("timeout") or DEFAULT_TIMEOUT)

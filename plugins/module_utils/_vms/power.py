@@ -12,7 +12,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools, create_copy
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import no_kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
@@ -164,10 +164,82 @@ def _taken_up(record: Record, driver: Driver) -> Record:
 def _refresh_nics(vm: Vm) -> None:
     """What the network says of its guests reaches them at their next start."""
     for config in vm.record["network_configs"]:
-        network = vm.run.known_network(config["network_name"])
+        network = reserve.network_of(vm.run, config)
         config.update(mtu=network.get("mtu") or 0, isolated=bool(network.get("isolated")))
         config.update(dns=settings.servers(network), dns_search=settings.domains(network))
     reserve.route_nics(vm.run, vm.record["network_configs"])
+
+
+def ready_networks(vm: Vm) -> None:
+    """Have there be what the VM's NICs are put on, and write down what came of it: an address that plugins gave, say.
+
+    :raises CocoonError: it cannot be had.
+    """
+    for config in vm.record["network_configs"]:
+        vm.run.ensure_network(config["network_name"])
+    plug_nics(vm)
+
+
+def plug_nics(vm: Vm) -> None:
+    """As :func:`ready_networks`, of networks that are there."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
+
+    record, changed = vm.record, False
+    asked = [nic.get("ip") for nic in record.get("nics") or ()]
+    for index, (config, network, ports) in enumerate(_ported(vm)):
+        # A guest that goes on has the address that it has.
+        stays = bool(record.get("resume") or (asked[index] if index < len(asked) else None))
+        if backends.of(config).plug(vm.run.store, network, config, ports, stays):
+            changed = True
+            vm.mark("start.plugged")
+        if record.get("resume"):
+            _check_mtu(config, index)
+    if changed:
+        reserve.route_nics(vm.run, record["network_configs"])
+        vm.write()
+        if record.get("ports"):  # which are known by the guest's address
+            with locked(vm.paths, ["host"], vm.run.options.lock_timeout):
+                reserve.take_ports(vm.run, record)
+
+
+def _check_mtu(config: NetworkConfig, index: int) -> None:
+    """:raises UnsupportedError: plugins gave a guest that goes on another MTU than it has."""
+    offered = config.get("offered")
+    mtu, before = (offered or {}).get("mtu") or 0, config.get("mtu") or 0
+    if offered and mtu != before:
+        raise UnsupportedError(
+            f"network '{config['network_name']}' has an MTU of {mtu or 'default'}, and the guest goes on with one of"
+            f" {before or 'default'}",
+            f"nics[{index}].network",
+            "Give it the same MTU in its conflist.",
+        )
+
+
+def _ported(vm: Vm) -> list[tuple[NetworkConfig, Record, list[str]]]:
+    """Each NIC with its network, and the published ports that lead to it."""
+    configs = vm.record["network_configs"]
+    target = reserve.port_target(configs, [reserve.network_of(vm.run, config) for config in configs])
+    ports = list(vm.record.get("ports") or ())
+    return [
+        (config, vm.run.known_network(config["network_name"]), ports if index == target else [])
+        for index, config in enumerate(configs)
+    ]
+
+
+def tell_ports(vm: Vm) -> None:
+    """The published ports of a VM that runs are others."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
+
+    for config, network, ports in _ported(vm):
+        backends.of(config).tell_ports(vm.run.store, network, config, ports)
+
+
+def rest_nics(vm: Vm) -> None:
+    """Nothing of a VM that has stopped is on its networks."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
+
+    for config in vm.record["network_configs"]:
+        backends.of(config).rest(config)
 
 
 def guard_nics(run: Run, records: t.Iterable[Record]) -> None:
@@ -251,7 +323,8 @@ def _start(driver: Driver, launch: Launch, configs: t.Sequence[NetworkConfig], h
     jail = driver.confine(launch)
     if driver.nic_by == "fd":
         return driver.start(launch, jail)
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import make_named, take_over
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import make_named
 
     def make() -> None:
         for config in configs:
@@ -259,7 +332,7 @@ def _start(driver: Driver, launch: Launch, configs: t.Sequence[NetworkConfig], h
 
     def take(process: Process) -> None:
         for config in configs:
-            take_over(config, process, attached=not hold)
+            backends.of(config).take_over(config, process, not hold)
 
     return driver.start(launch, dataclasses.replace(jail, enter=make), take)
 
@@ -267,10 +340,10 @@ def _start(driver: Driver, launch: Launch, configs: t.Sequence[NetworkConfig], h
 def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -> Nic:
     """A NIC on a TAP of its own, which is kept off the bridge while the guest takes itself for another one."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Nic
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import open_tap
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
 
     pairs = max(1, config["num_queues"] // 2) if driver.nic_by == "fd" else 1
-    fds = open_tap(config, pairs, attached=not hold) if driver.nic_by == "fd" else []
+    fds = backends.of(config).open_tap(config, pairs, not hold) if driver.nic_by == "fd" else []
     opened += fds
     return Nic(
         mac=config["mac"],
@@ -386,6 +459,7 @@ def stop(vm: Vm, timeout: float, force: bool, keep: bool = False) -> None:
             if not asked:
                 process.end()
     vm.mark("stop.process")
+    rest_nics(vm)
     clear_runtime(vm)
     vm.mark("stop.runtime")
     if asked:

@@ -110,12 +110,17 @@ def plan_nics(run: Run, record: Record, nics: t.Sequence[Record]) -> list[Networ
 
 def route_nics(run: Run, configs: t.Sequence[NetworkConfig]) -> None:
     """Which NIC is the guest's way out, as its networks are now."""
-    settings.route(configs, [run.known_network(config["network_name"]) for config in configs])
+    settings.route(configs, [network_of(run, config) for config in configs])
+
+
+def network_of(run: Run, config: NetworkConfig) -> Record:
+    """The network of a NIC, as that NIC has it."""
+    return settings.as_seen(run.known_network(config["network_name"]), config)
 
 
 def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Sequence[NetworkConfig]) -> NetworkConfig:
     """MAC and address of one NIC: those given, else new ones."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, manager
 
     name = nic.get("network") or record["config"]["network"]
     if not name:
@@ -138,12 +143,15 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Seque
         "isolated": bool(network.get("isolated")),
         **t.cast(NetworkConfig, settings.asked(nic)),
     }
+    backends.of(network).place(config, record["id"])
     if network.get("subnet"):
         wanted, seed = nic.get("ip"), address_seed(record["config"]["name"], index)
         taken = [config["network"]["ip"] for config in others if config.get("network")]
         address = manager.choose_ip(run.store, network, seed, wanted, taken, record["id"] if wanted else None)
         prefix = int(network["subnet"].rpartition("/")[2])
         config["network"] = {"ip": address, "gateway": "", "prefix": prefix}
+    elif nic.get("ip") and settings.gives_addresses(network):  # the start asks for it
+        config["network"] = {"ip": nic["ip"], "gateway": "", "prefix": 0}
     elif nic.get("ip"):
         raise InputError(
             f"network '{name}' has no subnet", f"nics[{index}].ip", "Give the network a subnet, or leave ip out."
@@ -177,7 +185,7 @@ def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> N
         network = run.known_network(config["network_name"])
         manager.attach(run.store, network["id"], record["id"])
         run.mark("create.mac")
-        if config.get("network", {}).get("ip"):
+        if config.get("network", {}).get("ip") and network.get("subnet"):
             manager.lease(run.store, network, config["network"]["ip"], record["id"])
             run.mark("create.lease")
 
@@ -225,7 +233,7 @@ def port_target(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Re
 
     :param nics: definitions or records of NICs. :param networks: the network of each.
     """
-    reachable = [index for index, network in enumerate(networks) if network and network.get("subnet")]
+    reachable = [index for index, network in enumerate(networks) if network and settings.gives_addresses(network)]
     ways = [index for index in settings.ways_out(nics, networks) if index in reachable]
     return next(iter(ways or reachable), None)
 
@@ -241,7 +249,8 @@ def take_ports(run: Run, record: Record) -> None:
     target = port_target(configs, networks)
     if target is None:
         raise InputError("no NIC has an address to publish ports for", "ports", "Use a network with a subnet.")
-    manager.publish(run.store, networks[target], record["id"], configs[target]["network"]["ip"], record["ports"])
+    address = (configs[target].get("network") or {}).get("ip") or ""
+    manager.publish(run.store, networks[target], record["id"], address, record["ports"])
     run.networks_changed = True
 
 

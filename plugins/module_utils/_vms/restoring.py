@@ -174,8 +174,7 @@ def finish(vm: Vm, snapshot: Record) -> None:
     vm.mark("restore.record")
     storage.settle(vm)
     if runs:
-        for config in record["network_configs"]:
-            vm.run.ensure_network(config["network_name"])
+        power.ready_networks(vm)
         power.start(vm)
     vm.mark("restore.done")
 

@@ -64,6 +64,8 @@ def clone_disks(vm: Vm, snapshot: Record) -> None:
         link_memory(vm, snapshot, memory)
         record["resume"]["hold"] = bool(record["network_configs"])
         record["resume"]["macs"] = [nic["mac"] for nic in snapshot["nic_configs"]]
+        for config, nic in zip(record["network_configs"], snapshot["nic_configs"]):
+            config["mtu"] = nic["mtu"]
 
 
 def disk_files(snapshot: Record) -> list[str]:

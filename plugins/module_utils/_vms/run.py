@@ -78,6 +78,10 @@ class Run:
         self._snapshots: dict[str, Record | None] = {}
         self._drivers: dict[str, Driver] = {}
         self._ensured: set[str] = set()
+        # VMs whose plugins have been asked to take down what they made; what failed is left to another run.
+        self.unplugged: set[str] = set()
+        # What did not keep anything from its place, and yet has to be told.
+        self.warnings: list[str] = []
         self._verified: set[str] = set()
         self._blob_digests: dict[str, dict[str, str]] = {}
         self._processes: dict[int, list[int]] | None = None
@@ -109,7 +113,7 @@ class Run:
 
     def nic_faults(self, record: Record) -> dict[str, list[str]]:
         """What is wrong with the host's side of a running VM's NICs, by one look at all interfaces a pass."""
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, wires
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, guard, wires
 
         if not wires.is_settled(record):
             return {}
@@ -118,7 +122,8 @@ class Run:
         found = {}
         configs = record["network_configs"]
         for nic in guard.nics(configs, lambda config: self._network_document(config["network_id"])):
-            wrong = wires.faults(nic.config, nic.network, self._links) + guard.faults(self.store.store_id, nic)
+            wrong = backends.of(nic.config).faults(nic.config, nic.network, self._links)
+            wrong += guard.faults(self.store.store_id, nic)
             if wrong:
                 found[f"nics[{configs.index(nic.config)}]"] = wrong
         return found

@@ -808,9 +808,9 @@ def test_a_kernel_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel.links, "set_sysctl", lambda *_words: None)
     monkeypatch.setattr(kernel.links, "index_of", lambda _name: 7)
     monkeypatch.setattr(kernel.links, "Control", Anything)
-    monkeypatch.setattr(kernel, "_netlink", no_netlink)
+    monkeypatch.setattr(kernel, "route_socket", no_netlink)
     kernel.activate(network(subnet=None, gateway=None, nat=False))
-    monkeypatch.setattr(kernel, "_netlink", Anything)
+    monkeypatch.setattr(kernel, "route_socket", Anything)
     kernel.activate(network(subnet=None, gateway=None, nat=False, subnet6="fd00:1::/64"))
 
 

@@ -67,6 +67,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.networking imp
     udp_blocked,
     udp_reaches,
 )
+from ansible_collections.cocoon.microvm.tests.integration.support.packets import OPENER, arp_request
 
 TAP = "cmtestaaaa-0"
 
@@ -666,15 +667,6 @@ def test_the_same_network_by_many_at_once(host: Host, modules: Callable[..., Any
 # -- TAPs -----------------------------------------------------------------------------------------------------------
 
 
-def arp_request(mac: str, sender: str, wanted: str) -> bytes:
-    """An Ethernet frame, behind the header that a TAP with IFF_VNET_HDR has."""
-    source = bytes.fromhex(mac.replace(":", ""))
-    arp = struct.pack(
-        "!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, source, socket.inet_aton(sender), bytes(6), socket.inet_aton(wanted)
-    )
-    return bytes(10) + b"\xff" * 6 + source + b"\x08\x06" + arp
-
-
 @pytest.mark.parametrize("pairs", [1, 4])
 def test_tap_carries_frames_and_vanishes(lab: Host, pairs: int) -> None:
     mac = "02:00:00:00:00:01"
@@ -715,19 +707,6 @@ def test_tap_on_no_bridge(lab: Host) -> None:
         with pytest.raises(error, match=bridge):
             inside(lab.netns, open_tap, {"tap": TAP, "mac": "02:00:00:00:00:01", "bridge_dev": bridge}, 2)
         assert inside(lab.netns, links.index_of, TAP) is None
-
-
-# A hypervisor that opens its TAP by name, as the VM's user, and then sends each line that it is given as a frame.
-OPENER = """
-import fcntl, os, select, struct, sys
-fd = os.open("/dev/net/tun", os.O_RDWR)  # not on every machine everybody may
-os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
-fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", sys.argv[1].encode(), 0x5002))
-print("open", flush=True)
-for line in sys.stdin:
-    os.write(fd, bytes.fromhex(line.strip()))
-    print(os.read(fd, 4096).hex() if select.select([fd], [], [], 0.2)[0] else "", flush=True)
-"""
 
 
 def test_a_tap_that_is_opened_by_name(lab: Host) -> None:

@@ -9,6 +9,7 @@ import ctypes
 import os
 import select
 import socket
+import struct
 import threading
 
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
@@ -53,3 +54,25 @@ class Wire:
                 if kind != socket.PACKET_OUTGOING and interface.startswith(TAP) and "-" in interface[-3:]:
                     self.frames += 1
                     self.seen.add((interface, frame[6:12].hex(":")))
+
+
+def arp_request(mac: str, sender: str, wanted: str) -> bytes:
+    """An Ethernet frame, behind the header that a TAP with IFF_VNET_HDR has."""
+    source = bytes.fromhex(mac.replace(":", ""))
+    arp = struct.pack(
+        "!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, source, socket.inet_aton(sender), bytes(6), socket.inet_aton(wanted)
+    )
+    return bytes(10) + b"\xff" * 6 + source + b"\x08\x06" + arp
+
+
+# A hypervisor that opens its TAP by name, as the VM's user, and then sends each line that it is given as a frame.
+OPENER = """
+import fcntl, os, select, struct, sys
+fd = os.open("/dev/net/tun", os.O_RDWR)  # not on every machine everybody may
+os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
+fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", sys.argv[1].encode(), 0x5002))
+print("open", flush=True)
+for line in sys.stdin:
+    os.write(fd, bytes.fromhex(line.strip()))
+    print(os.read(fd, 4096).hex() if select.select([fd], [], [], 0.2)[0] else "", flush=True)
+"""

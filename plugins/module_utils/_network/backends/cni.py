@@ -71,14 +71,22 @@ def ensure(store: Store, network: Record, timeout: float) -> bool:
     left = attachments.leftovers(store, network["id"])
     for path in left:
         with contextlib.suppress(CocoonError):
-            attachments.delete(path)
+            _clear(store, path)
     return bool(left)
+
+
+def _clear(store: Store, path: str) -> None:
+    """DEL of what is left over, and with the last of a VM that is gone its namespace."""
+    attachments.delete(path)
+    vm_id = os.path.basename(path).rpartition("-")[0]
+    if not os.path.isdir(store.paths.vm_dir(vm_id)):
+        _remove_if_empty(store, vm_id)
 
 
 def clear(store: Store, network: Record, force: bool) -> None:
     for path in attachments.leftovers(store, network["id"]):
         try:
-            attachments.delete(path)
+            _clear(store, path)
         except CocoonError as exc:
             if not force:
                 raise ChangeRefusedError(

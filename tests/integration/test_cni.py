@@ -285,7 +285,7 @@ def test_killed_at_every_step(pods: Pods) -> None:
     whole = pods.vms(start).marks
     gone = pods.vms(remove).marks
     assert {"cni.netns", "cni.noted", "cni.added", "cni.complete"} <= set(whole)
-    assert {"cni.deleted", "cni.forgotten", "remove.unplugged"} <= set(gone)
+    assert {"cni.deleted", "cni.forgotten"} <= set(gone)
     for number, mark in enumerate(whole):
         if mark.startswith("cni.") or mark == "start.plugged":
             assert pods.vms(start, kill_at=number).killed

@@ -211,7 +211,6 @@ def _unplug(vm: Vm) -> None:
     if vm.id not in vm.run.unplugged:
         vm.run.unplugged.add(vm.id)
         vm.run.warnings += _kept(manager.unplug(vm.run.store, vm.id))
-        vm.mark("remove.unplugged")
 
 
 def _kept(failed: t.Iterable[str]) -> list[str]:

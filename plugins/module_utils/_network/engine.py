@@ -392,7 +392,6 @@ def _remove(store: Store, name: str, force: bool = False) -> None:
             if not is_damaged(record):
                 write_json(_path(store, record["id"]), record)
             raise
-        checkpoint("cleared")
         serving.stop(store, network_id)
         checkpoint("dnsmasq")
         with locked(store.paths, firewall.lock_names(), manager.LOCK_TIMEOUT):

@@ -92,7 +92,7 @@ def _run(conflist: Conflist, kind: str, command: str, call: Call, config: Record
     path = conflists.plugin_path(kind, call.folders)
     where = f"the CNI plugin '{kind}' of conflist '{conflist.name}'"
     try:
-        process = subprocess.Popen(  # pylint: disable=consider-using-with  # it is ended by its group
+        process = subprocess.Popen(  # pylint: disable=consider-using-with,ansible-bad-function  # no AnsibleModule here
             [path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

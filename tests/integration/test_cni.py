@@ -233,6 +233,11 @@ def test_a_reboot_and_wishes(pods: Pods) -> None:
     assert [(nic["network"]["ip"], nic["mac"]) for nic in after] == [
         (nic["network"]["ip"], nic["mac"]) for nic in (first, second)
     ]
+    # So it is for a guest that goes on from its memory, where nothing else would do.
+    assert pods.vms({**vm, "state": "hibernated"}).error is None
+    assert not inside(space, wires.look)["eth0"].up
+    command("ip", "netns", "del", space.name)
+    assert pods.vms(vm).error is None and pods.engine.record("one")["network_configs"] == after
     # A NIC that goes gives back what it had.
     one = {**vm, "nics": vm["nics"][:1], "allow_restart": True, "stop_timeout": 0}
     assert pods.vms(one).error is None and len(pods.left()) == 4

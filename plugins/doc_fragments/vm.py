@@ -58,6 +58,14 @@ snapshot:
 cpu:
   description:
     - Number of virtual CPUs; 2 where omitted at creation.
+    - More of them, up to O(cpu_max), reach a running guest without a restart.
+  type: int
+cpu_max:
+  description:
+    - Number of virtual CPUs that the VM can come to have while it runs, by a larger O(cpu); V(0), which is also what
+      applies at creation when the option is omitted, for none beyond O(cpu).
+    - A guest uses a new CPU when it has brought it online. The images of the role P(cocoon.microvm.image#role) do so by
+      themselves.
   type: int
 memory:
   description:

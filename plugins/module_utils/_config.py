@@ -93,6 +93,10 @@ class Paths:
     def hypervisor_log(self, vm_id: str) -> str:
         return os.path.join(self.vm_log(vm_id), "hypervisor.log")
 
+    def launch_lines(self, vm_id: str) -> str:
+        """How it was last started."""
+        return os.path.join(self.vm_log(vm_id), "launch.json")
+
 
 def closed_directories(paths: Paths) -> dict[str, str]:
     """By option, the first directory above root_dir, run_dir or log_dir that a VM's own user cannot pass."""

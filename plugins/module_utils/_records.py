@@ -144,6 +144,7 @@ class VmRecord(t.TypedDict, total=False):
     detached_disks: list[DataDisk]
     balloon: int | None
     watchdog: bool
+    cpu_max: int
     memory_backing: t.Literal["ram", "disk"]
     login: Record
     relogin: bool
@@ -211,6 +212,7 @@ class SnapshotRecord(t.TypedDict, total=False):
     own_kernel: bool | None
     balloon: int | None
     watchdog: bool
+    cpu_max: int
     image_id: str
     image_type: str
     image_digest: str
@@ -320,10 +322,14 @@ _CONTAINER: Record = {"entrypoint": [], "command": [], "env": {}, "working_dir":
 _VM_SINCE: Record = {
     **_CONTAINER,
     "hostname": "",
+    "cpu_max": 0,
     **{"firmware": None, "memory_backing": "ram", "own_kernel": None, "blob_digests": None},
     **{"relogin": False, "host_keys": [], "console_from": 0},
 }
-_SNAPSHOT_SINCE: Record = {**_CONTAINER, "firmware": None, "own_kernel": None, "first_boot_due": False, "frozen": None}
+_SNAPSHOT_SINCE: Record = {
+    **_CONTAINER,
+    **{"cpu_max": 0, "firmware": None, "own_kernel": None, "first_boot_due": False, "frozen": None},
+}
 _IMAGE_SINCE: Record = {"boot": None, "disk": None, "folders": [], "features": [], "labels": {}, "config": {}}
 # Of bridges of our own; to an adopted one they mean nothing.
 GUARDED: Record = {"isolated": False, "anti_spoofing": True}

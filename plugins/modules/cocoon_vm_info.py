@@ -36,6 +36,11 @@ options:
       - Ask the guests themselves, through the agents inside them.
     type: bool
     default: false
+  launch:
+    description:
+      - How each VM was last started, as lines for a shell.
+    type: bool
+    default: false
   logs:
     description:
       - How many of the last lines of each VM's console and of its hypervisor's log to return.
@@ -61,6 +66,11 @@ EXAMPLES = r"""
     names: [web1]
     guest: true
 
+- name: The command that a VM was started by
+  cocoon.microvm.cocoon_vm_info:
+    names: [web1]
+    launch: true
+
 - name: Their addresses
   ansible.builtin.debug:
     msg: "{{ item.config.name }} {{ item.network_configs | map(attribute='network.ip') | join(' ') }}"
@@ -77,6 +87,9 @@ vms:
       C(hostname), C(os) with C(pretty_name), C(kernel_release) and the like, C(interfaces) with C(name), C(mac) and
       C(addresses), C(users) that are logged in, and C(file_systems). C(error) stands there instead where it does not
       answer. Of a VM that does not run it is null.
+    - With O(launch) each has C(launch), the lines for a shell of root's that its last start comes to, its hypervisor's
+      command and the calls of its API among them. Passwords and other secrets are in files that these name. Lines that
+      begin with C(#) tell what a shell cannot do. It is null where the VM was not started since the host booted.
     - With O(logs) each has C(console_path), the socket of its console while it runs and where there is one, and C(logs)
       with C(console) and C(hypervisor), each of C(path) and C(lines).
   returned: always
@@ -115,6 +128,7 @@ def main() -> None:
         "labels": {"type": "dict"},
         "owner": {"type": "str"},
         "guest": {"type": "bool", "default": False},
+        "launch": {"type": "bool", "default": False},
         "logs": {"type": "int", "default": 0},
         "agent_timeout": {"type": "int", "default": 5},
         **store_options(),

@@ -80,6 +80,7 @@ PORT = {"ports": ["{port}:80"]}
 NICS = [{"network": "side"}, {"network": "lab"}]
 ANEW = {"recreate": True, "stop_timeout": 0}
 RESTART = {"allow_restart": True, "stop_timeout": 0}
+ROOM = {**UP, "memory": "96M", "cpu": 1, "cpu_max": 2}
 
 CASES = (
     case("create", {**UP, **PORT, "data_disks": TWO}),
@@ -123,7 +124,7 @@ CASES = (
     case("rebuild-stopped", DOWN, {**MADE, "image": "other", **ANEW}, places="rebuild.record rebuild.removed"),
     case("restart", UP, {**MADE, "memory": "72M", **RESTART}),
     case("configure", UP, {**MADE, "labels": {"tier": "web"}}),
-    case("balloon", {**UP, "memory": "96M", "balloon": "8M"}, {**UP, "memory": "96M", "balloon": "16M"}),
+    case("balloon-and-vcpus", {**ROOM, "balloon": "8M"}, {**ROOM, "balloon": "16M", "cpu": 2}),
 )
 
 

@@ -26,6 +26,7 @@ OPTIONS = ("-oBatchMode=yes", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFil
 GOLDEN = {
     "image": "tiny",
     "cpu": 1,
+    "cpu_max": 2,
     "memory": "128M",
     "storage": "64M",
     "network": "lab",
@@ -146,6 +147,10 @@ def fixture_host(make_host: Callable[[], Host]) -> Host:
 def fixture_source(host: Host) -> dict[str, Any]:
     """A running VM with something to remember, and the snapshot ``warm`` of it."""
     vm = host.golden("golden")["vm"]
+    more = host.vm("golden", state="started", cpu=2)
+    assert more["actions"] == ["set_cpus"] and more["vm"]["pid"] == vm["pid"]
+    host.ssh(vm, "while [ $(nproc) != 2 ]; do usleep 50000; done")
+    assert not host.vm("golden", state="started", cpu=2).changed
     host.snapshot("warm", vm="golden", description="eight services, all warm")
     return dict(vm)
 
@@ -201,6 +206,9 @@ def test_clones_remember_and_are_others(host: Host, source: dict[str, Any]) -> N
         assert fact["mac"] == clone["network_configs"][0]["mac"]
         assert (fact["blob"], fact["note"], fact["data"]) == (before["blob"], "golden", "golden")
         assert int(fact["count"]) > 0
+        assert clone["config"]["cpu"] == 2
+    assert host.ssh(clones[0], "nproc") == "2"
+    assert clones[0]["network_configs"][0]["num_queues"] == 2, "as it booted"
     everybody = [before, *facts]
     for key in ("hostname", "mac"):
         assert len({fact[key] for fact in everybody}) == 4, key

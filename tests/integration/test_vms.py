@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import IDLE, idle_image
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
@@ -89,6 +93,37 @@ def test_from_nothing_to_a_guest_that_answers_and_back(vm: Callable[..., Result]
     assert gone["vm"] is None
     assert not vm(state="absent").changed
     assert host("cocoon_vm_info", name=["one"])["vms"] == []
+
+
+def test_a_shell_does_what_a_start_does(vm: Callable[..., Result], host: Modules, tmp_path: Path) -> None:
+    """The lines that a start comes to, run by hand after it has ended, but for the word that lets the guest go."""
+    assert host("cocoon_vm_info", names=["one"], launch=True)["vms"] == []
+    assert vm(**SMALL)["vm"] and host("cocoon_vm_info", names=["one"], launch=True)["vms"][0]["launch"] is None
+    record = vm(state="started")["vm"]
+    lines = host("cocoon_vm_info", names=["one"], launch=True)["vms"][0]["launch"]
+    vm(state="stopped", force=True)
+    tap = record["network_configs"][0]["tap"]
+    assert host.netns and any(line.startswith("ip tuntap add") for line in lines)
+    said = tmp_path / "said"
+    by_hand = [line for line in lines if "socat" not in line]
+    assert len(by_hand) == len(lines) - 1
+    try:
+        # Everybody may open it where udev has made it.
+        tun = [f"mknod -m 0666 {tmp_path}/tun c 10 200", f"mount --bind {tmp_path}/tun /dev/net/tun"]
+        script = [*tun, *(line.replace(" &", f" > {said} 2>&1 &") for line in by_hand)]
+        host.netns.run("unshare", "-m", "bash", "-ec", "\n".join(script))
+        run_dir = os.path.join(host.defaults["run_dir"], record["id"])
+        try:
+            assert QemuDriver(Paths()).status(run_dir) == "paused"  # before its first instruction
+        except HypervisorError:
+            pytest.fail(said.read_text())
+        QemuDriver(Paths()).resume(run_dir)
+        assert QemuDriver(Paths()).status(run_dir) == "running"
+    finally:
+        for process in Process.scan(record["uid"]):
+            with process:
+                process.end(grace=0)
+        host.netns.run("ip", "link", "del", tap, check=False)
 
 
 def test_present_does_not_touch_the_power(vm: Callable[..., Result]) -> None:

@@ -26,8 +26,9 @@ def name_of(driver: str) -> str:
 @pytest.fixture(scope="module")
 def vm(site: Site, driver: str) -> dict[str, Any]:
     """A running VM with a NIC, which has answered on it."""
+    room = {"cpu_max": 2} if has(site, driver, "live_cpus") else {}
     result = site.vm(
-        name_of(driver), hypervisor=driver, state="started", wait_for="ping", timeout=180, balloon="off", **VM
+        name_of(driver), hypervisor=driver, state="started", wait_for="ping", timeout=400, balloon="off", **room, **VM
     )
     assert result["changed"]
     return dict(result["vm"])
@@ -117,6 +118,27 @@ def test_a_disk_comes_grows_and_goes_live(site: Site, vm: dict[str, Any], driver
     assert grown["changed"] and grown["vm"]["pid"] == vm["pid"]
     await_console(site, vm, "131072 512-byte logical blocks")
     assert not site.vm(name_of(driver), state="started", data_disks=[{**disk, "size": "64M"}])["changed"]
+
+
+def vcpu_ticks(site: Site, vm: dict[str, Any]) -> list[int]:
+    """How long each vCPU has run, in ticks."""
+    lines = site.shell(f"cat /proc/{vm['pid']}/task/*/stat").splitlines()
+    rows = {name.partition("(")[2]: rest.split() for name, _end, rest in (line.rpartition(") ") for line in lines)}
+    return [int(rows[f"vcpu{number}"][11]) + int(rows[f"vcpu{number}"][12]) for number in (0, 1)]
+
+
+def test_a_vcpu_comes_live(site: Site, vm: dict[str, Any], driver: str) -> None:
+    """What is cloned and saved after this has two, one of them younger than its NIC."""
+    if not has(site, driver, "live_cpus"):
+        pytest.skip(f"{driver} declares no vCPUs that come live")
+    more = site.vm(name_of(driver), state="started", cpu=2)
+    assert more["changed"] and more["vm"]["pid"] == vm["pid"]
+    assert not site.vm(name_of(driver), state="started", cpu=2)["changed"] and answers(site, vm)
+    # One that nobody has brought online has yet to run its first instruction.
+    deadline = time.monotonic() + 120
+    while vcpu_ticks(site, vm)[1] < 5:
+        assert time.monotonic() < deadline, "the guest does not use it"
+        time.sleep(2)
 
 
 def test_what_it_cannot_do_is_refused_by_name(site: Site, vm: dict[str, Any], driver: str) -> None:

@@ -392,6 +392,17 @@ def set_balloon(job: Job, step: steps.SetBalloon) -> None:
     keep(job, {"balloon": step.balloon})
 
 
+def set_cpus(job: Job, step: steps.SetCpus) -> None:
+    """More vCPUs. Its NICs keep the queues that they have until it is started anew."""
+    vm = job.vm
+    if vm.runs():
+        vm.driver.add_cpus(vm.run_dir, step.cpu)
+    vm.mark("set_cpus.asked")
+    vm.record["config"]["cpu"] = step.cpu
+    vm.write(updated_at=types.now())
+    vm.mark("set_cpus.done")
+
+
 def set_nics(job: Job, step: steps.SetNics) -> None:
     """New NICs for a VM that does not run, and their ports: what both lists share is kept, the rest released or taken.
 
@@ -597,6 +608,7 @@ EXECUTORS: dict[type[steps.Step], t.Callable[[Job, t.Any], None]] = {
     steps.SetSecretEnv: set_secret_env,
     steps.SetLogin: set_login,
     steps.SetBalloon: set_balloon,
+    steps.SetCpus: set_cpus,
     steps.Rebuild: rebuild,
     steps.SetPorts: set_ports,
     steps.Start: start,

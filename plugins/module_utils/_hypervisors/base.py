@@ -53,6 +53,7 @@ class Capabilities:
     live_disk_resize: bool = False
     snapshots: bool = False
     live_disk_copy: bool = False
+    live_cpus: bool = False
     guest_data: bool = False
     # The guest's RAM is a file, which can be on a disk; else it is the process's own memory.
     ram_file: bool = False
@@ -275,6 +276,7 @@ class Launch:
     :param guest_data: names of items for the guest, each with the file that holds its content.
     :param status_log: file that takes what the guest writes to its second channel; ``None`` for no such channel.
     :param balloon: bytes that the balloon takes; ``None`` for no balloon.
+    :param cpu_max: vCPUs that it can come to have while it runs; none beyond *cpu* if that is less.
     :param file_limit: the largest file that the process may make, its RAM and disks included; ``None`` for no limit.
     :param resume: a saved state to go on from instead of booting.
     :param serial: the machine's serial number (SMBIOS); the VM's id if empty.
@@ -300,6 +302,7 @@ class Launch:
     guest_data: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     balloon: int | None = None
     watchdog: bool = False
+    cpu_max: int = 0
     file_limit: int | None = None
     resume: Resume | None = None
     status_log: str | None = None
@@ -472,6 +475,12 @@ class Driver(t.Protocol):
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         """Ask the guest's balloon to take *taken* bytes of its memory."""
+
+    def add_cpus(self, run_dir: str, count: int) -> None:
+        """Give a running guest more vCPUs, *count* in all; nothing happens if it has as many.
+
+        :raises HypervisorError: it has more.
+        """
 
     def save(self, run_dir: str, wanted: Saving) -> Saved:
         """Stop the guest, write its machine's state into the inbox, have it copied, let the guest go on.

@@ -158,6 +158,7 @@ def same_nics(run: Run, found: Record, networks: t.Mapping[str, str]) -> list[Ne
     configs = plan_nics(run, found, networks)
     for config, nic in zip(configs, found["nics"]):
         config["mtu"] = nic.get("mtu", 0)
+        config["num_queues"] = nic.get("num_queues") or config["num_queues"]
     return configs
 
 

@@ -77,6 +77,8 @@ _CONFIG: Record = {
     },
     "additionalProperties": False,
 }
+# Of a NIC, what nobody asks for, and a saved machine has.
+KEPT = ("mtu", "num_queues")
 _NIC: Record = {
     "type": "object",
     "required": ["network", "mac"],
@@ -85,6 +87,8 @@ _NIC: Record = {
         "mac": _MAC,
         "ip": _or_null({"type": "string", "maxLength": 15}),
         "mtu": _NUMBER,
+        # Absent where an earlier version wrote it.
+        "num_queues": document.NIC["properties"]["num_queues"],
         "default_route": _FLAG,
         "dhcp": _FLAG,
         "limits": {"type": "object", "maxProperties": 2},
@@ -168,8 +172,9 @@ def issue(record: Record, driver: Driver) -> Record:
 
 
 def _nics(record: Record) -> list[Record]:
-    mtus = [nic.get("mtu") or 0 for nic in record.get("network_configs") or ()]
-    return [{**nic, "mtu": mtu} for nic, mtu in zip(current_nics(record), mtus)]
+    configs = record.get("network_configs") or ()
+    kept = [{"mtu": config.get("mtu") or 0, "num_queues": config["num_queues"]} for config in configs]
+    return [{**nic, **more} for nic, more in zip(current_nics(record), kept)]
 
 
 def _resume(record: Record) -> Record:
@@ -204,9 +209,13 @@ def check(found: t.Any, driver: t.Callable[[str], Driver]) -> Record:
             "Move it between hosts that are managed by the same version of the collection.",
         ) from None
     asked = normalise({"name": found["config"]["name"], "nics": [_asked(nic) for nic in found["nics"]]})
-    nics = [{**nic, "mtu": given.get("mtu", 0)} for nic, given in zip(asked["nics"], found["nics"])]
+    nics = [{**nic, "mtu": 0, **_kept(given)} for nic, given in zip(asked["nics"], found["nics"])]
     return {**found, "nics": nics}
 
 
 def _asked(nic: Record) -> Record:
-    return {key: value for key, value in nic.items() if key != "mtu"}
+    return {key: value for key, value in nic.items() if key not in KEPT}
+
+
+def _kept(nic: Record) -> Record:
+    return {key: nic[key] for key in KEPT if key in nic}

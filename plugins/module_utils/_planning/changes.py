@@ -41,6 +41,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     GrowDataDisk,
     GrowSystemDisk,
     SetBalloon,
+    SetCpus,
     SetNics,
     SetPorts,
     SetSecretEnv,
@@ -194,7 +195,9 @@ def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
             continue
         before, after = _recorded(record, row), definition[option]
         before = DEFAULTS.get(option) if before is None else before
-        if before != after:
+        if option == "cpu" and before < after <= record.get("cpu_max", 0):
+            yield Difference(option, before, after, row.how, "live_cpus", values={option: after}, online=SetCpus(after))
+        elif before != after:
             how = row.of_disk if row.of_disk and record.get("image_type") == "cloudimg" else row.how
             yield Difference(option, shown(option, before), shown(option, after), how, values={option: after})
 

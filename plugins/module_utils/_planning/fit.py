@@ -101,6 +101,7 @@ def _check_counts(hypervisor: str, asked: Definition, limits: LimitsLike) -> Non
     """
     counts = (
         ("cpu", "vCPUs", asked.get("cpu") or 0, limits.cpus),
+        ("cpu_max", "vCPUs", asked.get("cpu_max") or 0, limits.cpus),
         ("nics", "NICs", len(asked.get("nics") or ()), limits.nics),
         ("data_disks", "data disks", len(attached_disks(asked)), limits.removable_disks),
         # beside the system disk and a volume for the first boot
@@ -346,6 +347,12 @@ def check_balloon(balloon: int | None, memory: int) -> None:
         )
 
 
+def check_cpus(cpu: int, cpu_max: int) -> None:
+    """:raises InputError: more vCPUs than the VM can ever have."""
+    if 0 < cpu_max < cpu:
+        raise InputError(f"{cpu} vCPUs are more than cpu_max, {cpu_max}", "cpu", "Raise cpu_max, or set it to 0.")
+
+
 def check_nics(nics: t.Sequence[Definition], context: Context, given: bool) -> None:
     """:param given: the NICs come from ``nics`` and not from ``network``.
 
@@ -450,6 +457,7 @@ def _settle(record: Record | None, old: Definition, definition: Definition, cont
     check_capabilities(hypervisor, required_capabilities({**wanted, **waits}, image), context)
     wanted["firmware"] = choose_firmware(wanted, image, context)
     check_balloon(wanted["balloon"], wanted["memory"])
+    check_cpus(wanted["cpu"], wanted["cpu_max"])
     return wanted
 
 
@@ -512,5 +520,7 @@ def check_update(record: Record, definition: Definition, context: Context) -> No
         check_capabilities(record["hypervisor"], changed, context)
     if definition.get("firmware"):
         check_firmware(record["hypervisor"], definition["firmware"], context)
+    cpus = {"cpu": record["config"]["cpu"], "cpu_max": record.get("cpu_max", 0), **definition}
+    check_cpus(cpus["cpu"], cpus["cpu_max"])
     balloon = definition.get("balloon", record.get("balloon"))
     check_balloon(None if balloon == "off" else balloon, definition.get("memory", record["config"]["memory"]))

@@ -145,7 +145,15 @@ _RESOURCES = (
     _plain("accel", *_word("auto", "kvm", "tcg"), NONE, auto=True),
     Option("image", STR, checks.image, at="config", needs="qcow2", lacks="cannot use disk images (qcow2)"),
     Option("snapshot", STR, checks.snapshot, lacks="cannot go on from a saved state"),
+    # More of them, up to what the running machine has room for, are a comparison of their own.
     _go("cpu", INT, checks.integer(MIN_CPU, MAX_CPU), 2),
+    _plain(
+        *("cpu_max", INT, checks.integer(0, MAX_CPU), 0),
+        needs="live_cpus",
+        lacks="gives a running guest no more vCPUs",
+        machine=True,
+        schema={"type": "integer", "minimum": 0, "maximum": MAX_CPU},
+    ),
     _go("memory", STR, checks.size(MIN_MEMORY, MEMORY_UNIT), GIB, size=True),
     _plain(
         *("memory_backing", *_word("ram", "disk"), "ram"),

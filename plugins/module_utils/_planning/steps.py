@@ -205,6 +205,16 @@ class SetBalloon(Step):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class SetCpus(Step):
+    """More vCPUs for a running guest."""
+
+    name = "set_cpus"
+    rank = 125
+    on_device = True
+    cpu: int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Rebuild(Step):
     """A new system disk. :param wanted: every option with its value."""
 

@@ -52,6 +52,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     Remove,
     Restore,
     Resume,
+    SetCpus,
     SetLogin,
     SetNics,
     Start,
@@ -536,6 +537,11 @@ class _Existing:
             if self.running and not stop and difference.option.endswith("].size"):
                 self.warnings.append(
                     f"VM '{self.name}': {difference.option} grew while the VM runs; grow the file system in the guest"
+                )
+            if isinstance(difference.online, SetCpus) and difference.online in steps:
+                self.warnings.append(
+                    f"VM '{self.name}': its guest has the new vCPUs when it has brought them online, as the images of"
+                    " the role cocoon.microvm.image do by themselves"
                 )
         if values:
             steps.append(Configure(values))

@@ -41,6 +41,8 @@ NIC = _object(
     {
         "mac": {"type": "string", "pattern": r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z"},
         "mtu": {"type": "integer", "minimum": 0, "maximum": 65535},
+        # Absent where an earlier version wrote it: two for each vCPU.
+        "num_queues": {"type": "integer", "minimum": 2, "maximum": 480},
     },
     additionalProperties=False,
 )

@@ -101,7 +101,10 @@ def fresh_record(vm: Vm, name: str, description: str, owner: str, labels: Record
         "first_boot_due": cidata.due(vm.paths, vm.record),
         "data_disks": vm.record["data_disks"],
         "nic_networks": [nic["network_name"] for nic in vm.record["network_configs"]],
-        "nic_configs": [{"mac": nic["mac"], "mtu": nic.get("mtu") or 0} for nic in vm.record["network_configs"]],
+        "nic_configs": [
+            {"mac": nic["mac"], "mtu": nic.get("mtu") or 0, "num_queues": nic["num_queues"]}
+            for nic in vm.record["network_configs"]
+        ],
         "frozen": None,
         "layout": {},
         "blob_digests": {},

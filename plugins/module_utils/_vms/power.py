@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -18,7 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit impor
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     asking,
@@ -167,6 +168,8 @@ def _refresh_nics(vm: Vm) -> None:
         network = reserve.network_of(vm.run, config)
         config.update(mtu=network.get("mtu") or 0, isolated=bool(network.get("isolated")))
         config.update(dns=settings.servers(network), dns_search=settings.domains(network))
+        if not vm.record.get("resume"):  # a guest that was given vCPUs while it ran has the queues of its boot
+            config["num_queues"] = vm.record["config"]["cpu"] * 2
     reserve.route_nics(vm.run, vm.record["network_configs"])
 
 
@@ -311,11 +314,29 @@ def _spawn(vm: Vm, image: Record) -> tuple[Process, float]:
         container.make_status(vm.paths, record)
         begun = time.monotonic()
         launch = launch_of(vm, image, nics)
+        _note(vm, launch)
         process = _start(driver, launch, record["network_configs"], hold)
         return process, begun
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _note(vm: Vm, launch: Launch) -> None:
+    """Keep what the start comes to as lines for a shell, which finds TAPs by their names and not opened."""
+    named = dataclasses.replace(launch, nics=tuple(dataclasses.replace(nic, fds=()) for nic in launch.nics))
+    lines = vm.driver.dry_run(named)
+    if vm.driver.nic_by == "fd":
+        lines += [_joined(config) for config in vm.record["network_configs"]]
+    with contextlib.suppress(OSError):  # a guest can fill its logs' file system
+        write_json(vm.paths.launch_lines(vm.id), {"lines": lines}, locked=True)
+
+
+def _joined(config: NetworkConfig) -> str:
+    """How its TAP is had onto its network by hand."""
+    if config.get("bridge_dev"):
+        return f"ip link set {config['tap']} master {config['bridge_dev']}"
+    return f"# {config['tap']} is joined with what the plugins of network {config['network_name']} have made"
 
 
 def _start(driver: Driver, launch: Launch, configs: t.Sequence[NetworkConfig], hold: bool) -> Process:
@@ -388,6 +409,7 @@ def launch_of(vm: Vm, image: Record, nics: t.Sequence[Nic]) -> Launch:
         status_log=container.status_path(vm.paths, record) if container.is_container(record) else None,
         balloon=record.get("balloon"),
         watchdog=bool(record.get("watchdog")),
+        cpu_max=record.get("cpu_max", 0),
         file_limit=file_limit(record),
         resume=resuming.resume_of(vm),
         serial=cidata.serial_number(vm.paths, record),

@@ -181,5 +181,6 @@ def finish(vm: Vm, snapshot: Record) -> None:
 
 def _refresh_nics(record: Record, snapshot: Record) -> None:
     """As many queues, and as deep, as the saved NICs have."""
+    resuming.keep_queues(record, snapshot)
     for config in record["network_configs"]:
-        config.update(num_queues=snapshot["cpu"] * 2, queue_size=snapshot["queue_size"])
+        config["queue_size"] = snapshot["queue_size"]

@@ -66,6 +66,13 @@ def clone_disks(vm: Vm, snapshot: Record) -> None:
         record["resume"]["macs"] = [nic["mac"] for nic in snapshot["nic_configs"]]
         for config, nic in zip(record["network_configs"], snapshot["nic_configs"]):
             config["mtu"] = nic["mtu"]
+        keep_queues(record, snapshot)
+
+
+def keep_queues(record: Record, snapshot: Record) -> None:
+    """As many queues as the saved NICs have, which may be fewer than its vCPUs by now."""
+    for config, saved in zip(record["network_configs"], snapshot["nic_configs"]):
+        config["num_queues"] = saved.get("num_queues") or snapshot["cpu"] * 2
 
 
 def disk_files(snapshot: Record) -> list[str]:

@@ -12,6 +12,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     PHASE_SAVE,
     REMOVED,
@@ -19,7 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     halt_reason,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
+from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 
@@ -124,6 +125,13 @@ def _logs(vm: Record, paths: Paths, count: int) -> Record:
     }
 
 
+def _launch(path: str) -> list[str] | None:
+    try:
+        return (read_json(path) or {}).get("lines")
+    except StateError:  # cut off, as a guest had filled the logs' file system
+        return None
+
+
 def vm_info(params: t.Mapping[str, t.Any]) -> Record:
     """The VMs of a host, or those named, as they are now: ``vms``, and ``kept_disks`` of VMs that were removed."""
     paths = Paths.from_params(params)
@@ -146,6 +154,9 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
 
         for vm, facts in zip(shown, facts_of(paths, shown, float(params["agent_timeout"]))):
             vm["guest"] = facts
+    if params.get("launch"):
+        for vm in shown:
+            vm["launch"] = _launch(paths.launch_lines(vm["id"]))
     if params.get("logs"):
         for vm in shown:
             vm.update(_logs(vm, paths, params["logs"]))

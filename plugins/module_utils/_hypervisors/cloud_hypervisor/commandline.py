@@ -57,6 +57,8 @@ def check(launch: Launch) -> None:
     """
     if not 1 <= launch.cpu <= LIMITS.cpus:
         raise InputError(f"{launch.cpu} vCPUs", "cpu", f"Cloud Hypervisor takes 1 to {LIMITS.cpus}.")
+    if launch.cpu_max > LIMITS.cpus:
+        raise InputError(f"{launch.cpu_max} vCPUs", "cpu_max", f"Cloud Hypervisor takes {LIMITS.cpus}.")
     if launch.memory <= 0 or launch.memory % MIB:
         raise InputError(f"{launch.memory} bytes", "memory", "Give a whole number of MiB.")
     if launch.balloon is not None and not 0 <= launch.balloon < launch.memory:
@@ -136,7 +138,7 @@ def _disk_words(disk: Disk) -> str:
 
 def _nic_words(number: int, nic: Nic) -> str:
     # No MTU with descriptors: that is an ioctl of the TAP, which this process may not make.
-    return words({**net_config(number, nic), "fd": list(nic.fds)})
+    return words({**net_config(number, nic), **({"fd": list(nic.fds)} if nic.fds else {"tap": nic.tap})})
 
 
 def _zone(launch: Launch) -> Config:
@@ -148,7 +150,7 @@ def _zone(launch: Launch) -> Config:
 
 
 def _cpus(launch: Launch) -> Config:
-    return {"boot_vcpus": launch.cpu, "max_vcpus": launch.cpu, "nested": False}
+    return {"boot_vcpus": launch.cpu, "max_vcpus": max(launch.cpu, launch.cpu_max), "nested": False}
 
 
 def _platform(launch: Launch) -> Config:
@@ -242,6 +244,6 @@ def _always(binary: str, api: int | str) -> list[str]:
 
 def build_resume(binary: str, launch: Launch, api: int | str, folder: str) -> list[str]:
     """The argument vector of one that goes on from what is in *folder*, its guest running."""
-    taps = [f"{nic_id(number)}@{_word(list(nic.fds))}" for number, nic in enumerate(launch.nics)]
+    taps = [f"{nic_id(number)}@{_word(list(nic.fds))}" for number, nic in enumerate(launch.nics) if nic.fds]
     restore = f"source_url={_word(f'file://{folder}')},resume=on"
     return [*_always(binary, api), "--restore", restore + (f",net_fds=[{','.join(taps)}]" if taps else "")]

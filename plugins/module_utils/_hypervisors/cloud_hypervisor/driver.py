@@ -75,7 +75,13 @@ class CloudHypervisorDriver(VsockDriver):
 
     name = "cloud-hypervisor"
     capabilities = Capabilities(
-        hotplug_disks=True, balloon=True, watchdog=True, live_disk_resize=True, snapshots=True, ram_file=True
+        hotplug_disks=True,
+        balloon=True,
+        watchdog=True,
+        live_disk_resize=True,
+        live_cpus=True,
+        snapshots=True,
+        ram_file=True,
     )
     limits = commandline.LIMITS
     nic_by: t.ClassVar[t.Literal["fd", "name"]] = "fd"
@@ -304,6 +310,15 @@ class CloudHypervisorDriver(VsockDriver):
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         runstate.client(run_dir, SLOW).put("/vm.resize", {"desired_balloon": taken})
+
+    def add_cpus(self, run_dir: str, count: int) -> None:
+        rest = runstate.client(run_dir, SLOW)
+        cpus = runstate.info(rest)["config"].get("cpus")
+        present = cpus.get("boot_vcpus") if isinstance(cpus, dict) else None  # as they are now, whatever the name
+        if not isinstance(present, int) or present > count:
+            raise HypervisorError(f"a VM of {present} vCPUs does not come to have {count} while it runs")
+        if present < count:
+            rest.put("/vm.resize", {"desired_vcpus": count})
 
 
 def _open_own(launch: Launch) -> int:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import shlex
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import shell, vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Jail, Launch
 
 
 def lines(launch: Launch, jail: Jail, argv: t.Sequence[str]) -> list[str]:
-    """The RAM file, and the process as the VM's user with nothing but its groups; its guest starts with it."""
-    groups = ["--groups", ",".join(map(str, jail.groups))] if jail.groups else ["--clear-groups"]
-    user = ["--reuid", str(launch.uid), "--regid", str(launch.gid), *groups]
-    rights = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+    """The RAM file, TAPs, and the process; its guest starts with it."""
+    held = [f"# its NIC {number} is {nic.tap}, handed over as a descriptor" for number, nic in enumerate(launch.nics)]
     return [
-        shlex.join(["install", "-d", "-m", "0700", "-o", str(launch.uid), "-g", str(launch.gid), launch.run_dir]),
-        shlex.join(["truncate", "-s", str(launch.memory), launch.ram_path]),
-        shlex.join(["chown", f"{launch.uid}:{launch.gid}", launch.ram_path]),
-        shlex.join(["setpriv", *user, *rights, *argv]) + f" >> {shlex.quote(launch.console_log)} &",
+        shell.folder(launch, launch.run_dir),
+        shell.folder(launch, vsock.own(launch.run_dir)),
+        *shell.ram(launch),
+        *(held if launch.resume else shell.taps(launch)),
+        shell.process(launch, jail, argv) + f" >> {shlex.quote(launch.console_log)} &",
     ]

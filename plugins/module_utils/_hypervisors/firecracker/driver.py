@@ -407,6 +407,9 @@ class FirecrackerDriver(VsockDriver):
     def attach_disk(self, run_dir: str, disk: Disk) -> None:
         raise UnsupportedError("firecracker attaches no disks to a running VM", "data_disks", "Restart it.")
 
+    def add_cpus(self, run_dir: str, count: int) -> None:
+        raise UnsupportedError("firecracker adds no vCPUs to a running VM", "cpu", "Restart it.")
+
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
         raise UnsupportedError("firecracker detaches no disks from a running VM", "data_disks", "Restart it.")
 

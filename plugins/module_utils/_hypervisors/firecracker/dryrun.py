@@ -9,7 +9,7 @@ import json
 import shlex
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import shell, vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Jail, Launch
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.calls import Call
@@ -17,16 +17,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecr
 
 def lines(launch: Launch, jail: Jail, argv: t.Sequence[str], calls: t.Sequence[Call]) -> list[str]:
     """What its root has in it, the process there as the VM's user, and what it is asked."""
-    groups = ["--groups", ",".join(map(str, jail.groups))] if jail.groups else ["--clear-groups"]
-    user = ["--reuid", str(launch.uid), "--regid", str(launch.gid), *groups]
-    rights = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
     folder = vsock.own(launch.run_dir)
     binds = {**{device: device for device in jail.devices}, **(jail.files or {}), places.RUN: folder}
     return [
-        shlex.join(["install", "-d", "-m", "0700", "-o", str(launch.uid), "-g", str(launch.gid), folder]),
+        shell.folder(launch, folder),
         *(f"# in its root {shlex.quote(place)} is {shlex.quote(source)}" for place, source in binds.items()),
         *(f"# in its network namespace: a TAP {nic.tap} that is its user's" for nic in launch.nics),
-        shlex.join(["setpriv", *user, *rights, *argv]) + " &",
+        shell.process(launch, jail, argv) + " &",
+        shell.await_socket(places.api_path(launch.run_dir)),
         *(_curl(launch, call) for call in calls),
     ]
 

@@ -186,14 +186,22 @@ def _backing(disk: Disk) -> Options | None:
     return node
 
 
-def disk_device(disk: Disk, place: Options) -> Options:
-    """The virtio device of *disk*, as ``-device`` (by :func:`keyval`) and ``device_add`` take it."""
+def most_cpus(launch: Launch) -> int:
+    return max(launch.cpu, launch.cpu_max)
+
+
+def disk_device(disk: Disk, place: Options, queues: int) -> Options:
+    """The virtio device of *disk*, as ``-device`` (by :func:`keyval`) and ``device_add`` take it.
+
+    :param queues: as many as the machine can have vCPUs, whatever it has now: a saved disk keeps its own.
+    """
     return {
         "driver": "virtio-blk-pci",
         "id": device_id(disk.serial),
         "drive": node_name(disk.serial),
         "serial": disk.serial,
         "queue-size": disk.queue_size,
+        "num-queues": queues,
         "disable-legacy": "on",
         **place,
     }
@@ -231,7 +239,7 @@ def _disks(launch: Launch) -> list[str]:
         else:
             place = {"bus": "pcie.0", **function_address(DISK_SLOT, fixed)}
             fixed += 1
-        device = disk_device(disk, place)
+        device = disk_device(disk, place, most_cpus(launch))
         if index == 0 and not launch.boot.get("kernel_path"):
             device["bootindex"] = 0
         words += ["-blockdev", json.dumps(disk_node(disk)), "-device", keyval(device)]
@@ -366,6 +374,11 @@ def _memory(launch: Launch, rom: bool) -> Options:
     return ram
 
 
+def _smp(launch: Launch) -> Options:
+    most = most_cpus(launch)
+    return {"cpus": launch.cpu, "maxcpus": most, "sockets": 1, "cores": most, "threads": 1}
+
+
 def _machine(launch: Launch, rom: bool) -> list[str]:
     machine = {"type": launch.pins["machine"], "memory-backend": "ram", "usb": False, "vmport": "off"}
     # Not there, not probed by the guest's kernel: each costs boot time.
@@ -377,7 +390,7 @@ def _machine(launch: Launch, rom: bool) -> list[str]:
         *("-machine", keyval(machine)),
         *("-accel", keyval(accel)),
         *("-cpu", f"{launch.pins['cpu_model']},enforce=on"),
-        *("-smp", keyval({"cpus": launch.cpu, "sockets": 1, "cores": launch.cpu, "threads": 1})),
+        *("-smp", keyval(_smp(launch))),
         *("-m", f"size={launch.memory}B"),
         *("-object", "memory-backend-file," + keyval(_memory(launch, rom))),
     ]

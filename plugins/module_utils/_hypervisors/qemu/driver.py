@@ -92,6 +92,7 @@ class QemuDriver(Driver):
         live_disk_resize=True,
         snapshots=True,
         live_disk_copy=True,
+        live_cpus=True,
         guest_data=True,
         ram_file=True,
     )
@@ -406,7 +407,7 @@ class QemuDriver(Driver):
             _remove_node(qmp, disk.serial)
             qmp.execute("blockdev-add", commandline.disk_node(disk))
             try:
-                qmp.execute("device_add", commandline.disk_device(disk, {"bus": free}))
+                qmp.execute("device_add", commandline.disk_device(disk, {"bus": free}, len(_cpu_slots(qmp))))
             except BaseException:
                 with contextlib.suppress(QmpClosedError):
                     _remove_node(qmp, disk.serial)
@@ -445,6 +446,16 @@ class QemuDriver(Driver):
             if not isinstance(memory, int) or not 0 <= taken < memory:
                 raise HypervisorError(f"a balloon cannot take {taken} bytes of this VM")
             qmp.execute("balloon", {"value": memory - taken})
+
+    def add_cpus(self, run_dir: str, count: int) -> None:
+        with self.connect(run_dir) as qmp:
+            slots = _cpu_slots(qmp)
+            present = sum("qom-path" in slot for slot in slots)
+            if not present <= count <= len(slots):
+                raise HypervisorError(f"a VM of {present} vCPUs does not come to have {count} while it runs")
+            # In their order, as they are where the machine is taken up again.
+            for number, slot in enumerate(slots[present:count], present):
+                qmp.execute("device_add", {"driver": slot["type"], "id": f"cpu{number}", **slot["props"]})
 
 
 def _node_size(qmp: Qmp, node: str) -> int:
@@ -501,6 +512,18 @@ def _start_error(launch: Launch, exc: HypervisorError, status: int | None) -> Hy
 def _log_words(launch: Launch) -> str:
     words = launcher.log_tail(launch.hypervisor_log)
     return f"; the last lines of {launch.hypervisor_log}: {words}" if words else ""
+
+
+def _cpu_slots(qmp: Qmp) -> list[dict[str, t.Any]]:
+    """The places for vCPUs, one core each, in their order; those that are taken have a path.
+
+    :raises HypervisorError: it does not tell them.
+    """
+    said = qmp.execute("query-hotpluggable-cpus")
+    found = [slot for slot in said if isinstance(slot, dict)] if isinstance(said, list) else []
+    if not found or not all(isinstance(slot.get("props"), dict) and "core-id" in slot["props"] for slot in found):
+        raise HypervisorError("the hypervisor does not tell its vCPUs")
+    return sorted(found, key=lambda slot: int(slot["props"]["core-id"]))
 
 
 def _port_number(port: str) -> int:

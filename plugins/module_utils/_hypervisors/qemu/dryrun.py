@@ -10,22 +10,20 @@ import os
 import shlex
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import shell
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Jail, Launch, Resume
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import sockets
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.files import STATE_FILE
 
 
 def lines(launch: Launch, jail: Jail, argv: t.Sequence[str]) -> list[str]:
-    """The RAM file, the process as the VM's user with nothing but its groups, and the words that let the guest go."""
-    groups = ["--groups", ",".join(map(str, jail.groups))] if jail.groups else ["--clear-groups"]
-    user = ["--reuid", str(launch.uid), "--regid", str(launch.gid), *groups]
-    rights = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-    owner = f"{launch.uid}:{launch.gid}"
+    """The RAM file, TAPs, the process, and the words that let the guest go."""
     return [
-        shlex.join(["install", "-d", "-m", "0700", "-o", str(launch.uid), "-g", str(launch.gid), launch.run_dir]),
-        shlex.join(["truncate", "-s", str(launch.memory), launch.ram_path]),
-        shlex.join(["chown", owner, launch.ram_path]),
-        shlex.join(["setpriv", *user, *rights, *argv]) + " &",
+        shell.folder(launch, launch.run_dir),
+        *shell.ram(launch),
+        *shell.taps(launch),
+        shell.process(launch, jail, argv) + " &",
+        shell.await_socket(sockets.qmp_path(launch.run_dir)),
         *([_load(launch.resume)] if launch.resume else []),
         _say(launch, "cont"),
     ]

@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm, releases
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Disk,
     Launch,
@@ -469,6 +469,26 @@ def test_buttons(api: Api, tmp_path: Path) -> None:
     assert api.requests[-1].body == {"desired_balloon": 32 * MIB}
 
 
+def test_vcpus_come_and_do_not_go(api: Api, tmp_path: Path) -> None:
+    info = api.answers["GET", "/vm.info"][1]
+    api.answers["GET", "/vm.info"] = (200, {**info, "config": {**info["config"], "cpus": {"boot_vcpus": 2}}})
+    DRIVER.add_cpus(str(tmp_path), 2)
+    assert asked(api) == []
+    DRIVER.add_cpus(str(tmp_path), 4)
+    assert asked(api) == ["PUT /vm.resize"] and api.requests[-1].body == {"desired_vcpus": 4}
+    with pytest.raises(HypervisorError, match="does not come to have 1"):
+        DRIVER.add_cpus(str(tmp_path), 1)
+    api.answers["GET", "/vm.info"] = (200, {**info, "config": {**info["config"], "cpus": {"boot_vcpus": "many"}}})
+    with pytest.raises(HypervisorError, match="many"):
+        DRIVER.add_cpus(str(tmp_path), 4)
+    api.answers["PUT", "/vm.resize"] = (500, "no room")
+
+
+def test_room_for_vcpus() -> None:
+    assert values(build(cpu=2, cpu_max=4), "--cpus") == ["boot=2,max=4,nested=off"]
+    assert values(build(cpu=2), "--cpus") == ["boot=2,max=2,nested=off"]
+
+
 def test_a_disk_comes(api: Api, tmp_path: Path) -> None:
     DRIVER.attach_disk(str(tmp_path), DATA)  # is there
     assert asked(api) == []
@@ -595,3 +615,11 @@ def test_a_dry_run_gives_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = DRIVER.dry_run(dataclasses.replace(LAUNCH, groups=(7,)))
     assert lines[-1].startswith("setpriv --reuid 1 --regid 1 --groups 7,104 ")
     assert "--api-socket path=/run/x/api.sock" in lines[-1] and lines[-1].endswith(">> /log/x/console.log &")
+    assert "install -d -m 0700 -o 1 -g 1 /run/x/own" in lines
+    named = dataclasses.replace(LAUNCH, nics=(Nic("52:54:00:00:00:01", tap="cmx-0", pairs=2),))
+    made = DRIVER.dry_run(named)
+    assert "ip tuntap add dev cmx-0 mode tap user 1 vnet_hdr multi_queue" in made
+    assert "--net id=nic0,mac=52:54:00:00:00:01,num_queues=4,queue_size=512,tap=cmx-0" in made[-1]
+    monkeypatch.setattr(releases, "taking_up", lambda *_words, **_more: "/usr/bin/ch")
+    again = DRIVER.dry_run(dataclasses.replace(named, resume=RESUME))
+    assert "# its NIC 0 is cmx-0, handed over as a descriptor" in again and "net_fds" not in again[-1]

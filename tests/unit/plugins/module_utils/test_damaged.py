@@ -42,8 +42,8 @@ from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
 KINDS = ("vm", "snapshot", "network", "image")
 NEWEST = {
-    "vm": "vm-6-roles",
-    "snapshot": "snapshot-6-frozen",
+    "vm": "vm-7-vcpus",
+    "snapshot": "snapshot-7-vcpus",
     "network": "network-3-search",
     "image": "image-2-registry",
 }

@@ -288,7 +288,8 @@ def test_dry_run(paths: Paths, tmp_path: Path) -> None:
     user = ["--reuid", str(os.getuid()), "--regid", str(os.getgid()), "--groups", "70003,70004"]
     assert lines[1][: len(user) + 1] == ["setpriv", *user]
     assert lines[1][-8:] == [*made.command(LAUNCH), "&"]
-    asked = [(line[3], line[-1], json.loads(line[7])) for line in lines[2:]]
+    assert lines[2][0] == "until"
+    asked = [(line[3], line[-1], json.loads(line[7])) for line in lines[3:]]
     assert asked == [(call.method, f"http://localhost{call.target}", call.body) for call in everything(LAUNCH)]
 
 
@@ -700,6 +701,7 @@ def test_what_it_lacks_says_so(paths: Paths) -> None:
     made = FirecrackerDriver(paths)
     lacking: list[t.Callable[[], t.Any]] = [
         lambda: made.attach_disk("/run/x", LAUNCH.disks[0]),
+        lambda: made.add_cpus("/run/x", 2),
         lambda: made.detach_disk("/run/x", "a", 1.0),
         lambda: made.reset("/run/x"),
         lambda: made.firmware("/x"),

@@ -41,7 +41,7 @@ def fixture_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
         record = document("network-3-search", id=network_id(name), **changes)
         write_json(leases.directory(store, network_id(name), "network.json"), record)
     for number, name in enumerate(("web1", "web2"), 2):
-        vm = document("vm-6-roles", id=name.ljust(26, "v"))
+        vm = document("vm-7-vcpus", id=name.ljust(26, "v"))
         vm["config"]["name"] = name
         vm["network_configs"][0].update(network_id=network_id("lab"), mac=f"02:00:00:00:00:0{number}")
         vm["network_configs"][0]["network"]["ip"] = f"10.0.0.{number}"

@@ -130,6 +130,7 @@ WORDS_OF = {
     "guest_data": "logins and user data of images with a kernel; images without one (containers)",
     "hotplug_disks": "data disks attached and detached while the VM runs",
     "live_disk_resize": "data disks grown while the VM runs",
+    "live_cpus": "vCPUs added while the VM runs (`cpu_max`)",
     "balloon": "`balloon`",
     "watchdog": "`watchdog`",
     "snapshots": "snapshots of a running VM, clones, `hibernated`",

@@ -66,6 +66,7 @@ class Caps:
     guest_data: bool = True
     ram_file: bool = True
     agent: bool = True
+    live_cpus: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +174,7 @@ def made(state="running", **changes):
         "accel": "kvm",
         "kernel_args": "",
         "watchdog": True,
+        "cpu_max": 0,
         "balloon": None,
         "ports": ["8080:80"],
         "data_disks": [{"name": "data1", "size": GIB, "fstype": "ext4"}],
@@ -299,6 +301,9 @@ def _apply_step(record, running, step):
     elif isinstance(step, kinds.SetBalloon):
         assert running
         record["balloon"] = step.balloon
+    elif isinstance(step, kinds.SetCpus):
+        assert running and step.cpu <= record["cpu_max"]
+        record["config"]["cpu"] = step.cpu
     elif isinstance(step, kinds.SetNics):
         assert not running, "NICs change offline"
         record["network_configs"] = _nic_configs(step.nics)
@@ -386,6 +391,10 @@ NO_HOTPLUG = Caps(hotplug_disks=False, live_disk_resize=False)
 # (what, record changes, definition, how on a running VM, steps besides the power)
 ROWS = [
     ("cpu", {}, {"cpu": 4}, "restart", ["configure"]),
+    ("cpu beyond cpu_max", {"cpu_max": 4}, {"cpu": 6, "cpu_max": 6}, "restart", ["configure"]),
+    ("cpu within cpu_max", {"cpu_max": 4}, {"cpu": 4}, "live", ["set_cpus"]),
+    ("fewer cpu", {"cpu_max": 4}, {"cpu": 1}, "restart", ["configure"]),
+    ("cpu_max", {}, {"cpu_max": 4}, "restart", ["configure"]),
     ("memory", {}, {"memory": "2G"}, "restart", ["configure"]),
     ("memory down", {}, {"memory": "512M"}, "restart", ["configure"]),
     ("queue_size", {}, {"queue_size": 256}, "restart", ["configure"]),
@@ -506,7 +515,7 @@ def test_row_on_a_stopped_vm_needs_no_restart(row, state, power):
         with pytest.raises(ChangeRefusedError):
             _row_plan(row, DOWN, state=state)
     plan = _row_plan(row, DOWN, state=state, **({"recreate": True} if how == "rebuild" else {}))
-    inner = ["configure" if step == "set_balloon" else step for step in inner]
+    inner = ["configure" if step in ("set_balloon", "set_cpus") else step for step in inner]
     assert steps(plan) == in_order([*inner, *power])
     assert "restart" not in [change.how for change in plan.changes]
     assert not plan.restarts
@@ -516,7 +525,7 @@ def test_row_on_a_stopped_vm_needs_no_restart(row, state, power):
 @pytest.mark.parametrize("row", [row for row in ROWS if row[3] in ("live", "restart")], ids=lambda row: row[0])
 def test_row_within_a_stop_that_is_asked_for_needs_no_permission(row, state):
     plan = _row_plan(row, UP, state=state)
-    inner = ["configure" if step == "set_balloon" else step for step in row[4]]
+    inner = ["configure" if step in ("set_balloon", "set_cpus") else step for step in row[4]]
     expected = ["stop", *inner, *(["start"] if state == "restarted" else [])]
     assert steps(plan) == in_order(expected)
     assert plan.state_after == ("running" if state == "restarted" else "stopped")
@@ -896,7 +905,7 @@ def test_create_applies_the_defaults():
     wanted = HOST.plan(None, {"image": "tiny"}).wanted
     assert wanted == {
         "name": "web1", "hypervisor": "qemu", "accel": "kvm", "image": "tiny", "image_id": "sha256:aa",
-        "image_digest": "sha256:aa", "cpu": 2, "memory": GIB, "storage": 10 * GIB, "queue_size": 512,
+        "image_digest": "sha256:aa", "cpu": 2, "cpu_max": 0, "memory": GIB, "storage": 10 * GIB, "queue_size": 512,
         "disk_queue_size": 512, "network": None, "nics": [], "ports": [], "data_disks": [], "user": None,
         "password": None, "ssh_keys": None, "kernel_args": "", "labels": {}, "owner": "store-1",
         "entrypoint": [], "command": [], "env": {}, "secret_env": {}, "working_dir": "",
@@ -997,6 +1006,9 @@ def test_no_watchdog_by_default_where_the_driver_has_none():
         ({"image": "cloud", "windows": True}, HOST, UnsupportedError, "windows", "qemu"),
         ({"image": "cloud", "windows": True, "user": "x"}, HOST, UnsupportedError, "user", "Windows"),
         ({"image": "tiny", "balloon": "1000M"}, HOST, InputError, "balloon", "memory"),
+        ({"image": "tiny", "cpu": 4, "cpu_max": 3}, HOST, InputError, "cpu", "cpu_max"),
+        ({"image": "tiny", "cpu_max": 3}, Host(caps={"qemu": Caps(live_cpus=False)}), UnsupportedError, "cpu_max",
+         "qemu"),
         ({"image": "plain", "user": "admin"}, HOST, UnsupportedError, "user", "image 'plain' takes no user"),
         ({"image": "plain", "password": "x"}, HOST, UnsupportedError, "password", "plain"),
         ({"image": "plain", "ssh_keys": [KEY]}, HOST, UnsupportedError, "ssh_keys", "plain"),
@@ -1189,6 +1201,8 @@ def test_choice_of_driver(definition, host, expected):
         (made("stopped", image_type="cloudimg"), {"kernel_args": "quiet"}, HOST, "kernel_args"),
         (made("stopped", own_kernel=True), {"env": {"A": "x"}}, HOST, "env"),
         (made("stopped", balloon=512 * MIB), {"memory": "512M"}, HOST, "balloon"),
+        (made("stopped", cpu_max=3), {"cpu": 4}, HOST, "cpu"),
+        (made("stopped"), {"cpu_max": 1}, HOST, "cpu"),
         (made("stopped"), {"network": "flat"}, HOST, "ports"),
         (made("stopped"), {"network": "nope"}, HOST, "network"),
         (made("stopped"), {"state": "started"}, Host(probes={"qemu": Probe(False, "gone", ())}), "hypervisor"),
@@ -1414,6 +1428,18 @@ def test_a_balloon_of_nothing_is_no_balloon_that_is_off():
         assert (plan.diff["before"]["balloon"], plan.diff["after"]["balloon"]) == shown
 
 
+def test_more_vcpus_reach_a_running_guest_that_has_room_for_them():
+    have = made("running", cpu_max=4)
+    plan = HOST.plan(have, {"cpu": 3}, UP)
+    assert steps(plan) == ["set_cpus"] and plan.how == "live"
+    assert plan.diff["after"]["cpu"] == 3 and "online" in plan.warnings[0]
+    lacking = Host(caps={"qemu": Caps(live_cpus=False)})
+    with pytest.raises(ChangeRefusedError, match="restart"):
+        lacking.plan(have, {"cpu": 3}, UP)
+    again = HOST.plan(have, {"cpu": 6, "cpu_max": 8, "allow_restart": True}, UP)
+    assert steps(again) == ["stop", "configure", "start"] and not any("online" in word for word in again.warnings)
+
+
 # ------------------------------------------------------------------------- the documentation
 
 
@@ -1435,7 +1461,8 @@ def _documented():
 def test_the_documentation_has_every_row():
     documented = _documented()
     for option in PLAIN:
-        assert documented[option.name] == {option.how, option.of_disk or option.how}, option.name
+        live = {"live"} if option.name == "cpu" else set()
+        assert documented[option.name] == {option.how, option.of_disk or option.how} | live, option.name
         assert any(option.name in row[2] for row in ROWS), f"{option.name} has no row here"
     found = {"user_data": {"rebuild"}}
     for _what, definition in LOGIN_ROWS:

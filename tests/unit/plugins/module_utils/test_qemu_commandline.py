@@ -244,6 +244,15 @@ def test_balloon_only_when_asked_for(balloon: int | None) -> None:
         assert "free-page-reporting" not in device
 
 
+def test_room_for_vcpus() -> None:
+    """A disk has the queues of all that there can be: one that came later has to be the same where it is saved."""
+    for changes, smp, queues in (({}, "cpus=2,maxcpus=2", "2"), ({"cpu_max": 4}, "cpus=2,maxcpus=4", "4")):
+        words = build(cpu=2, disks=(data_disk("a"),), **changes)
+        cores = smp.rpartition("=")[2]
+        assert values(words, "-smp") == [f"{smp},sockets=1,cores={cores},threads=1"]
+        assert [disk["num-queues"] for disk in by_driver(words, "virtio-blk-pci")] == [queues]
+
+
 @pytest.mark.parametrize("watchdog", [False, True])
 def test_watchdog(watchdog: bool) -> None:
     words = build(watchdog=watchdog)

@@ -42,7 +42,7 @@ def folder(store: Store, record: Record) -> Path:
 
 def make(store: Store, name: str = "warm", vm_id: str = "vm1", **changes: t.Any) -> Record:
     """A complete snapshot with small files."""
-    record: Record = document("snapshot-6-frozen", id=f"id{name}", name=name, vm_id=vm_id, image_id=IMAGE, files={})
+    record: Record = document("snapshot-7-vcpus", id=f"id{name}", name=name, vm_id=vm_id, image_id=IMAGE, files={})
     record.update({"created_at": "2026-01-01T00:00:00.000000Z", **changes})
     store.index("snapshot").reserve(name, record["id"])
     folder(store, record).mkdir()

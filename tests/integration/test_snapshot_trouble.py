@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _host
-from ansible_collections.cocoon.microvm.plugins.module_utils._api import vms
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import snapshot_info, vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as manager
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import start_time
@@ -508,7 +508,7 @@ def test_sixteen_clones_at_once(engine: Engine) -> None:
     outcomes = [run.wait() for run in [engine.start_vms({**CLONE, "name": name}) for name in names]]
     assert not failures(outcomes) and changes(outcomes) == 16
     assert {status(engine, name) for name in names} == {"running"}
-    info = manager.info(engine.dirs)["snapshots"]
+    info = snapshot_info.info(engine.dirs, True)["snapshots"]
     assert info[0]["clones"] == sorted(names)
     sound(engine)
     # All of them have the snapshot's memory mapped, and go without harm to it.

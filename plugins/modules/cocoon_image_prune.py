@@ -113,8 +113,6 @@ OPTIONS = {
 }
 
 
-
-
 def main() -> None:
     spec = {**OPTIONS, **store_options()}
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), images.prune)

@@ -31,7 +31,7 @@ def _import_once() -> None:
     """Have what is imported from here on compiled once; this package is the first of ours that a module imports."""
     sys.path_hooks.insert(0, Importer)
     for path, importer in list(sys.path_importer_cache.items()):
-        if type(importer) is zipimport.zipimporter:
+        if isinstance(importer, zipimport.zipimporter):
             del sys.path_importer_cache[path]
 
 

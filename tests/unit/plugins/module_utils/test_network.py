@@ -790,7 +790,7 @@ def test_a_kernel_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers with addresses of other families when it is asked for those of IPv6, so it is not asked."""
 
     class Anything:
-        def __enter__(self) -> Anything:
+        def __enter__(self) -> object:
             return self
 
         def __exit__(self, *_exc: object) -> None: ...

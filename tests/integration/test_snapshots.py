@@ -252,7 +252,7 @@ def test_three_generations(host: Host, source: dict[str, Any]) -> None:
 
 
 def test_overrides_grow_or_are_refused_by_name(host: Host, source: dict[str, Any]) -> None:
-    words = host.vm("over", ok=False, state="started", snapshot="warm", cpu=2, memory="256M", image="other")["msg"]
+    words = host.vm("over", ok=False, state="started", snapshot="warm", cpu=1, memory="256M", image="other")["msg"]
     assert words.startswith("cpu, memory, image: ") and "128M" in words
     assert host.run("cocoon_vm_info", names=["over"])["vms"] == []
     grown = {"storage": "96M", "data_disks": [{"name": "data", "size": "32M"}, {"name": "late", "size": "16M"}]}

@@ -120,7 +120,10 @@ def _run(agent: Agent, order: Order, check: bool) -> Record:
 def _is_there(agent: Agent, path: str, patience: float) -> bool:
     found = agent.run(Command(("/bin/sh", "-c", IS_THERE, "sh", path)), patience)
     if found.code not in (0, 1):
-        raise AgentError(f"the guest cannot look for {path}: exit code {found.code}")
+        raise AgentError(
+            f"the guest cannot look for {path}: exit code {found.code}",
+            remedy="See whether its /bin/sh works, or leave creates and removes out.",
+        )
     return found.code == 0
 
 

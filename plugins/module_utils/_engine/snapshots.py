@@ -22,6 +22,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe, view
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import What
+
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
 # What is left of a swap that was killed, as an action.
 UNFINISHED = "prune what a run that was killed has left"
@@ -177,13 +180,19 @@ def _execute(
 
 
 def _take(run: Run, wanted: Wanted, record: Record | None, vm: Record) -> Record:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import What, capture
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
 
     if record is not None:  # of a run that was killed
         _remove(run, record, vm)
     owner = wanted.owner or run.store.store_id
-    what = What(memory=not wanted.disks_only, freeze=wanted.freeze)
-    return capture(Vm(run, vm), wanted.name, wanted.description or "", owner, wanted.labels or {}, what)
+    return capture(Vm(run, vm), wanted.name, wanted.description or "", owner, wanted.labels or {}, _what(wanted))
+
+
+def _what(wanted: Wanted) -> What:
+    """What of a running VM goes into its snapshot."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import What
+
+    return What(memory=not wanted.disks_only, freeze=wanted.freeze)
 
 
 def _replace(run: Run, wanted: Wanted, old: Record | None, vm: Record) -> Record:
@@ -191,14 +200,14 @@ def _replace(run: Run, wanted: Wanted, old: Record | None, vm: Record) -> Record
 
     Three entries lead to the two, so that each instant leaves a name for what is to be removed, see :func:`_clear`.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import What, capture
+    from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
 
     before = t.cast(Record, old)
     description = before.get("description", "") if wanted.description is None else wanted.description
     labels = before.get("labels", {}) if wanted.labels is None else wanted.labels
     owner = wanted.owner or before.get("owner") or run.store.store_id
-    what = What(memory=not wanted.disks_only, freeze=wanted.freeze)
-    record = capture(Vm(run, vm), wanted.name, description, owner, labels, what, snapshots.coming(wanted.name))
+    coming = snapshots.coming(wanted.name)
+    record = capture(Vm(run, vm), wanted.name, description, owner, labels, _what(wanted), coming)
     index = run.store.index("snapshot")
     index.reserve(snapshots.going(wanted.name), before["id"])
     run.mark("replace.noted")

@@ -177,6 +177,7 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
     """
     return [
         *_snapshot(record, definition),
+        *_cpu(record, definition),
         *_scalars(record, definition),
         *_owner(record, definition),
         *_storage(record, definition),
@@ -195,11 +196,19 @@ def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
             continue
         before, after = _recorded(record, row), definition[option]
         before = DEFAULTS.get(option) if before is None else before
-        if option == "cpu" and before < after <= record.get("cpu_max", 0):
-            yield Difference(option, before, after, row.how, "live_cpus", values={option: after}, online=SetCpus(after))
-        elif before != after:
+        if before != after:
             how = row.of_disk if row.of_disk and record.get("image_type") == "cloudimg" else row.how
             yield Difference(option, shown(option, before), shown(option, after), how, values={option: after})
+
+
+def _cpu(record: Record, definition: Definition) -> t.Iterator[Difference]:
+    """More of them, up to what the running machine has room for, are live."""
+    before, after = record["config"].get("cpu") or DEFAULTS["cpu"], definition.get("cpu")
+    if after is None or before == after:
+        return
+    online = SetCpus(after) if before < after <= record.get("cpu_max", 0) else None
+    capability = "live_cpus" if online else None
+    yield Difference("cpu", before, after, RESTART, capability, values={"cpu": after}, online=online)
 
 
 def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference]:

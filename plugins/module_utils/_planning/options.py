@@ -146,7 +146,7 @@ _RESOURCES = (
     Option("image", STR, checks.image, at="config", needs="qcow2", lacks="cannot use disk images (qcow2)"),
     Option("snapshot", STR, checks.snapshot, lacks="cannot go on from a saved state"),
     # More of them, up to what the running machine has room for, are a comparison of their own.
-    _go("cpu", INT, checks.integer(MIN_CPU, MAX_CPU), 2),
+    _go("cpu", INT, checks.integer(MIN_CPU, MAX_CPU), 2, how=""),
     _plain(
         *("cpu_max", INT, checks.integer(0, MAX_CPU), 0),
         needs="live_cpus",

@@ -195,7 +195,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import (
     store_options,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
-from ansible_collections.cocoon.microvm.plugins.module_utils._moving.manager import NEEDS, WAITS
+from ansible_collections.cocoon.microvm.plugins.module_utils._moving.converging import NEEDS, WAITS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS as VM_OPTIONS
 
 OPTIONS = {

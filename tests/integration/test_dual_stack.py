@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel, links, listing, manager, serving
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    attachments,
+    kernel,
+    links,
+    listing,
+    serving,
+)
 from ansible_collections.cocoon.microvm.tests.integration.support import asking
 from ansible_collections.cocoon.microvm.tests.integration.support.hosts import Host, MakeNetns, make_host
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
@@ -96,7 +102,7 @@ def test_dual_stack(host: Host) -> None:
     forward(host, "0")
     with pytest.raises(UnsupportedError, match="routing6: the host does not forward.*net.ipv6.conf.all.forwarding=1"):
         host.network("lab", subnet="10.90.0.0/24", subnet6=SUBNET, routing6="nat")
-    assert manager.load(host.store, "lab") is None and inside(host.netns, kernel.kind, "cm-lab") is None
+    assert attachments.load(host.store, "lab") is None and inside(host.netns, kernel.kind, "cm-lab") is None
     host.network("lab", subnet="10.90.0.0/24", subnet6=SUBNET, names=True, dhcp=True)
     assert not host.network("lab")["changed"]
     with pytest.raises(ConflictError, match="subnet6: .* overlaps .*network 'lab'"):
@@ -152,7 +158,7 @@ def named(host: Host, guest: Netns) -> None:
     """A VM's name leads to both of its addresses, which the listing tells."""
     network, ip = host.record("lab"), "10.90.0.10"
     host.vm("web1", [{"network_id": network["id"], "mac": MAC, "network": {"ip": ip, "prefix": 24}}], "web1")
-    inside(host.netns, manager.lease, host.store, network, ip, "web1")
+    inside(host.netns, attachments.lease, host.store, network, ip, "web1")
     inside(host.netns, serving.publish, host.store, network, ip)
     deadline = time.monotonic() + ANSWER
     while asking.name(guest, GATEWAY, "web1.lab", kind=asking.AAAA) != OWN:
@@ -160,5 +166,5 @@ def named(host: Host, guest: Netns) -> None:
         time.sleep(0.1)
     (told,) = inside(host.netns, listing.describe, {**host.dirs, "name": "lab"})
     assert [(lease["ip"], lease["ip6"]) for lease in told["leases"]] == [(ip, OWN)]
-    inside(host.netns, manager.release, host.store, network["id"], ip, "web1")
+    inside(host.netns, attachments.release, host.store, network["id"], ip, "web1")
     shutil.rmtree(host.store.paths.vm_dir("web1"))

@@ -30,9 +30,17 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import disk_importer, erofs, manager, prune, source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
+    converging,
+    disk_importer,
+    erofs,
+    listing,
+    prune,
+    source,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.findings import MARKER
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
 from ansible_collections.cocoon.microvm.tests.integration.support.layers import (
     DIR,
@@ -69,9 +77,9 @@ def fixture_work(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def converge(paths: Paths, name: str = "web", check: bool = False, **options: Any) -> manager.Outcome:
-    wanted = manager.Wanted(name, **{key: str(value) if key == "source" else value for key, value in options.items()})
-    return manager.converge(paths, wanted, check)
+def converge(paths: Paths, name: str = "web", check: bool = False, **options: Any) -> converging.Outcome:
+    wanted = Wanted(name, **{key: str(value) if key == "source" else value for key, value in options.items()})
+    return converging.converge(paths, wanted, check)
 
 
 def the_store(paths: Paths) -> Store:
@@ -415,7 +423,7 @@ def test_layers_are_kept_once(paths: Paths, work: Path, modules: Callable[..., A
     converge(paths, "first", state="absent")
     assert os.stat(blob).st_ino == inode and whole(paths) == ["second"]
     assert not os.path.exists(layer_blobs(paths, first)[1])
-    assert manager.info(paths)[0]["shared_size"] == 0
+    assert listing.info(paths)[0]["shared_size"] == 0
     converge(paths, "second", state="absent")
     assert files_of(paths) == []
 
@@ -461,7 +469,7 @@ def test_a_tar_without_a_kernel(paths: Paths, work: Path) -> None:
     assert newer.actions == ["import", "tag"] and newer.image
     assert newer.image["layers"] == image["layers"]
     assert Path(newer.image["boot"]["initrd_path"]).read_bytes() == INITRD + b"newer"
-    assert len(manager.info(paths)) == 1
+    assert len(listing.info(paths)) == 1
 
 
 def make_disk(work: Path) -> Path:
@@ -579,16 +587,16 @@ def test_a_name_moves_to_a_new_image(paths: Paths, work: Path, small: Path) -> N
     new = converge(paths, source=small_tar(work / "b.tar", b"b"))
     assert new.actions == ["import", "tag"] and new.image and new.image["names"] == ["web"]
     assert new.diff["before"]["id"] == old["id"] and new.diff["after"]["id"] == new.image["id"]
-    assert [image["id"] for image in manager.info(paths)] == [new.image["id"]]
+    assert [image["id"] for image in listing.info(paths)] == [new.image["id"]]
     # With a user it stays until a run after the user has gone.
     images.pin(the_store(paths), new.image["id"], "vm1")
     third = converge(paths, source=small).image
-    assert third and {image["id"] for image in manager.info(paths)} == {third["id"], new.image["id"]}
+    assert third and {image["id"] for image in listing.info(paths)} == {third["id"], new.image["id"]}
     converge(paths, "again", source=small)
-    assert len(manager.info(paths)) == 2
+    assert len(listing.info(paths)) == 2
     images.unpin(the_store(paths), new.image["id"], "vm1")
     converge(paths, "more", source=small)
-    assert [image["id"] for image in manager.info(paths)] == [third["id"]]
+    assert [image["id"] for image in listing.info(paths)] == [third["id"]]
     assert whole(paths) == ["again", "more", "web"]
 
 
@@ -602,7 +610,7 @@ def test_removal_is_refused_while_used(paths: Paths, small: Path) -> None:
     (folder / "vm.json").write_text(json.dumps({**vm, "config": {**vm["config"], "name": "web1"}}))
     images.pin(store, image["id"], "vm1")
     images.pin(store, image["id"], "snapshot2")
-    assert [user["description"] for user in manager.info(paths, "web")[0]["users"]] == ["snapshot2", "vm web1"]
+    assert [user["description"] for user in listing.info(paths, "web")[0]["users"]] == ["snapshot2", "vm web1"]
     for name in ("web", image["id"]):
         for check in (True, False):
             for force in (True, False):
@@ -812,11 +820,11 @@ def test_pruned_after_every_step_of_an_import(make_store: MakeStore, small: Path
     def check(number: int) -> None:
         nonlocal kept
         before = files_of(paths)
-        predicted = prune.prune(paths, prune.Wanted(), check_mode=True)
+        predicted = prune.prune(paths, prune.Rules(), check_mode=True)
         assert files_of(paths) == before
-        assert prune.prune(paths, prune.Wanted(), check_mode=False) == predicted
+        assert prune.prune(paths, prune.Rules(), check_mode=False) == predicted
         assert files_of(paths) == [] and not list(Path(images.directory(paths, "staging")).glob("*")), number
-        assert not prune.prune(paths, prune.Wanted(), check_mode=True).changed
+        assert not prune.prune(paths, prune.Rules(), check_mode=True).changed
         kept = max(kept, predicted.reclaimed if not predicted.images else 0)
 
     every_step(lambda: converge(paths, source=small), check)
@@ -850,7 +858,7 @@ def test_killed_at_every_step_of_a_move(make_store: MakeStore, small: Path, work
     def check(number: int) -> None:
         assert whole(paths) == ["keep", "web"]
         assert converge(paths, source=other).image
-        assert len(manager.info(paths)) == 2
+        assert len(listing.info(paths)) == 2
         converge(paths, source=small)
         assert files_of(paths) == before, number
 
@@ -897,7 +905,7 @@ def test_killed_while_mkfs_runs(paths: Paths, work: Path, modules: Callable[...,
 
 
 def _import(paths: Paths, name: str, origin: str, answers: Any) -> None:
-    answers.put(manager.converge(paths, manager.Wanted(name, source=origin), False).actions)
+    answers.put(converging.converge(paths, Wanted(name, source=origin), False).actions)
 
 
 @pytest.mark.parametrize("names", [("web",) * 8, tuple(f"web{number}" for number in range(8))])

@@ -21,8 +21,9 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import erofs, manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging, erofs
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import image as moving
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Options, Run
@@ -41,7 +42,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.layers import 
     without_links,
 )
 
-Import = Callable[..., manager.Outcome]
+Import = Callable[..., converging.Outcome]
 
 
 @pytest.fixture(name="paths")
@@ -57,8 +58,8 @@ def fixture_take(paths: Paths, monkeypatch: pytest.MonkeyPatch, request: pytest.
     else:
         monkeypatch.setattr(erofs, "takes_tar", lambda _mkfs: False)
 
-    def take(origin: Path, name: str = "web", check: bool = False, **options: Any) -> manager.Outcome:
-        return manager.converge(paths, manager.Wanted(name, source=str(origin), **options), check)
+    def take(origin: Path, name: str = "web", check: bool = False, **options: Any) -> converging.Outcome:
+        return converging.converge(paths, Wanted(name, source=str(origin), **options), check)
 
     return take
 

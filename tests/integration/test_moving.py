@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._moving import manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._moving import converging
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import (
     GUEST,
@@ -81,7 +81,7 @@ class Move:
             **options,
         }
         kill_at = self.kill[1] if self.kill and self.kill[0] == state else None
-        outcome: Outcome = Forked(engine.netns, lambda mark: manager.converge(params, False, mark), kill_at).wait()
+        outcome: Outcome = Forked(engine.netns, lambda mark: converging.converge(params, False, mark), kill_at).wait()
         self.marks[state] = outcome.marks
         if outcome.killed:
             raise Killed(state)

@@ -20,11 +20,11 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import Job, set_nics
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, ToolError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
-    engine,
+    attachments,
+    converging,
     kernel,
     leases,
     listing,
-    manager,
     serving,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import SetNics
@@ -78,12 +78,12 @@ def join(host: Host, name: str, ip: str) -> None:
     address = {"ip": ip, "prefix": 24, "gateway": GATEWAY}
     nic = {"network_id": network["id"], "mac": MACS[name], "tap": f"cmtest-{name}", "network": address}
     host.vm(name, [nic], name)
-    inside(host.netns, manager.lease, host.store, network, ip, name)
+    inside(host.netns, attachments.lease, host.store, network, ip, name)
     inside(host.netns, serving.publish, host.store, network, ip)
 
 
 def leave(host: Host, name: str, ip: str) -> None:
-    inside(host.netns, manager.release, host.store, host.record("lab")["id"], ip, name)
+    inside(host.netns, attachments.release, host.store, host.record("lab")["id"], ip, name)
     shutil.rmtree(host.store.paths.vm_dir(name))
 
 
@@ -225,7 +225,7 @@ def test_it_is_there_while_it_is_wanted(lab: Host, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(serving, "SEARCH_PATH", "/nowhere")
     with pytest.raises(ToolError, match="names: dnsmasq is not installed. Install dnsmasq-base"):
         lab.network("more", subnet="10.90.1.0/24", names=True)
-    assert manager.load(lab.store, "more") is None and inside(lab.netns, kernel.kind, "cm-more") is None
+    assert attachments.load(lab.store, "more") is None and inside(lab.netns, kernel.kind, "cm-more") is None
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -237,7 +237,7 @@ def test_killed_at_any_step(lab: Host, monkeypatch: pytest.MonkeyPatch, step: st
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "checkpoint", lambda name: stop() if name == step else None)
+        patch.setattr(converging, "checkpoint", lambda name: stop() if name == step else None)
         if step == "noting":
             patch.setattr(serving, "identify", stop)
         assert in_child(lab.netns, lambda: lab.network("more", subnet="10.90.1.0/24", names=True)) == -9

@@ -33,13 +33,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
-    engine,
+    attachments,
+    converging,
     forwarding,
     guard,
     kernel,
     links,
     listing,
-    manager,
     nftables,
     wires,
 )
@@ -156,8 +156,8 @@ def test_published_ports(lab: Host) -> None:
         assert tcp_reaches(source, one.netns, UPLINK, 8443, at=443)
         assert tcp_blocked(source, one.netns, UPLINK, 8081, at=80)
     assert tcp_reaches(lab.outside, one.netns, UPLINK, 8080, at=80) == "198.51.100.1"
-    assert inside(lab.netns, manager.unpublish, lab.store, lab.record("lab")["id"], vm, ["8080:80"])
-    assert inside(lab.netns, manager.sync, lab.store)
+    assert inside(lab.netns, attachments.unpublish, lab.store, lab.record("lab")["id"], vm, ["8080:80"])
+    assert inside(lab.netns, attachments.sync, lab.store)
     assert tcp_blocked(lab.outside, one.netns, UPLINK, 8080, at=80)
     assert udp_reaches(lab.outside, one.netns, UPLINK, 5353, at=53)
 
@@ -282,15 +282,15 @@ def test_200_ports_in_one_load(lab: Host) -> None:
     lab.vm("vm1")
     inside(
         lab.netns,
-        manager.publish,
+        attachments.publish,
         lab.store,
         lab.record("lab"),
         "vm1",
         "10.90.0.10",
         [f"{20000 + number}:80" for number in range(200)],
     )
-    assert inside(lab.netns, manager.sync, lab.store)
-    assert not inside(lab.netns, manager.sync, lab.store)
+    assert inside(lab.netns, attachments.sync, lab.store)
+    assert not inside(lab.netns, attachments.sync, lab.store)
     assert lab.rules().count(": 10.90.0.10 . 80") == 200
 
 
@@ -380,9 +380,9 @@ def test_adopted_bridges_are_only_used(host: Host) -> None:
     assert made["changed"] and made["network"]["adopted"] and not made["network"]["nat"]
     assert not host.network("office", adopt=True, bridge="br0", subnet="192.0.2.0/24")["changed"]
     net = host.record("office")
-    assert int(inside(host.netns, manager.choose_ip, host.store, net, "a").rpartition(".")[2]) >= 200
+    assert int(inside(host.netns, attachments.choose_ip, host.store, net, "a").rpartition(".")[2]) >= 200
     with pytest.raises(CocoonError, match="192.0.2.1 is the gateway or the host"):
-        inside(host.netns, manager.choose_ip, host.store, net, "a", "192.0.2.1")
+        inside(host.netns, attachments.choose_ip, host.store, net, "a", "192.0.2.1")
     fds = inside(host.netns, open_tap, {"tap": TAP, "bridge_dev": "br0", "mac": "02:00:00:00:00:05"}, 1)
     assert inside(host.netns, links.look, "br0") == link
     os.close(fds[0])
@@ -410,7 +410,7 @@ def test_what_is_taken_is_refused(lab: Host, options: dict[str, Any], error: typ
     for check in (True, False):
         with pytest.raises(error, match=message):
             lab.network("new", check=check, **options)
-    assert manager.load(lab.store, "new") is None
+    assert attachments.load(lab.store, "new") is None
     assert lab.store.index("network").lookup("new") is None
     assert lab.footprint() == before
 
@@ -452,8 +452,8 @@ def test_after_a_reboot_everything_is_back(lab: Host) -> None:
     lab.netns.run("nft", "flush", "ruleset")
     lab.netns.run("sysctl", "-qw", "net.ipv4.conf.up0.forwarding=0")
     command("rm", "-rf", lab.dirs["run_dir"], inside(lab.netns, forwarding._directory))
-    assert inside(lab.netns, manager.ensure, lab.store, lab.record("lab"))
-    assert not inside(lab.netns, manager.ensure, lab.store, lab.record("lab"))
+    assert inside(lab.netns, attachments.ensure, lab.store, lab.record("lab"))
+    assert not inside(lab.netns, attachments.ensure, lab.store, lab.record("lab"))
     assert lab.footprint() == before
     again = inside(lab.netns, links.look, "cm-lab")
     assert link and again and (again.mac, again.address) == (link.mac, link.address)
@@ -500,7 +500,7 @@ def test_a_run_without_a_change_is_cheap(lab: Host) -> None:
         def refuse(*words, **named):
             raise AssertionError(words)
         subprocess.Popen = refuse
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network.engine import converge
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network.converging import converge
         assert converge({params!r}, False)["changed"] is False
         loaded = {{name.rpartition("module_utils.")[2] for name in sys.modules}}
         costly = {{"pyroute2", "ctypes", "ansible", "_network.listing", "_network.serving", "_network.dnsmasq"}}
@@ -514,8 +514,8 @@ def test_a_run_without_a_change_is_cheap(lab: Host) -> None:
 
 def test_changes_of_a_network_in_use(lab: Host) -> None:
     net = lab.record("lab")
-    manager.attach(lab.store, net["id"], lab.vm("vm1"))
-    manager.lease(lab.store, net, "10.90.0.10", "vm1")
+    attachments.attach(lab.store, net["id"], lab.vm("vm1"))
+    attachments.lease(lab.store, net, "10.90.0.10", "vm1")
     for options, message in (
         ({"subnet": "10.95.0.0/24"}, "subnet: .*VMs: name-of-vm1"),
         ({"gateway": "10.90.0.254"}, "gateway: .*VMs: name-of-vm1"),
@@ -530,8 +530,8 @@ def test_changes_of_a_network_in_use(lab: Host) -> None:
     link = inside(lab.netns, links.look, "cm-lab")
     assert link and link.mtu == 1400
     assert lab.sysctl("conf/cm-lab/forwarding") == "0"
-    manager.release(lab.store, net["id"], "10.90.0.10", "vm1")
-    manager.detach(lab.store, net["id"], "vm1")
+    attachments.release(lab.store, net["id"], "10.90.0.10", "vm1")
+    attachments.detach(lab.store, net["id"], "vm1")
     lab.network("lab", subnet="10.95.0.0/24", nat=True)
     link = inside(lab.netns, links.look, "cm-lab")
     assert link and link.address == "10.95.0.1/24"
@@ -594,13 +594,13 @@ def test_killed_at_any_step(host: Host, monkeypatch: pytest.MonkeyPatch, action:
             os.kill(os.getpid(), 9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "checkpoint", stop)
+        patch.setattr(converging, "checkpoint", stop)
         assert in_child(host.netns, lambda: host.network("lab", **options)) == -9
     wanted: dict[str, Any] = {"subnet": "10.90.0.0/24", "mtu": 1500}
     if then == "present":
         host.network("lab", **wanted)
         assert not host.network("lab", **wanted)["changed"]
-        assert inside(host.netns, manager.missing, host.store, host.record("lab")) == []
+        assert inside(host.netns, attachments.missing, host.store, host.record("lab")) == []
         assert host.record("lab").get("phase") is None
         assert tcp_reaches(host.guest("lab", 10).netns, host.outside, INTERNET, 80) == UPLINK
     host.network("lab", state="absent", force=True)
@@ -635,14 +635,14 @@ def test_sixteen_processes_at_once(lab: Host) -> None:
     script = """
         import sys
         from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
         from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
         store, number = Store.open(Paths(*sys.argv[1:4])), int(sys.argv[4])
-        net = manager.load(store, "lab")
+        net = attachments.load(store, "lab")
         for vm in range(5):
-            ip = manager.allocate(store, net, f"vm{number}-{vm}", "the same seed")
-            manager.publish(store, net, f"vm{number}-{vm}", ip, [f"{20000 + number * 10 + vm}:80"])
-        manager.sync(store)
+            ip = attachments.allocate(store, net, f"vm{number}-{vm}", "the same seed")
+            attachments.publish(store, net, f"vm{number}-{vm}", ip, [f"{20000 + number * 10 + vm}:80"])
+        attachments.sync(store)
     """
     paths = [lab.dirs[f"{name}_dir"] for name in ("root", "run", "log")]
     words = [*lab.netns.enter(), "nice", sys.executable, "-c", textwrap.dedent(script), *paths]
@@ -786,8 +786,8 @@ def test_modules(host: Host, modules: Callable[..., Any]) -> None:
     )
     net = host.record("lab")
     host.vm("vm1")
-    manager.attach(host.store, net["id"], "vm1")
-    manager.lease(host.store, net, "10.90.0.10", "vm1")
+    attachments.attach(host.store, net["id"], "vm1")
+    attachments.lease(host.store, net, "10.90.0.10", "vm1")
     host.publish("lab", "vm1", "10.90.0.10", "8080:80")
     (found,) = run("cocoon_network_info", name="lab")["networks"]
     assert found["users"] == [{"id": "vm1", "name": "name-of-vm1"}]
@@ -798,5 +798,5 @@ def test_modules(host: Host, modules: Callable[..., Any]) -> None:
     assert found["missing"] == []
     assert run("cocoon_network_info", name="none")["networks"] == []
     assert "name-of-vm1" in run("cocoon_network", ok=False, name="lab", state="absent")["msg"]
-    assert manager.purge(host.store, "vm1")
+    assert attachments.purge(host.store, "vm1")
     assert run("cocoon_network", name="lab", state="absent").changed

@@ -25,14 +25,16 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
+    converging,
     kernel,
-    manager,
+    listing,
     prune,
     pull,
     skopeo,
     tarball,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 from ansible_collections.cocoon.microvm.tests.integration.support.networking import inside
@@ -83,13 +85,15 @@ class World:
     folder: Path
     paths: Paths
 
-    def converge(self, name: str, check: bool = False, paths: Paths | None = None, **options: Any) -> manager.Outcome:
+    def converge(
+        self, name: str, check: bool = False, paths: Paths | None = None, **options: Any
+    ) -> converging.Outcome:
         """Through the plain registry or the meddler, unless options say otherwise."""
         options.setdefault("validate_certs", False)
-        wanted = manager.Wanted(name, **{key: str(v) if isinstance(v, Path) else v for key, v in options.items()})
-        return inside(self.netns, manager.converge, paths or self.paths, wanted, check)
+        wanted = Wanted(name, **{key: str(v) if isinstance(v, Path) else v for key, v in options.items()})
+        return inside(self.netns, converging.converge, paths or self.paths, wanted, check)
 
-    def login(self, name: str, **options: Any) -> manager.Outcome:
+    def login(self, name: str, **options: Any) -> converging.Outcome:
         """From the registry with TLS and passwords."""
         given = {"registry_user": USER, "registry_password": PASSWORD, "ca_path": self.authority.certificate}
         return self.converge(f"{self.secure.host}/{name}", **{**given, "validate_certs": True, **options})
@@ -288,7 +292,7 @@ def test_a_tag_that_moves(world: World) -> None:
     world.meddler.reset()
     assert not world.converge(name, pull="always").changed
     assert world.meddler.blobs() == [] and len(world.meddler.asked) <= 2  # the version, the manifest
-    assert [record["id"] for record in manager.info(world.paths)] == [second]
+    assert [record["id"] for record in listing.info(world.paths)] == [second]
 
 
 def test_another_source_under_the_same_name(world: World) -> None:
@@ -300,7 +304,7 @@ def test_another_source_under_the_same_name(world: World) -> None:
     assert not world.converge("app", source=sources[0]).changed and world.meddler.asked == []
     assert world.converge("app", source=sources[1]).actions == ["import", "tag"]
     assert not world.converge("app", source=sources[1]).changed
-    assert len(manager.info(world.paths)) == 1
+    assert len(listing.info(world.paths)) == 1
 
 
 def test_kernel_and_initrd_beside(world: World, tmp_path: Path) -> None:
@@ -335,7 +339,7 @@ def test_gone_in_the_middle_of_a_layer(world: World) -> None:
     left = files_of(world.paths)
     blobs = sorted(os.path.basename(path) for path in set(left) - set(before))
     assert first in blobs and second not in blobs and all(path.startswith("pulls/") for path in set(left) - set(before))
-    assert [record["names"] for record in manager.info(world.paths)] == [[f"{world.plain.host}/keep:v1"]]
+    assert [record["names"] for record in listing.info(world.paths)] == [[f"{world.plain.host}/keep:v1"]]
     world.meddler.reset()
     assert world.converge(name).actions == ["import", "tag"]
     assert second in world.meddler.blobs() and first not in world.meddler.blobs()
@@ -409,7 +413,7 @@ def test_layers_come_in_parallel(world: World, modules: Callable[..., Any]) -> N
     while not {f"blobs/{digest}.erofs" for digest in others} <= set(files_of(world.paths)):
         assert child.poll() is None and time.monotonic() < deadline, files_of(world.paths)
         time.sleep(0.02)
-    assert f"blobs/{first}.erofs" not in files_of(world.paths) and manager.info(world.paths) == []
+    assert f"blobs/{first}.erofs" not in files_of(world.paths) and listing.info(world.paths) == []
     world.meddler.go_on.set()
     image = runner.finish(child)["image"]
     assert image["layers"] == hexes(layers) and world.meddler.blobs().count(first) == 1
@@ -534,7 +538,7 @@ def test_pulls_at_once_do_the_work_once(world: World, modules: Callable[..., Any
     assert sum("import" in result["actions"] for result in results) == 1
     fetched = world.meddler.blobs()
     assert all(fetched.count(digest) == 1 for digest in hexes(layers))
-    assert len(manager.info(world.paths)) == 1 and files_of(world.paths, "pulls") == []
+    assert len(listing.info(world.paths)) == 1 and files_of(world.paths, "pulls") == []
 
 
 PROGRESS = re.compile(
@@ -609,9 +613,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_layers_leave_nothing(
-    world: World, neighbour: str, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_hostile_layers_leave_nothing(world: World, neighbour: str, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """The error says which layer of which image; the image beside it shares a layer, and can still be had."""
     monkeypatch.setitem(vars(tarball.DEFAULT_LIMITS), "members", MEMBERS)
     make, message = HOSTILE[what]
@@ -694,8 +696,8 @@ def test_archives_of_docker_save(world: World, tmp_path: Path) -> None:
         refused(world, "^source: layer .*does not have that digest", "changed", source=packed, check=check)
 
 
-def prune_all(world: World, check: bool = False, **options: Any) -> prune.Outcome:
-    return prune.prune(world.paths, prune.Wanted(**options), check)
+def prune_all(world: World, check: bool = False, **options: Any) -> prune.Pruned:
+    return prune.prune(world.paths, prune.Rules(**options), check)
 
 
 def test_prune(world: World) -> None:
@@ -705,7 +707,7 @@ def test_prune(world: World) -> None:
         assert world.converge(f"n{number}", source=f"docker://{world.plain.host}/unused:v{number}").changed
     store = Store.load(world.paths)
     assert store
-    ids = {record["name"]: record["id"] for record in manager.info(world.paths)}
+    ids = {record["name"]: record["id"] for record in listing.info(world.paths)}
     images.pin(store, ids["n1"], "vm1")
     world.meddler.cut = set(hexes([noise("lost")]))
     world.shelf.push("lost:v1", BOOT, noise("half"), noise("lost"))
@@ -727,7 +729,7 @@ def test_prune(world: World) -> None:
     assert outcome == predicted and [image["names"] for image in outcome.images] == [["n2"]]
     assert len(outcome.downloads) == 1 and files_of(world.paths, "pulls") == []
     assert abs(free - disk_use(world.paths) - outcome.reclaimed) < 16384
-    assert sorted(record["name"] for record in manager.info(world.paths)) == ["n1", "n3"]
+    assert sorted(record["name"] for record in listing.info(world.paths)) == ["n1", "n3"]
     assert [image["names"] for image in prune_all(world).images] == [["n3"]]
     images.unpin(store, ids["n1"], "vm1")
     assert prune_all(world).changed and files_of(world.paths) == [] and not prune_all(world).changed

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import backup, migration
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving
@@ -165,8 +165,14 @@ CASES = (
     Case("take-clone", (SOURCE, TAKE, CLONE), OF_CLONE, (DROP_OF_CLONE,), alive="clone", places=("save",)),
     Case("take-and-prune", (SOURCE, TAKE), PRUNE, (DROP_SECOND,), ((DROP_SECOND, DROP),), places=PRUNING),
     Case(
-        "replace", (MADE_SOURCE, TAKE), REPLACE, (DROP,), ((TAKE,), (DROP,)),
-        settled=TAKE, places=("replace", *PRUNING), turns=("replace", *PRUNING),
+        "replace",
+        (MADE_SOURCE, TAKE),
+        REPLACE,
+        (DROP,),
+        ((TAKE,), (DROP,)),
+        settled=TAKE,
+        places=("replace", *PRUNING),
+        turns=("replace", *PRUNING),
     ),
     Case("remove", (SOURCE, TAKE), DROP, (), ((TAKE, DROP),)),
     Case("clone", (SOURCE, TAKE), MADE, (GONE,), CLONED, alive="src"),
@@ -365,7 +371,7 @@ def start_streaming(engine: Engine, name: str) -> Forked:
 
     def job(mark: Mark) -> Any:
         migration._Pump.run = die  # type: ignore[method-assign]
-        return manager.converge(params, False, mark)
+        return snapshots.converge(params, False, mark)
 
     return Forked(engine.netns, job)
 

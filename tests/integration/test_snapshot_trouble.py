@@ -21,7 +21,7 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _host
 from ansible_collections.cocoon.microvm.plugins.module_utils._api import snapshot_info, vms
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.qmp import Qmp
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import start_time
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import saving, showing
@@ -177,7 +177,7 @@ def filled_at(engine: Engine, place: str, left: int, options: Definition) -> str
                 fill(engine, left)
 
         if "vm" in options or options["name"] == "snap":
-            return manager.converge({"state": "present", **params, **options}, False, watch)
+            return snapshots.converge({"state": "present", **params, **options}, False, watch)
         return vms.converge_vms(params, [options], False, watch)
 
     outcome = Forked(engine.netns, job).wait()
@@ -394,7 +394,7 @@ def test_a_snapshot_right_after_the_start(engine: Engine) -> None:
     def job(_mark: Mark) -> Any:
         (made,) = vms.converge_vms(params, [SOURCE], False)
         assert not made.get("failed"), made
-        return manager.converge({"name": "snap", "vm": "src", "state": "present", **params}, False)
+        return snapshots.converge({"name": "snap", "vm": "src", "state": "present", **params}, False)
 
     for _time in range(3):
         outcome = Forked(engine.netns, job).wait()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, manager, nftables
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments, guard, nftables
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.tap import open_tap
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import GUEST, IDLE, Engine, idle_image
@@ -202,7 +202,7 @@ def test_a_vm_is_guarded_for_as_long_as_it_is_there(engine: Engine) -> None:
     vm = {"name": "one", **GUEST}
     made = engine.vm(**vm, state="started")["vm"]
     (nic,) = made["network_configs"]
-    network = manager.load(engine.store, "lab")
+    network = attachments.load(engine.store, "lab")
     assert network
 
     def faults() -> list[str]:

@@ -161,11 +161,16 @@ def test_live_changes_leave_the_process(vm: Callable[..., Result], options: dict
                 **{"kernel_args": "quiet", "no_direct_io": True, "watchdog": False, "balloon": "16M"},
             },
             lambda record: (
-                *(record["config"][name] for name in ("cpu", "memory", "storage", "disk_queue_size", "no_direct_io")),
-                *(record["network_configs"][0][name] for name in ("num_queues", "queue_size")),
-                *(record["boot_config"]["cmdline"][-6:], record["watchdog"], record["balloon"]),
-            )
-            == (2, 128 << 20, 128 << 20, 128, True, 4, 256, " quiet", False, 16 << 20),
+                (
+                    *(
+                        record["config"][name]
+                        for name in ("cpu", "memory", "storage", "disk_queue_size", "no_direct_io")
+                    ),
+                    *(record["network_configs"][0][name] for name in ("num_queues", "queue_size")),
+                    *(record["boot_config"]["cmdline"][-6:], record["watchdog"], record["balloon"]),
+                )
+                == (2, 128 << 20, 128 << 20, 128, True, 4, 256, " quiet", False, 16 << 20)
+            ),
         ),
         # A network that leads nowhere: the guest is told no gateway.
         (

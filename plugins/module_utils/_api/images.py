@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._api.answers import Answer, Params
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging, listing
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import wanted_of
 
 
 def converge(params: Params, check: bool) -> Answer:
@@ -19,8 +20,8 @@ def converge(params: Params, check: bool) -> Answer:
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 
-    wanted = manager.wanted_of(params, params["lock_timeout"], Progress.from_params(params))
-    outcome = manager.converge(Paths.from_params(params), wanted, check)
+    wanted = wanted_of(params, params["lock_timeout"], Progress.from_params(params))
+    outcome = converging.converge(Paths.from_params(params), wanted, check)
     return {
         "changed": outcome.changed,
         "image": outcome.image,
@@ -32,7 +33,7 @@ def converge(params: Params, check: bool) -> Answer:
 
 def info(params: Params, _check: bool) -> Answer:
     """The images, or the one named: ``images``."""
-    return {"changed": False, "images": manager.info(Paths.from_params(params), params["name"])}
+    return {"changed": False, "images": listing.info(Paths.from_params(params), params["name"])}
 
 
 def prune(params: Params, check: bool) -> Answer:
@@ -40,17 +41,17 @@ def prune(params: Params, check: bool) -> Answer:
 
     :returns: ``changed images downloads reclaimed diff warnings``.
     """
-    from ansible_collections.cocoon.microvm.plugins.module_utils._images.prune import Wanted
+    from ansible_collections.cocoon.microvm.plugins.module_utils._images.prune import Rules
     from ansible_collections.cocoon.microvm.plugins.module_utils._images.prune import prune as remove
 
-    wanted = Wanted(
+    rules = Rules(
         keep=tuple(params["keep"]),
         owner=params["owner"],
         older_than=params["older_than"],
         downloads=params["downloads"],
         lock_timeout=params["lock_timeout"],
     )
-    outcome = remove(Paths.from_params(params), wanted, check)
+    outcome = remove(Paths.from_params(params), rules, check)
     return {
         "changed": outcome.changed,
         "images": outcome.images,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._api.answers import Answer, Params
-from ansible_collections.cocoon.microvm.plugins.module_utils._moving import manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._moving import converging
 
 
 def converge(params: Params, check: bool) -> Answer:
@@ -14,4 +14,4 @@ def converge(params: Params, check: bool) -> Answer:
 
     :raises CocoonError: it could not be done; what that means for the VM, the step says.
     """
-    return manager.converge(params, check)
+    return converging.converge(params, check)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._api.answers import Answer, Params
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import converging
 
 
 def converge(params: Params, check: bool) -> Answer:
@@ -14,7 +14,7 @@ def converge(params: Params, check: bool) -> Answer:
 
     :raises CocoonError: it cannot be, or something that uses it is against it.
     """
-    return engine.converge(params, check)
+    return converging.converge(params, check)
 
 
 def info(params: Params, _check: bool) -> Answer:

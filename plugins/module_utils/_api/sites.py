@@ -76,17 +76,17 @@ def _parts(
     kind: str, items: t.Sequence[Record], options: Options, paths: Paths, errors: list[InputError]
 ) -> t.Iterator[tuple[Part, Record]]:
     """Each network or image in canonical form, with its options; what is wrong with them goes to *errors*."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import converging as networks
 
     for number, item in enumerate(items):
         part = Part(kind, number, item)
         try:
             if kind == "network":
-                part = Part(kind, number, {**engine.checked(item, paths), "state": item["state"]})
+                part = Part(kind, number, {**networks.checked(item, paths), "state": item["state"]})
             else:
-                from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
+                from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import wanted_of
 
-                manager.wanted_of(item, options.lock_timeout, options.progress)
+                wanted_of(item, options.lock_timeout, options.progress)
         except InputError as exc:
             errors.append(InputError(exc.message, part.at(exc.option or "name"), exc.remedy))
         yield part, item

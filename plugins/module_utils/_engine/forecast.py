@@ -74,14 +74,14 @@ def _with_addresses(run: Run, record: Record, plan: Plan, step: SetNics) -> Plan
 
 def _free_address(run: Run, name: str, index: int, network_name: str) -> str | None:
     """The address that a NIC would be given; ``None`` where only the run can tell, or there is none to give."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     network = run.network(network_name)
     if not network or not network.get("subnet"):
         return None
     taken = run.addresses_planned.setdefault(network_name, set())
     with contextlib.suppress(ResourceError):  # some may be let go before
-        address = manager.choose_ip(run.store, network, reserve.address_seed(name, index), taken=taken)
+        address = attachments.choose_ip(run.store, network, reserve.address_seed(name, index), taken=taken)
         taken.add(address)
         return address
     return None
@@ -127,7 +127,7 @@ def _check_disk(run: Run, record: Record | None, plan: Plan) -> None:
 
 
 def _check_nics(run: Run, vm_id: str | None, nics: t.Sequence[Record], default: str | None) -> None:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     for index, nic in enumerate(nics):
         if nic.get("mac"):
@@ -140,13 +140,13 @@ def _check_nics(run: Run, vm_id: str | None, nics: t.Sequence[Record], default: 
         network = run.network(name)
         if not nic.get("ip") or not network or not network.get("subnet"):
             continue
-        holder = manager.lease_holder(run.store, network["id"], nic["ip"])
+        holder = attachments.lease_holder(run.store, network["id"], nic["ip"])
         if holder not in run.leaving and (holder is None or holder != run.passing.get(("ip", name, nic["ip"]))):
-            manager.choose_ip(run.store, network, "", nic["ip"], vm_id=vm_id)
+            attachments.choose_ip(run.store, network, "", nic["ip"], vm_id=vm_id)
 
 
 def _check_ports(run: Run, vm_id: str | None, nics: t.Sequence[Record], ports: t.Sequence[str]) -> None:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     if not ports or run.leaving:  # with ports that are about to be free, only the run itself can tell
         return
@@ -155,4 +155,4 @@ def _check_ports(run: Run, vm_id: str | None, nics: t.Sequence[Record], ports: t
     if target is not None:
         network = t.cast(Record, networks[target])
         free = [port for port in ports if port_key(port) not in run.passing]
-        manager.check_free(run.store, network, vm_id, manager.check_ports(free))
+        attachments.check_free(run.store, network, vm_id, attachments.check_ports(free))

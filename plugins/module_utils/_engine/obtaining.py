@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, MissingImageError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager, source
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging, source
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import DOCKER_HUB, Run
 
 # Options of cocoon_image that say the image's name, and cocoon_vm has under another name.
@@ -27,7 +28,7 @@ def obtain(run: Run, name: str, pull: str, check: bool) -> tuple[bool, list[str]
     there = images.resolve(run.store, name) is not None
     if there and name in run.options.never_pull:
         return False, []
-    wanted = manager.Wanted(
+    wanted = Wanted(
         name,
         source=_remote(run, name),
         pull=pull,
@@ -35,7 +36,7 @@ def obtain(run: Run, name: str, pull: str, check: bool) -> tuple[bool, list[str]
         progress=run.options.progress,
     )
     try:
-        outcome = manager.converge(run.store.paths, wanted, check)
+        outcome = converging.converge(run.store.paths, wanted, check)
     except CocoonError as exc:
         if exc.option in NAMES:
             exc.option = "image"

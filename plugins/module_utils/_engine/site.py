@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ToolError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import converging as networks
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import plan as network_plan
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site import (
     ABSENT,
@@ -149,20 +149,21 @@ class Site:
         self.run.options.progress.most = None
 
     def _network(self, share: Share, without: t.Collection[str]) -> Record:
-        gone = engine.Gone(without, [other.part.definition["name"] for other in self.shares if _is_gone(other)])
-        answer = engine.converge(share.params, self.check, gone if self.check else engine.Gone())
+        gone = networks.Gone(without, [other.part.definition["name"] for other in self.shares if _is_gone(other)])
+        answer = networks.converge(share.params, self.check, gone if self.check else networks.Gone())
         if self.check and answer["changed"]:
             there = answer["network"]
             self.run.expect_network(share.part.definition["name"], {"id": TO_COME, **there} if there else None)
         return answer
 
     def _image(self, share: Share, without: t.Container[str]) -> Record:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging as images
+        from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import wanted_of
 
         options = self.run.options
-        wanted = manager.wanted_of(share.params, options.lock_timeout, options.progress)
-        foreseen = manager.Foreseen(without, self.run.expected_images) if self.check else manager.NOTHING
-        outcome = manager.converge(self.run.store.paths, wanted, self.check, foreseen)
+        wanted = wanted_of(share.params, options.lock_timeout, options.progress)
+        foreseen = images.Foreseen(without, self.run.expected_images) if self.check else images.NOTHING
+        outcome = images.converge(self.run.store.paths, wanted, self.check, foreseen)
         if self.check and outcome.changed:
             self.run.expect_image(wanted.name, outcome.expected)
         found = dataclasses.asdict(outcome)
@@ -173,9 +174,9 @@ class Site:
         """Plan VMs with what nothing is known of yet, unless there is one of the name."""
         name = part.definition["name"]
         if part.kind == "image" and self._image_there(name) is None:
-            from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
+            from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging as images
 
-            self.run.expect_image(name, manager.unseen("unknown"))
+            self.run.expect_image(name, images.unseen("unknown"))
         elif part.kind == "network":
             with contextlib.suppress(StateError):  # a damaged one is there
                 if self.run.network(name) is None:

@@ -206,11 +206,11 @@ def _end(vm: Vm) -> None:
 
 def _unplug(vm: Vm) -> None:
     """Have plugins take down what they made for the VM, once a run: that they fail does not keep it here."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     if vm.id not in vm.run.unplugged:
         vm.run.unplugged.add(vm.id)
-        vm.run.warnings += _kept(manager.unplug(vm.run.store, vm.id))
+        vm.run.warnings += _kept(attachments.unplug(vm.run.store, vm.id))
 
 
 def _kept(failed: t.Iterable[str]) -> list[str]:
@@ -435,13 +435,13 @@ def set_nics(job: Job, step: steps.SetNics) -> None:
 
 def _settle_nics(vm: Vm) -> None:
     """Give back NICs that the record lists besides its own, and publish its own and its ports. With the host's lock."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     run, record = vm.run, vm.record
     reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
     kept = {config["tap"] for config in record["network_configs"]}
     reserve.drop_guards(run, [config for config in record["planned_nics"] if config["tap"] not in kept])
-    vm.run.warnings += _kept(manager.unplug(run.store, vm.id, plugged(record["network_configs"])))
+    vm.run.warnings += _kept(attachments.unplug(run.store, vm.id, plugged(record["network_configs"])))
     reserve.serve_nics(run, record)
     reserve.take_ports(run, record)
     run.sync_networks()
@@ -450,7 +450,7 @@ def _settle_nics(vm: Vm) -> None:
 
 
 def plugged(configs: t.Iterable[t.Mapping[str, t.Any]]) -> set[tuple[str, int]]:
-    """The NICs of a VM as :func:`manager.unplug` knows them."""
+    """The NICs of a VM as :func:`attachments.unplug` knows them."""
     return {(config["network_id"], index) for index, config in enumerate(configs) if config.get("netns_path")}
 
 

@@ -47,7 +47,7 @@ QCOW2_HEAD = 4096
 
 
 def converge(run: Run, wanted: Wanted, params: t.Mapping[str, t.Any], check: bool) -> dict[str, t.Any]:
-    """Export or import; the shape of ``manager.converge``, with ``archive`` where something was done."""
+    """Export or import; the shape of ``converging.converge``, with ``archive`` where something was done."""
     if not params.get("path"):
         raise InputError("is needed", "path", "Name the archive, on the target; local_path is one on the controller.")
     path = os.path.abspath(params["path"])

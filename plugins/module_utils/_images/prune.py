@@ -13,21 +13,23 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
+    converging,
     download,
     kernel,
-    manager,
+    listing,
     pull,
     references,
     staging,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.leftovers import give_up
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class Rules:
     """What may go."""
 
     keep: tuple[str, ...] = ()
@@ -38,7 +40,7 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Pruned:
     """What went, or would: ``images`` as dictionaries of id, names and size; ``downloads`` by what users see."""
 
     images: list[Record]
@@ -52,41 +54,41 @@ class Outcome:
         return bool(self.images or self.downloads)
 
 
-def prune(paths: Paths, wanted: Wanted, check_mode: bool) -> Outcome:
+def prune(paths: Paths, rules: Rules, check_mode: bool) -> Pruned:
     """Remove images without users, and what pulls and downloads that were not finished have kept."""
     store = Store.load(paths)
     if store is None:
-        return Outcome([], [], 0, {"before": {}, "after": {}})
-    unfinished = _unfinished(store, wanted, check_mode) if wanted.downloads else {}
-    everything = manager.info(paths)
-    going = [record for record in everything if _may_go(record, wanted)]
+        return Pruned([], [], 0, {"before": {}, "after": {}})
+    unfinished = _unfinished(store, rules, check_mode) if rules.downloads else {}
+    everything = listing.info(paths)
+    going = [record for record in everything if _may_go(record, rules)]
     if not check_mode:
-        going = [record for record in going if _remove(store, record, wanted)]
+        going = [record for record in going if _remove(store, record, rules)]
     gone = {record["id"] for record in going}
     downloads = sorted(unfinished)
     reclaimed = _only_in(everything, gone) + sum(unfinished.values())
     shown = [{"id": record["id"], "names": record["names"], "size": record["size"]} for record in going]
     before = {"images": [_title(record) for record in everything], "downloads": downloads}
     after = {"images": [_title(record) for record in everything if record["id"] not in gone], "downloads": []}
-    return Outcome(shown, downloads, reclaimed, {"before": before, "after": after}, _unmatched(everything, wanted))
+    return Pruned(shown, downloads, reclaimed, {"before": before, "after": after}, _unmatched(everything, rules))
 
 
-def _unfinished(store: Store, wanted: Wanted, check_mode: bool) -> dict[str, int]:
+def _unfinished(store: Store, rules: Rules, check_mode: bool) -> dict[str, int]:
     """Remove what pulls, downloads and imports that were cut short have kept: what it was, and its bytes."""
     if not check_mode:
         references.tidy(store)
-    sizes: list[tuple[str, int | None]] = list(staging.sweep(store, wanted.lock_timeout, check_mode).items())
+    sizes: list[tuple[str, int | None]] = list(staging.sweep(store, rules.lock_timeout, check_mode).items())
     sizes += [(image_id, references.give_up(store, image_id, check_mode)) for image_id in references.noted(store)]
     left = [*pull.leftovers(store), *download.leftovers(store)]
     sizes += [(item.name, give_up(store, item, check_mode)) for item in left]
     return {name: size for name, size in sizes if size is not None}
 
 
-def _unmatched(everything: t.Sequence[Record], wanted: Wanted) -> list[str]:
+def _unmatched(everything: t.Sequence[Record], rules: Rules) -> list[str]:
     """A word on each pattern that keeps nothing: it may be misspelt, and what it was to keep has gone."""
     return [
         f"keep: no image is called '{pattern}'"
-        for pattern in wanted.keep
+        for pattern in rules.keep
         if not any(_matches(record, pattern) for record in everything)
     ]
 
@@ -95,15 +97,15 @@ def _matches(record: Record, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in (*record["names"], record["id"]))
 
 
-def _may_go(record: Record, wanted: Wanted) -> bool:
-    kept = any(_matches(record, pattern) for pattern in wanted.keep)
+def _may_go(record: Record, rules: Rules) -> bool:
+    kept = any(_matches(record, pattern) for pattern in rules.keep)
     kept = kept or kernel.NAME in record["names"]  # used by what boots with it, which is not noted
     return (
         record.get("state") != ERROR  # what it uses is to be found first: by its name it can be removed
         and not record["users"]
         and not kept
-        and wanted.owner in (None, record.get("owner"))
-        and _age(record) >= wanted.older_than
+        and rules.owner in (None, record.get("owner"))
+        and _age(record) >= rules.older_than
     )
 
 
@@ -114,13 +116,13 @@ def _age(record: Record) -> float:
     return passed.total_seconds()
 
 
-def _remove(store: Store, record: Record, wanted: Wanted) -> bool:
+def _remove(store: Store, record: Record, rules: Rules) -> bool:
     """Whether the image is gone; one that has found a user or a name meanwhile stays."""
     if not record["names"]:
-        return _remove_nameless(store, record["id"], wanted.lock_timeout)
+        return _remove_nameless(store, record["id"], rules.lock_timeout)
     try:
-        request = manager.Wanted(record["id"], state="absent", lock_timeout=wanted.lock_timeout)
-        return manager.remove(store, request, frozenset(record["names"]))
+        request = Wanted(record["id"], state="absent", lock_timeout=rules.lock_timeout)
+        return converging.remove(store, request, frozenset(record["names"]))
     except ConflictError:
         return False
 

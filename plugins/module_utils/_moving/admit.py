@@ -179,14 +179,14 @@ def plan_nics(
 
 def taken_addresses(run: Run, found: Record, networks: t.Mapping[str, str]) -> set[str]:
     """Those of a VM's addresses that its networks cannot give it here."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     lost = set()
     for nic in found["nics"]:
         network = run.known_network(networks.get(nic["network"], nic["network"]))
         try:
             if nic.get("ip"):
-                manager.choose_ip(run.store, network, found["id"], nic["ip"])
+                attachments.choose_ip(run.store, network, found["id"], nic["ip"])
         except CocoonError:
             lost.add(nic["ip"])
     return lost

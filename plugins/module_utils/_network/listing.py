@@ -10,11 +10,11 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, NotFoundError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    attachments,
     backends,
     dnsmasq,
     guests,
     leases,
-    manager,
     plan,
     ports,
     serving,
@@ -120,6 +120,6 @@ def _nics(store: Store, record: Record) -> t.Iterator[Record]:
 
 def _missing(store: Store, record: Record) -> list[str]:
     try:
-        return manager.missing(store, record)
+        return attachments.missing(store, record)
     except (ConflictError, NotFoundError):
         return ["bridge"]

@@ -120,7 +120,7 @@ def network_of(run: Run, config: NetworkConfig) -> Record:
 
 def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Sequence[NetworkConfig]) -> NetworkConfig:
     """MAC and address of one NIC: those given, else new ones."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments, backends
 
     name = nic.get("network") or record["config"]["network"]
     if not name:
@@ -147,7 +147,7 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Seque
     if network.get("subnet"):
         wanted, seed = nic.get("ip"), address_seed(record["config"]["name"], index)
         taken = [config["network"]["ip"] for config in others if config.get("network")]
-        address = manager.choose_ip(run.store, network, seed, wanted, taken, record["id"] if wanted else None)
+        address = attachments.choose_ip(run.store, network, seed, wanted, taken, record["id"] if wanted else None)
         prefix = int(network["subnet"].rpartition("/")[2])
         config["network"] = {"ip": address, "gateway": "", "prefix": prefix}
     elif nic.get("ip") and settings.gives_addresses(network):  # the start asks for it
@@ -175,7 +175,7 @@ def _free_mac(run: Run, seed: str) -> str:
 
 def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> None:
     """Reserve MACs, addresses and networks of *configs*, which the record on disk lists already."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     for index, config in enumerate(configs):
         try:
@@ -183,10 +183,10 @@ def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> N
         except ConflictError as exc:
             raise ConflictError(exc.message, f"nics[{index}].mac", "Choose another one, or leave it out.") from exc
         network = run.known_network(config["network_name"])
-        manager.attach(run.store, network["id"], record["id"])
+        attachments.attach(run.store, network["id"], record["id"])
         run.mark("create.mac")
         if config.get("network", {}).get("ip") and network.get("subnet"):
-            manager.lease(run.store, network, config["network"]["ip"], record["id"])
+            attachments.lease(run.store, network, config["network"]["ip"], record["id"])
             run.mark("create.lease")
 
 
@@ -204,7 +204,7 @@ def give_back_nics(
     run: Run, record: Record, configs: t.Sequence[NetworkConfig], keep: t.Sequence[NetworkConfig] = ()
 ) -> None:
     """Release what *configs* hold and *keep* does not."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     kept_macs = {config["mac"] for config in keep}
     kept_ips = {(config["network_id"], config.get("network", {}).get("ip")) for config in keep}
@@ -212,11 +212,11 @@ def give_back_nics(
     for config in configs:
         address = config.get("network", {}).get("ip")
         if address and (config["network_id"], address) not in kept_ips:
-            manager.release(run.store, config["network_id"], address, record["id"])
+            attachments.release(run.store, config["network_id"], address, record["id"])
         if config["mac"] not in kept_macs:
             run.store.index("mac").release(config["mac"], record["id"])
         if config["network_id"] not in kept_networks:
-            manager.detach(run.store, config["network_id"], record["id"])
+            attachments.detach(run.store, config["network_id"], record["id"])
 
 
 def drop_guards(run: Run, configs: t.Iterable[NetworkConfig]) -> None:
@@ -240,7 +240,7 @@ def port_target(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Re
 
 def take_ports(run: Run, record: Record) -> None:
     """Publish the record's ports; the firewall follows with the run's next sync."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     if not record.get("ports"):
         return
@@ -250,7 +250,7 @@ def take_ports(run: Run, record: Record) -> None:
     if target is None:
         raise InputError("no NIC has an address to publish ports for", "ports", "Use a network with a subnet.")
     address = (configs[target].get("network") or {}).get("ip") or ""
-    manager.publish(run.store, networks[target], record["id"], address, record["ports"])
+    attachments.publish(run.store, networks[target], record["id"], address, record["ports"])
     run.networks_changed = True
 
 
@@ -261,15 +261,15 @@ def all_ports(record: Record) -> list[str]:
 
 def give_back_ports(run: Run, record: Record, ports: t.Sequence[str], keep: t.Iterable[str] = ()) -> None:
     """Withdraw *ports*, on whichever network they are, but for those whose host port is one of *keep*, too."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     networks = {config["network_id"] for config in record.get("network_configs") or []}
     if not ports or not networks:
         return
-    kept = {port.key for port in manager.check_ports(keep)}
-    dropped = [str(port) for port in map(manager.parse_port, ports) if port.key not in kept]
+    kept = {port.key for port in attachments.check_ports(keep)}
+    dropped = [str(port) for port in map(attachments.parse_port, ports) if port.key not in kept]
     for network_id in networks:
-        manager.unpublish(run.store, network_id, record["id"], dropped)
+        attachments.unpublish(run.store, network_id, record["id"], dropped)
     run.networks_changed = True
 
 

@@ -138,11 +138,11 @@ class Run:
         return self._network_documents[network_id]
 
     def network(self, name: str) -> Record | None:
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
         if name not in self._networks:
             known = name in self._expected_networks
-            self._networks[name] = self._expected_networks[name] if known else manager.load(self.store, name)
+            self._networks[name] = self._expected_networks[name] if known else attachments.load(self.store, name)
         return self._networks[name]
 
     def known_network(self, name: str) -> Record:
@@ -211,23 +211,23 @@ class Run:
 
     def ensure_network(self, name: str) -> None:
         """Bring a network's kernel objects up, once per run."""
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
         with self.lock:
             if name not in self._ensured:
-                manager.ensure(self.store, self.known_network(name))
+                attachments.ensure(self.store, self.known_network(name))
                 self._ensured.add(name)
 
     def sync_networks(self) -> None:
         """Apply the published ports that changed in this run, in one go."""
-        from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+        from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
         with self.lock:
             if not self.networks_changed:
                 return
             self.networks_changed = False  # what other threads change from here on is for the next one
             try:
-                manager.sync(self.store)
+                attachments.sync(self.store)
             except Exception:
                 self.networks_changed = True
                 raise

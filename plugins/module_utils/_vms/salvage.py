@@ -74,12 +74,12 @@ def _fstype(path: str) -> t.Literal["ext4", "none"]:
 def release(run: Run, vm_id: str) -> None:
     """Give back what a VM holds on networks and of images and snapshots, and its MACs. Idempotent."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import manager
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
     from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission
 
     store = run.store
-    if manager.purge(store, vm_id):
+    if attachments.purge(store, vm_id):
         run.networks_changed = True
     for mac, holder in store.index("mac").entries():
         if holder == vm_id:

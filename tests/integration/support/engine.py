@@ -26,8 +26,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager as images
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine as networks
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import converging as networks
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
 

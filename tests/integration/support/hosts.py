@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import engine, forwarding, manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments, converging, forwarding
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import now
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
@@ -48,10 +48,10 @@ class Host:
     def network(self, name: str, check: bool = False, **options: Any) -> dict[str, Any]:
         """What cocoon_network does."""
         params = {"name": name, "state": "present", "lock_timeout": 10, **self.dirs, **options}
-        return inside(self.netns, engine.converge, params, check)
+        return inside(self.netns, converging.converge, params, check)
 
     def record(self, name: str) -> dict[str, Any]:
-        found = manager.load(self.store, name)
+        found = attachments.load(self.store, name)
         assert found
         return found
 
@@ -76,8 +76,8 @@ class Host:
         return vm_id
 
     def publish(self, network: str, vm_id: str, ip: str, *ports: str) -> None:
-        inside(self.netns, manager.publish, self.store, self.record(network), vm_id, ip, ports)
-        inside(self.netns, manager.sync, self.store)
+        inside(self.netns, attachments.publish, self.store, self.record(network), vm_id, ip, ports)
+        inside(self.netns, attachments.sync, self.store)
 
     def sysctl(self, key: str) -> str:
         return inside(self.netns, Path("/proc/sys/net/ipv4", key).read_text).strip()

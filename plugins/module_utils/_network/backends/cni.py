@@ -208,7 +208,7 @@ def _prepare(ifname: str, mac: str) -> int:
 
 
 def unplug(store: Store, vm_id: str, keep: t.Container[tuple[str, int]] = ()) -> list[str]:
-    """DEL for all that a VM has but *keep*; the namespace goes with the last one. See :func:`manager.unplug`."""
+    """DEL for all that a VM has but *keep*; the namespace goes with the last one. See :func:`attachments.unplug`."""
     failed = []
     for network_id, ifname, path in attachments.of_vm(store, vm_id):
         if (network_id, int(ifname[3:]) if ifname[3:].isdigit() else -1) in keep:

@@ -20,10 +20,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ConflictError,
     StateError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager, references
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging as images_converging
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import listing as image_listing
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import references
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
-    engine,
+    converging,
     firewall,
     kernel,
     leases,
@@ -55,7 +58,7 @@ DAMAGES: dict[str, t.Callable[[bytes], bytes]] = {
     "incomplete": lambda _data: b'{"id": "x"}',
     "of another object": lambda data: data.replace(b'"id": "', b'"id": "other', 1),
 }
-NETWORK_OPTIONS = dict.fromkeys((*engine.plan.FIELDS, "adopt", "force"))
+NETWORK_OPTIONS = dict.fromkeys((*converging.plan.FIELDS, "adopt", "force"))
 
 
 class Site(t.NamedTuple):
@@ -84,7 +87,7 @@ def fixture_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
             path = Path(path_of(store, kind, object_id))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(str(path), described(kind, name, object_id, number))
-        for folder in engine.FOLDERS:
+        for folder in converging.FOLDERS:
             os.mkdir(leases.directory(store, ids["network"][name], folder))
         (Path(images.directory(store.paths, "blobs")) / f"{blob(name)}.erofs").touch()
         references.refer(store, blob(name), ids["image"][name])
@@ -130,12 +133,12 @@ def shown(site: Site, kind: str, name: str | None = None) -> dict[str, Record]:
         return {entry: snapshots.load(site.store, entry) or {} for entry in every}
     if kind == "network":
         return {item["name"]: item for item in listing.describe({**site.dirs, "name": name})}
-    return {item["name"]: item for item in manager.info(site.store.paths, name)}
+    return {item["name"]: item for item in image_listing.info(site.store.paths, name)}
 
 
 def converge_network(site: Site, name: str, **options: t.Any) -> Record:
     given = {**NETWORK_OPTIONS, "state": "present", "lock_timeout": 1, **options}
-    return engine.converge({**given, "name": name, **site.dirs}, check_mode=False)
+    return converging.converge({**given, "name": name, **site.dirs}, check_mode=False)
 
 
 def remove(site: Site, kind: str, name: str) -> None:
@@ -148,7 +151,7 @@ def remove(site: Site, kind: str, name: str) -> None:
     elif kind == "network":
         assert converge_network(site, name, state="absent")["changed"]
     else:
-        assert manager.converge(site.store.paths, manager.Wanted(name, state="absent"), check_mode=False).changed
+        assert images_converging.converge(site.store.paths, Wanted(name, state="absent"), check_mode=False).changed
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -201,7 +204,7 @@ def test_a_network_whose_name_is_damaged_keeps_what_it_has(site: Site) -> None:
     Path(site.store.index("network").path(HURT)).write_text("{", encoding="utf-8")
     assert [net["name"] for net in firewall.networks(site.store)] == [HURT, SOUND]
     assert orphans.find(site.store) == {} and serving.left_over(site.store) == []
-    assert [net["name"] for net in engine._others(site.store, "new")] == [HURT, SOUND]
+    assert [net["name"] for net in converging._others(site.store, "new")] == [HURT, SOUND]
     leases.purge(site.store, vm_id)
     assert leases.users(site.store, network_id) == []
 
@@ -279,8 +282,8 @@ def test_a_note_of_a_damaged_image_stands_in_no_others_way(site: Site) -> None:
     references.note(site.store, site.ids["image"][HURT], [(blob(HURT), "erofs")])
     hurt(site, "image")
     with pytest.raises(CocoonError, match="state: absent"):
-        manager.converge(site.store.paths, manager.Wanted(HURT), check_mode=False)
-    assert not manager.converge(site.store.paths, manager.Wanted(SOUND), check_mode=False).changed
+        images_converging.converge(site.store.paths, Wanted(HURT), check_mode=False)
+    assert not images_converging.converge(site.store.paths, Wanted(SOUND), check_mode=False).changed
     assert shown(site, "image", HURT)[HURT]["state"] == "error"
 
 

@@ -20,12 +20,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import firmware
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import (
     checksum,
-    manager,
+    converging,
     partitions,
     source,
     transfer,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.transfer import Version
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 
 A, B = "a" * 64, "b" * 128
 
@@ -124,11 +125,11 @@ def test_the_usual_limit_can_be_raised(tmp_path: pathlib.Path, monkeypatch: pyte
     path = tmp_path / "disk.raw"
     path.write_bytes(bytes(510) + b"\x55\xaa" + bytes(512))
     paths = Paths("/no-such/root", "/no-such/run", "/no-such/log")  # check mode writes nothing
-    wanted = manager.Wanted("x", source=form.format(path))
+    wanted = Wanted("x", source=form.format(path))
     with pytest.raises(InputError, match="is larger than 1000") as caught:
-        manager.converge(paths, wanted, check_mode=True)
+        converging.converge(paths, wanted, check_mode=True)
     assert caught.value.option == "max_size" and caught.value.remedy
-    assert manager.converge(paths, dataclasses.replace(wanted, max_size="1K"), check_mode=True).changed
+    assert converging.converge(paths, dataclasses.replace(wanted, max_size="1K"), check_mode=True).changed
 
 
 def test_a_part_is_written_with_holes_and_hashed(tmp_path: t.Any) -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import detect, kinds, manager, source, streams
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging, detect, kinds, source, streams
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 
 
@@ -356,7 +357,7 @@ def test_a_store_below_a_closed_folder(tmp_path: pathlib.Path, check_mode: bool)
     closed.mkdir(mode=0o700)
     (tmp_path / "a").write_bytes(tar("etc"))
     paths = Paths(*(str(closed / "deep" / name) for name in ("root", "run", "log")))
-    wanted = manager.Wanted("web", source=str(tmp_path / "a"))
+    wanted = Wanted("web", source=str(tmp_path / "a"))
     with pytest.raises(InputError, match="root_dir: .* is closed to other users. Run chmod o.x") as caught:
-        manager.converge(paths, wanted, check_mode)
+        converging.converge(paths, wanted, check_mode)
     assert caught.value.option == "root_dir"

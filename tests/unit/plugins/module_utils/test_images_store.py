@@ -14,10 +14,11 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, InputError, NotFoundError
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import fingerprints, manager, prune
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging, fingerprints, listing, prune
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.kinds import RootTar
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.source import Sources
+from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, write_json
 from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
@@ -143,8 +144,8 @@ PLANS: list[tuple[str, dict[str, Any], str | None, tuple[str, ...]]] = [
 @pytest.mark.parametrize(("what", "options", "image", "steps"), PLANS, ids=[plan[0] for plan in PLANS])
 def test_plans(store: Store, what: str, options: dict[str, Any], image: str | None, steps: tuple[str, ...]) -> None:
     put(store)
-    wanted = manager.Wanted(**{"name": "web", **options})
-    plan = manager.make_plan(store, wanted, sources(image) if image else None)
+    wanted = Wanted(**{"name": "web", **options})
+    plan = converging.make_plan(store, wanted, sources(image) if image else None)
     assert plan.steps == steps
     if steps in ((), ("remove",)):
         assert (plan.before == plan.after) is (not steps)
@@ -152,15 +153,15 @@ def test_plans(store: Store, what: str, options: dict[str, Any], image: str | No
 
 def test_one_name_of_two_is_only_taken_away(store: Store) -> None:
     put(store, names=("web", "web2"))
-    assert manager.make_plan(store, manager.Wanted("web2", state="absent"), None).steps == ("untag",)
+    assert converging.make_plan(store, Wanted("web2", state="absent"), None).steps == ("untag",)
 
 
 def test_missing_files_are_imported_again(store: Store) -> None:
     put(store)
     os.unlink(images.blob_path(store, A))
-    assert manager.make_plan(store, manager.Wanted("web"), sources(A)).steps == ("import",)
+    assert converging.make_plan(store, Wanted("web"), sources(A)).steps == ("import",)
     with pytest.raises(CocoonError, match="source: files of image 'web' are missing"):
-        manager.make_plan(store, manager.Wanted("web"), None)
+        converging.make_plan(store, Wanted("web"), None)
 
 
 @pytest.mark.parametrize(
@@ -170,25 +171,25 @@ def test_missing_files_are_imported_again(store: Store) -> None:
 def test_another_owners_image_is_left_alone(store: Store, options: dict[str, Any], image: str | None) -> None:
     put(store)
     with pytest.raises(CocoonError, match="owner: image 'web' belongs to 'me'"):
-        manager.make_plan(store, manager.Wanted("web", owner="you", **options), sources(image) if image else None)
-    forced = manager.Wanted("web", owner="you", force=True, **options)
-    assert manager.make_plan(store, forced, sources(image) if image else None).steps
+        converging.make_plan(store, Wanted("web", owner="you", **options), sources(image) if image else None)
+    forced = Wanted("web", owner="you", force=True, **options)
+    assert converging.make_plan(store, forced, sources(image) if image else None).steps
 
 
 def test_an_image_that_was_never_there() -> None:
     with pytest.raises(NotFoundError, match="source: image 'web' is not in the store"):
-        manager.make_plan(None, manager.Wanted("web"), None)
+        converging.make_plan(None, Wanted("web"), None)
 
 
 def test_the_index_decides_about_names(store: Store) -> None:
     record = put(store, names=("web", "gone"))
     os.unlink(store.index("image").path("gone"))
     assert images.current_names(store, record) == ["web"]
-    assert manager.public(store, {**record, "name": "gone"})["name"] == "web"
+    assert listing.public(store, {**record, "name": "gone"})["name"] == "web"
 
 
 def test_looking_makes_nothing(tmp_path: pathlib.Path) -> None:
-    assert manager.info(Paths(str(tmp_path / "none"))) == []
+    assert listing.info(Paths(str(tmp_path / "none"))) == []
     assert not (tmp_path / "none").exists()
 
 
@@ -205,5 +206,5 @@ def test_looking_makes_nothing(tmp_path: pathlib.Path) -> None:
 def test_what_is_to_be_kept_and_is_not_there(store: Store, keep: list[str], unmatched: list[str]) -> None:
     for image, name in ((A, "tiny"), (B, "other")):
         put(store, image, (name,), updated_at="2026-01-01T00:00:00.000000Z", size=0)
-    outcome = prune.prune(store.paths, prune.Wanted(tuple(keep)), True)
+    outcome = prune.prune(store.paths, prune.Rules(tuple(keep)), True)
     assert outcome.warnings == [f"keep: no image is called '{name}'" for name in unmatched]

@@ -12,7 +12,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
-from ansible_collections.cocoon.microvm.plugins.module_utils._moving import manager, passport
+from ansible_collections.cocoon.microvm.plugins.module_utils._moving import converging, passport
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import checks
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, value_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import MAX_ROUTES
@@ -77,5 +77,5 @@ def test_nics_are_taken_as_they_were_checked() -> None:
 )
 def test_a_step_says_what_it_needs(state: str, params: Record, option: str) -> None:
     with pytest.raises(InputError, match=f"needed for state: {state}") as caught:
-        manager.converge({"state": state, **params}, check=False)
+        converging.converge({"state": state, **params}, check=False)
     assert caught.value.option == option

@@ -26,6 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    attachments,
     dnsmasq,
     firewall,
     forwarding,
@@ -33,7 +34,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     kernel,
     leases,
     links,
-    manager,
     plan,
     ports,
     ruleset,
@@ -597,33 +597,33 @@ def test_every_difference_is_in_the_digest() -> None:
 
 def test_the_same_seed_gives_the_same_address(store: Store) -> None:
     seeds = [f"web{number}/0" for number in range(20)]
-    first = [manager.choose_ip(store, network(), seed) for seed in seeds]
-    assert first == [manager.choose_ip(store, network(), seed) for seed in seeds]
+    first = [attachments.choose_ip(store, network(), seed) for seed in seeds]
+    assert first == [attachments.choose_ip(store, network(), seed) for seed in seeds]
     assert len(set(first)) > 10
     assert all(ip.startswith("10.1.0.") and ip not in ("10.1.0.0", "10.1.0.1", "10.1.0.255") for ip in first)
 
 
 def test_every_address_is_given_once_and_then_none(store: Store) -> None:
     net = network(range_start="10.1.0.250")
-    given = [manager.allocate(store, net, f"vm{number}", "seed") for number in range(5)]
+    given = [attachments.allocate(store, net, f"vm{number}", "seed") for number in range(5)]
     assert sorted(given) == [f"10.1.0.{number}" for number in range(250, 255)]
     with pytest.raises(ResourceError, match="no free address"):
-        manager.allocate(store, net, "vm9", "seed")
-    manager.release(store, net["id"], given[2], "another")
+        attachments.allocate(store, net, "vm9", "seed")
+    attachments.release(store, net["id"], given[2], "another")
     with pytest.raises(ResourceError):
-        manager.choose_ip(store, net, "seed")
-    manager.release(store, net["id"], given[2], "vm2")
-    assert manager.allocate(store, net, "vm9", "seed") == given[2]
-    assert manager.allocate(store, net, "vm10", "seed", wanted="10.1.0.7") == "10.1.0.7"
+        attachments.choose_ip(store, net, "seed")
+    attachments.release(store, net["id"], given[2], "vm2")
+    assert attachments.allocate(store, net, "vm9", "seed") == given[2]
+    assert attachments.allocate(store, net, "vm10", "seed", wanted="10.1.0.7") == "10.1.0.7"
 
 
 def test_addresses_promised_in_a_batch(store: Store) -> None:
     taken: set[str] = set()
     for number in range(200):
-        taken.add(manager.choose_ip(store, network(), f"web{number}", taken=taken))
+        taken.add(attachments.choose_ip(store, network(), f"web{number}", taken=taken))
     assert len(taken) == 200
     with pytest.raises(ConflictError, match="given twice"):
-        manager.choose_ip(store, network(), "x", wanted=min(taken), taken=taken)
+        attachments.choose_ip(store, network(), "x", wanted=min(taken), taken=taken)
 
 
 @pytest.mark.parametrize(
@@ -638,20 +638,20 @@ def test_addresses_promised_in_a_batch(store: Store) -> None:
     ],
 )
 def test_addresses_that_cannot_be_had(store: Store, wanted: str, error: type[CocoonError], message: str) -> None:
-    manager.lease(store, network(), "10.1.0.9", "vm1")
-    manager.lease(store, network(), "10.1.0.9", "vm1")
+    attachments.lease(store, network(), "10.1.0.9", "vm1")
+    attachments.lease(store, network(), "10.1.0.9", "vm1")
     with pytest.raises(error, match=message) as caught:
-        manager.choose_ip(store, network(), "seed", wanted)
+        attachments.choose_ip(store, network(), "seed", wanted)
     assert caught.value.option == "ip"
-    assert manager.choose_ip(store, network(), "seed", "10.1.0.9", vm_id="vm1") == "10.1.0.9"
+    assert attachments.choose_ip(store, network(), "seed", "10.1.0.9", vm_id="vm1") == "10.1.0.9"
 
 
 def test_a_lease_needs_the_network_as_it_is_now(store: Store) -> None:
     write_json(os.path.join(leases.directory(store, OLD["id"]), "network.json"), network(subnet="10.9.0.0/24"))
     with pytest.raises(ConflictError, match="not in 10.9.0.0/24"):
-        manager.lease(store, network(), "10.1.0.9", "vm1")
+        attachments.lease(store, network(), "10.1.0.9", "vm1")
     with pytest.raises(NotFoundError):
-        manager.lease(store, network(id="gone"), "10.1.0.9", "vm1")
+        attachments.lease(store, network(id="gone"), "10.1.0.9", "vm1")
 
 
 # -- users ----------------------------------------------------------------------------------------------------------
@@ -660,32 +660,32 @@ def test_a_lease_needs_the_network_as_it_is_now(store: Store) -> None:
 def test_users(store: Store) -> None:
     for vm_id in ("vm1", "vm2"):
         os.makedirs(store.paths.vm_dir(vm_id))
-        manager.attach(store, OLD["id"], vm_id)
-        manager.attach(store, OLD["id"], vm_id)
-    manager.attach(store, OLD["id"], "gone")
-    assert manager.users(store, OLD["id"]) == ["vm1", "vm2"]
-    manager.detach(store, OLD["id"], "vm1")
-    manager.detach(store, OLD["id"], "vm1")
-    assert manager.users(store, OLD["id"]) == ["vm2"]
+        attachments.attach(store, OLD["id"], vm_id)
+        attachments.attach(store, OLD["id"], vm_id)
+    attachments.attach(store, OLD["id"], "gone")
+    assert attachments.users(store, OLD["id"]) == ["vm1", "vm2"]
+    attachments.detach(store, OLD["id"], "vm1")
+    attachments.detach(store, OLD["id"], "vm1")
+    assert attachments.users(store, OLD["id"]) == ["vm2"]
 
 
 def test_a_network_that_goes_takes_no_users(store: Store) -> None:
     write_json(os.path.join(leases.directory(store, OLD["id"]), "network.json"), network(phase="removing"))
     with pytest.raises(NotFoundError):
-        manager.attach(store, OLD["id"], "vm1")
+        attachments.attach(store, OLD["id"], "vm1")
     assert leases.names(store, OLD["id"], "users") == []
-    assert manager.load(store, "lab") is None
+    assert attachments.load(store, "lab") is None
     with pytest.raises(NotFoundError):
-        manager.attach(store, "nothing", "vm1")
+        attachments.attach(store, "nothing", "vm1")
 
 
 def test_purge(store: Store) -> None:
     add(store, network(id="second", name="second", bridge="cm-second"))
     for network_id in (OLD["id"], "second"):
-        manager.attach(store, network_id, "vm1")
-        manager.lease(store, network(id=network_id), "10.1.0.9", "vm1")
-    manager.lease(store, network(), "10.1.0.10", "vm2")
-    assert manager.purge(store, "vm1") is False
+        attachments.attach(store, network_id, "vm1")
+        attachments.lease(store, network(id=network_id), "10.1.0.9", "vm1")
+    attachments.lease(store, network(), "10.1.0.10", "vm2")
+    assert attachments.purge(store, "vm1") is False
     assert [leases.names(store, network_id, "leases") for network_id in (OLD["id"], "second")] == [["10.1.0.10"], []]
     assert leases.names(store, OLD["id"], "users") == []
 
@@ -727,7 +727,7 @@ def test_ports(text: str, port: tuple[Any, ...], shown: str) -> None:
 )
 def test_ports_that_are_none(given: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        manager.check_ports(given)
+        attachments.check_ports(given)
     assert caught.value.option == "ports"
 
 
@@ -739,15 +739,15 @@ def free_port() -> int:
 def test_publish_and_unpublish(store: Store) -> None:
     number = free_port()
     texts = [f"{number}:80", f"{number}:80/udp"]
-    manager.publish(store, network(), "vm1", "10.1.0.9", texts)
-    manager.publish(store, network(), "vm1", "10.1.0.10", texts)
+    attachments.publish(store, network(), "vm1", "10.1.0.9", texts)
+    attachments.publish(store, network(), "vm1", "10.1.0.10", texts)
     assert {item["ip"] for item in ports.published(store, OLD["id"])} == {"10.1.0.10"}
     with pytest.raises(ConflictError, match="published by VM 'vm1' on network 'lab'"):
-        manager.publish(store, network(), "vm2", "10.1.0.11", texts)
-    assert not manager.unpublish(store, OLD["id"], "vm2", texts)
-    assert manager.unpublish(store, OLD["id"], "vm1", texts[:1])
+        attachments.publish(store, network(), "vm2", "10.1.0.11", texts)
+    assert not attachments.unpublish(store, OLD["id"], "vm2", texts)
+    assert attachments.unpublish(store, OLD["id"], "vm1", texts[:1])
     assert [item["protocol"] for item in ports.published(store, OLD["id"])] == ["udp"]
-    assert manager.unpublish(store, OLD["id"], "vm1")
+    assert attachments.unpublish(store, OLD["id"], "vm1")
     assert ports.published(store, OLD["id"]) == []
 
 
@@ -755,10 +755,10 @@ def test_a_port_of_the_host_is_not_taken_away(store: Store) -> None:
     with socket.create_server(("0.0.0.0", 0)) as server:
         number = server.getsockname()[1]
         with pytest.raises(ConflictError, match="in use by a process of the host"):
-            manager.publish(store, network(), "vm1", "10.1.0.9", [f"{number}:22"])
+            attachments.publish(store, network(), "vm1", "10.1.0.9", [f"{number}:22"])
     assert ports.published(store, OLD["id"]) == []
     with pytest.raises(ChangeRefusedError, match="no NAT"):
-        manager.publish(store, network(nat=False), "vm1", "10.1.0.9", [f"{number}:22"])
+        attachments.publish(store, network(nat=False), "vm1", "10.1.0.9", [f"{number}:22"])
 
 
 def test_one_port_on_two_networks_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -772,7 +772,7 @@ def test_one_port_on_two_networks_at_once(store: Store, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ports, "_publish", both)
     with pytest.raises(ConflictError, match="VM 'vm2' on network 'second'"):
-        manager.publish(store, network(), "vm1", "10.1.0.9", [f"{number}:80"])
+        attachments.publish(store, network(), "vm1", "10.1.0.9", [f"{number}:80"])
     assert ports.published(store, OLD["id"]) == []
 
 

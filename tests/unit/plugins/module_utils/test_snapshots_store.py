@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import snapshots as engine
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import snapshot as planning
@@ -291,13 +291,13 @@ def test_a_damaged_one_stands_there_and_can_be_removed(store: Store, damage: str
 )
 def test_options_that_are_for_other_states(options: Record, option: str) -> None:
     with pytest.raises(InputError, match="is for state: ") as caught:
-        manager.wanted_of({"name": "warm", **options})
+        engine.wanted_of({"name": "warm", **options})
     assert caught.value.option == option
 
 
 def test_what_of_a_guests_file_systems_is_wanted() -> None:
-    assert manager.wanted_of({"name": "warm", "state": "present"}).freeze == "auto"
-    wanted = manager.wanted_of({"name": "warm", "state": "present", "freeze": "required", "disks_only": True})
+    assert engine.wanted_of({"name": "warm", "state": "present"}).freeze == "auto"
+    wanted = engine.wanted_of({"name": "warm", "state": "present", "freeze": "required", "disks_only": True})
     assert (wanted.freeze, wanted.disks_only) == ("required", True)
 
 

@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils import _host
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import giving_back, orphans, steps
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import manager
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import listing
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.listing import describe
@@ -152,7 +152,7 @@ def test_each_damaged_document_is_found_and_stands_in_no_others_way(run: Run) ->
     dirs = {f"{kind}_dir": getattr(store.paths, kind) for kind in ("root", "run", "log")}
     (network,) = describe(dirs)
     assert (network["name"], network["state"]) == (NETWORK["name"], "error") and "backup" in network["reason"]
-    (image,) = manager.info(store.paths)
+    (image,) = listing.info(store.paths)
     assert (image["id"], image["state"]) == (IMAGE["id"], "error") and "is damaged" in image["reason"]
 
 

@@ -23,10 +23,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
+    attachments,
     guests,
     leases,
     links,
-    manager,
     plan,
     ports,
 )
@@ -73,7 +73,7 @@ def converge(params: t.Mapping[str, t.Any], check_mode: bool, gone: Gone = NOBOD
             decision, facts = _decide(store, definition, absent, ask_host=True)
             if decision.changed:
                 _execute(store, definition, decision, facts)
-        record = manager.load(store, definition["name"])
+        record = attachments.load(store, definition["name"])
     elif absent:
         record = None
     else:
@@ -117,7 +117,7 @@ def facts_of(store: Store | None, name: str, absent: bool, without: t.Collection
     if not absent:
         # A record whose making did not end may have the name of a bridge that it never got.
         if record.get("phase") != CREATING and not is_damaged(record):
-            missing = manager.missing(store, record)
+            missing = attachments.missing(store, record)
             nics = guests.troubles(store, record)
     else:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
@@ -328,10 +328,10 @@ def _finish(store: Store, record: Record) -> None:
 
 
 def _bring_up(store: Store, record: Record) -> None:
-    """:func:`manager.ensure`, step by step for the tests."""
+    """:func:`attachments.ensure`, step by step for the tests."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
 
-    with locked(store.paths, firewall.lock_names(), manager.LOCK_TIMEOUT):
+    with locked(store.paths, firewall.lock_names(), attachments.LOCK_TIMEOUT):
         if not record["adopted"]:
             kernel.create(record)
             checkpoint("bridge")
@@ -344,7 +344,7 @@ def _bring_up(store: Store, record: Record) -> None:
         serving.ensure(store, record)
         checkpoint("dnsmasq")
     else:
-        manager.ensure(store, record)
+        attachments.ensure(store, record)
     guests.mend(store, record)
 
 
@@ -394,7 +394,7 @@ def _remove(store: Store, name: str, force: bool = False) -> None:
             raise
         serving.stop(store, network_id)
         checkpoint("dnsmasq")
-        with locked(store.paths, firewall.lock_names(), manager.LOCK_TIMEOUT):
+        with locked(store.paths, firewall.lock_names(), attachments.LOCK_TIMEOUT):
             # The bridge first: while it has its address and is up, the rules are there.
             kernel.delete(record)
             checkpoint("bridge")

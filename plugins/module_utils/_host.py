@@ -414,7 +414,7 @@ def _named(entry: Record) -> Record:
     return entry
 
 
-def _damage(path: str, reader: t.Callable[[Record], Record]) -> list[str]:
+def _damage(path: str, reader: t.Callable[[Record], object]) -> list[str]:
     try:
         document = read_json(path)
         if document is not None:

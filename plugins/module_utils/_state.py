@@ -25,6 +25,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Busy
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import damaged_vm, read_vm
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, new_id
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 LAYOUT = 1
 MAX_DOCUMENT = 16 << 20
 # Above the container ranges that systemd reserves and below 2^31 (systemd's UIDS-GIDS document).
@@ -35,6 +38,8 @@ RESTORE_STORE = (
     "Put it back from a backup. Its store_id is the owner of the records, where none was given; uid_start is"
     f" {UID_BASE} and a multiple of {UID_RANGE}, up to the least of the numbers that the entries of index/uid name."
 )
+# A kind of record.
+Kind = t.TypeVar("Kind")
 ASK_DOCTOR = "cocoon_host_info lists what is damaged."
 DAMAGED_VM = "Put it back from a backup, or remove the VM by its name (state: absent), which keeps its data disks."
 
@@ -63,7 +68,7 @@ def read_json(path: str) -> Record | None:
     return document
 
 
-def read_record(path: str, reader: t.Callable[[Record], Record], object_id: str, folder: bool = False) -> Record | None:
+def read_record(path: str, reader: t.Callable[[Record], Kind], object_id: str, folder: bool = False) -> Kind | None:
     """The record of an object by its kind's *reader*, or ``None`` if there is no document.
 
     :param folder: the object has a folder, in which the record is written first and removed last.
@@ -310,7 +315,7 @@ class Store:
     def index(self, kind: str) -> Index:
         return Index(self.paths, kind)
 
-    def vm_record(self, name: str) -> Record | None:
+    def vm_record(self, name: str) -> VmRecord | None:
         """The record of the VM *name*.
 
         A name that is reserved but has no document yet (a process died in between) gives a bare
@@ -319,11 +324,11 @@ class Store:
         vm_id = self.index("vm").lookup(name)
         return None if vm_id is None else self.load_vm(vm_id, name) or _bare(vm_id, name)
 
-    def vm_records(self) -> list[Record]:
+    def vm_records(self) -> list[VmRecord]:
         """Every VM's record, by name, as :meth:`vm_record` gives it."""
         return [self.load_vm(vm_id, name) or _bare(vm_id, name) for name, vm_id in self.index("vm").entries()]
 
-    def load_vm(self, vm_id: str, name: str | None = None) -> Record | None:
+    def load_vm(self, vm_id: str, name: str | None = None) -> VmRecord | None:
         """The record of a VM, or ``None`` if there is none; if it is damaged, what stands for it."""
         try:
             return read_record(os.path.join(self.paths.vm_dir(vm_id), "vm.json"), read_vm, vm_id, folder=True)
@@ -333,9 +338,9 @@ class Store:
     def vm_name(self, vm_id: str) -> str | None:
         """The name of a VM, as far as it is known."""
         record = self.load_vm(vm_id)
-        return None if record is None else t.cast(str, record["config"]["name"])
+        return None if record is None else record["config"]["name"]
 
-    def write_vm(self, record: Record) -> None:
+    def write_vm(self, record: VmRecord) -> None:
         """Replace a VM's record. The VM's lock is held."""
         write_json(os.path.join(self.paths.vm_dir(record["id"]), "vm.json"), record, locked=True)
 
@@ -357,7 +362,7 @@ def _layout_words(document: Record) -> str:
     return f"layout {document['layout']}" if "layout" in document else "no layout"
 
 
-def _bare(vm_id: str, name: str) -> Record:
+def _bare(vm_id: str, name: str) -> VmRecord:
     return {"id": vm_id, "state": "creating", "config": {"name": name}, "bare": True}
 
 

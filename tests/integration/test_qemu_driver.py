@@ -39,7 +39,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu i
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, identify, start_time
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig
+from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import BootConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB, new_id
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import PREFIX, WORK, command
 

@@ -22,6 +22,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import showing
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 # The action of a VM that check mode cannot plan, as its host has yet to be prepared.
 UNPLANNED = "unknown"
 
@@ -180,11 +183,11 @@ def _result(item: Item, check: bool, paths: Paths) -> Record:
     return result
 
 
-def _address(record: Record | None, plan: Plan | None) -> str | None:
+def _address(record: VmRecord | None, plan: Plan | None) -> str | None:
     """The first address of a VM, as it is or as *plan* has it."""
     step = plan.step(SetNics) if plan else None
     if plan and step:
         chosen = next((change.after for change in plan.changes if change.option == "nics[0].ip"), None)
         return next((nic.get("ip") for nic in step.nics[:1]), None) or chosen
     nics = (record or {}).get("network_configs") or [{}]
-    return t.cast("str | None", (nics[0].get("network") or {}).get("ip"))
+    return (nics[0].get("network") or {}).get("ip")

@@ -41,6 +41,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import Job
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 
 @dataclasses.dataclass
@@ -48,7 +49,7 @@ class Item:
     """One definition on its way to a result."""
 
     definition: Record
-    record: Record | None = None
+    record: VmRecord | None = None
     plan: Plan | None = None
     whole: Plan | None = None  # what is carried out in two halves
     job: Job | None = None

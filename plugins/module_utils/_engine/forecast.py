@@ -31,11 +31,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admissi
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 # What says in a plan's changes how other NICs come about.
 NIC_OPTIONS = ("network", "nics")
 
 
-def check(run: Run, record: Record | None, plan: Plan) -> Plan:
+def check(run: Run, record: VmRecord | None, plan: Plan) -> Plan:
     """Raise what carrying out *plan* would raise about MACs, addresses, ports, memory and disk.
 
     :returns: the plan, with the addresses that NICs would get whose networks change.
@@ -58,7 +61,7 @@ def check(run: Run, record: Record | None, plan: Plan) -> Plan:
     return _with_addresses(run, record, plan, nics) if record and nics else plan
 
 
-def _with_addresses(run: Run, record: Record, plan: Plan, step: SetNics) -> Plan:
+def _with_addresses(run: Run, record: VmRecord, plan: Plan, step: SetNics) -> Plan:
     """*plan* with a row for each address that is not asked for and not what it was: what the guest will be found by."""
     have = current_nics(record)
     how = next((change.how for change in plan.changes if change.option in NIC_OPTIONS), RESTART)
@@ -87,7 +90,7 @@ def _free_address(run: Run, name: str, index: int, network_name: str) -> str | N
     return None
 
 
-def _check_state(run: Run, record: Record | None, plan: Plan) -> None:
+def _check_state(run: Run, record: VmRecord | None, plan: Plan) -> None:
     """Whether the hypervisor of this host can take up the saved state that a VM goes on from."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms import resuming
 
@@ -97,11 +100,12 @@ def _check_state(run: Run, record: Record | None, plan: Plan) -> None:
         if snapshot is not None:
             resuming.check_snapshot(run, snapshot, snapshot, "snapshot")
     elif record and record.get("resume") and plan.step(Start) and not plan.step(Stop):
-        resuming.check(Vm(run, record))
-        resuming.check_driver(run.driver(record["hypervisor"]), record, record["resume"]["layout"])
+        vm = Vm(run, record)
+        resuming.check(vm)
+        resuming.check_driver(vm.driver, record, vm.saved["layout"])
 
 
-def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:
+def _check_memory(run: Run, record: VmRecord | None, plan: Plan) -> None:
     """What a start takes, less what the same VM, or one that goes before it, holds until then."""
     start = plan.step(Start)
     if record and (start or plan.step(Remove) or plan.step(Stop)):
@@ -113,14 +117,15 @@ def _check_memory(run: Run, record: Record | None, plan: Plan) -> None:
     run.memory_planned += start.memory
 
 
-def _check_disk(run: Run, record: Record | None, plan: Plan) -> None:
+def _check_disk(run: Run, record: VmRecord | None, plan: Plan) -> None:
     """What new and larger disks may come to hold beyond what the VM is promised."""
-    more, option, present = 0, "data_disks", record or {}
+    more, option = 0, "data_disks"
+    present: VmRecord = record or {}
     for step in plan.steps:
         growth = step.more_disk(present)
         more, option = more + growth, step.disk_option if growth else option
         if isinstance(step, Create):  # what a clone gets besides comes on top
-            present = {"config": step.wanted, "data_disks": step.wanted["data_disks"]}
+            present = t.cast("VmRecord", {"config": step.wanted, "data_disks": step.wanted["data_disks"]})
     if more > 0 and os.path.isdir(run.store.paths.root):
         admission.check_disk(run, admission.promised_disk(run) + run.disk_planned, more, option)
         run.disk_planned += more

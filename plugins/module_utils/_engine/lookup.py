@@ -22,6 +22,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 
 def context(run: Run, required: Needs, snapshots: t.Mapping[str, Record | None]) -> Context:
     """Load just what the plan needs."""
@@ -54,7 +57,7 @@ def _default_kernel(run: Run, found: t.Iterable[Record | None]) -> bool:
     return kernel.find(run.store) is not None
 
 
-def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
+def plan_item(run: Run, record: VmRecord | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
     observed = _with_nics(run, record, observe(record, run.store.paths))
     compared = compare_once(record, definition)
@@ -66,7 +69,7 @@ def plan_item(run: Run, record: Record | None, definition: Record) -> Plan:
     return plan_vm(record, observed, definition, context(run, required, snapshots), compared)
 
 
-def _with_nics(run: Run, record: Record | None, observed: Observed) -> Observed:
+def _with_nics(run: Run, record: VmRecord | None, observed: Observed) -> Observed:
     """What there is to see of a running VM's NICs on the host's side, too."""
     if not record or not observed.running:
         return observed

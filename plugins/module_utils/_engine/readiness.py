@@ -21,6 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine.batch import Item as Waiting
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.wait import Target
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 
 def await_guests(run: Run, items: t.Sequence[Waiting]) -> None:
@@ -77,7 +78,7 @@ def _write_down(run: Run, item: Waiting, **fields: t.Any) -> None:
     with locked(run.store.paths, [f"vm:{item.name}"], run.options.lock_timeout):
         record = run.store.vm_record(item.name)
         if record and item.record and record.get("process") == item.record.get("process"):
-            record.update(fields)
+            record.update(t.cast("VmRecord", fields))
             run.store.write_vm(record)
             item.record = record
 
@@ -92,7 +93,7 @@ def condition_of(definition: Record) -> str:
     return t.cast(str, kind)
 
 
-def answered(record: Record, definition: Record) -> bool:
+def answered(record: VmRecord, definition: Record) -> bool:
     """Whether the guest has answered, since its start, as the definition asks for."""
     return condition_of(definition) in ("process", (record.get("ready") or {}).get("condition"))
 

@@ -23,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import What
 
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
@@ -59,7 +60,7 @@ def converge(
 
 def _act(
     run: Run, wanted: Wanted, plan: SnapshotPlan, record: Record | None
-) -> tuple[SnapshotPlan, Record | None, Record | None]:
+) -> tuple[SnapshotPlan, Record | None, VmRecord | None]:
     """Lock what the plan touches, look again, and act; if others have been at work, lock what it touches by now."""
     while True:
         names = _lock_names(wanted, plan, record)
@@ -100,7 +101,7 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
     return Wanted(**fields, labels=texts, disks_only=disks_only, replace=replace, force=force, freeze=freeze)
 
 
-def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record | None]:
+def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, VmRecord | None]:
     """The plan, with the records that it was made from."""
     plan, record, vm = _compare(run, wanted)
     if "replace" not in plan.actions and any(_left(run.store, wanted.name)):
@@ -116,7 +117,7 @@ def _left(store: Store, name: str) -> t.Iterator[tuple[str, str]]:
             yield entry, left
 
 
-def _compare(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Record | None]:
+def _compare(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, VmRecord | None]:
     store = run.store
     record = snapshots.load(store, wanted.name)
     vm_name = wanted.vm or (record or {}).get("vm")
@@ -137,7 +138,7 @@ def _compare(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, Rec
     return planning.plan_restored(record, vm, wanted, observe(vm).running), record, vm
 
 
-def _source(run: Run, vm: Record) -> Source:
+def _source(run: Run, vm: VmRecord) -> Source:
     """What the VM is as it stands."""
     if not observe(vm).running:
         return Source()
@@ -145,7 +146,7 @@ def _source(run: Run, vm: Record) -> Source:
     return Source(running=True, saves=able.snapshots, freezes=able.agent)
 
 
-def _siblings(store: Store, vm: Record | None, record: Record | None) -> list[Record]:
+def _siblings(store: Store, vm: VmRecord | None, record: Record | None) -> list[Record]:
     """The snapshots of a VM that are complete or half removed, with the clones that each has."""
     vm_id = vm["id"] if vm else (record or {}).get("vm_id")
     found = snapshots.all_records(store, (snapshots.COMPLETE, snapshots.REMOVING))
@@ -154,8 +155,8 @@ def _siblings(store: Store, vm: Record | None, record: Record | None) -> list[Re
 
 
 def _execute(
-    run: Run, wanted: Wanted, plan: SnapshotPlan, record: Record | None, vm: Record | None
-) -> tuple[Record | None, Record | None]:
+    run: Run, wanted: Wanted, plan: SnapshotPlan, record: Record | None, vm: VmRecord | None
+) -> tuple[Record | None, VmRecord | None]:
     needed = record is not None and ((vm or {}).get("restore") or {}).get("snapshot_id") == record["id"]
     if vm is not None and (needed or "remove" not in plan.actions):
         _recover(run, vm)
@@ -179,7 +180,7 @@ def _execute(
     return record, vm
 
 
-def _take(run: Run, wanted: Wanted, record: Record | None, vm: Record) -> Record:
+def _take(run: Run, wanted: Wanted, record: Record | None, vm: VmRecord) -> Record:
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
 
     if record is not None:  # of a run that was killed
@@ -195,7 +196,7 @@ def _what(wanted: Wanted) -> What:
     return What(memory=not wanted.disks_only, freeze=wanted.freeze)
 
 
-def _replace(run: Run, wanted: Wanted, old: Record | None, vm: Record) -> Record:
+def _replace(run: Run, wanted: Wanted, old: Record | None, vm: VmRecord) -> Record:
     """Take the snapshot beside the old one of its name, which goes when the new one is whole.
 
     Three entries lead to the two, so that each instant leaves a name for what is to be removed, see :func:`_clear`.
@@ -217,7 +218,7 @@ def _replace(run: Run, wanted: Wanted, old: Record | None, vm: Record) -> Record
     return record
 
 
-def _clear(run: Run, name: str, vm: Record | None) -> None:
+def _clear(run: Run, name: str, vm: VmRecord | None) -> None:
     """Let go of what a swap leaves behind *name*: the entries, and the snapshot that does not have the name."""
     index = run.store.index("snapshot")
     for entry, left in list(_left(run.store, name)):
@@ -229,7 +230,7 @@ def _clear(run: Run, name: str, vm: Record | None) -> None:
         run.mark("replace.cleared")
 
 
-def _recover(run: Run, vm: Record) -> None:
+def _recover(run: Run, vm: VmRecord) -> None:
     """Finish what a killed run began with the VM."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._engine import steps
 
@@ -239,7 +240,7 @@ def _recover(run: Run, vm: Record) -> None:
         steps.finish_restore(job)
 
 
-def _remove(run: Run, record: Record, vm: Record | None) -> None:
+def _remove(run: Run, record: Record, vm: VmRecord | None) -> None:
     """Take a snapshot away. Its clones have links of their own to what they use of it."""
     try:
         _take_away(run, record, vm)
@@ -250,7 +251,7 @@ def _remove(run: Run, record: Record, vm: Record | None) -> None:
         _take_away(run, record, vm)
 
 
-def _take_away(run: Run, record: Record, vm: Record | None) -> None:
+def _take_away(run: Run, record: Record, vm: VmRecord | None) -> None:
     if vm is not None and record["id"] in (vm.get("snapshot_ids") or {}):  # first: nobody looks for it there later
         others = {key: value for key, value in vm["snapshot_ids"].items() if key != record["id"]}
         run.store.write_vm({**vm, "snapshot_ids": others})
@@ -260,7 +261,7 @@ def _take_away(run: Run, record: Record, vm: Record | None) -> None:
     run.mark("snapshot.removed")
 
 
-def _answer(run: Run, plan: SnapshotPlan, record: Record | None, vm: Record | None) -> dict[str, t.Any]:
+def _answer(run: Run, plan: SnapshotPlan, record: Record | None, vm: VmRecord | None) -> dict[str, t.Any]:
     complete = record if record and record.get("state") == snapshots.COMPLETE else None
     return {
         "changed": bool(plan.actions),

@@ -43,11 +43,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, VmRecord
+
 
 class Job:
     """One VM on its way through the steps of its plan."""
 
-    def __init__(self, run: Run, record: Record | None, controls: Record) -> None:
+    def __init__(self, run: Run, record: VmRecord | None, controls: Record) -> None:
         self.run = run
         self.record = record
         self.controls = controls
@@ -56,7 +59,7 @@ class Job:
         self.done: list[str] = []
 
     @property
-    def known(self) -> Record:
+    def known(self) -> VmRecord:
         if self.record is None:
             raise StateError("the plan has a step for a VM that does not exist")
         return self.record
@@ -122,7 +125,7 @@ def reserve_job(job: Job, wanted: Record, starts: bool) -> None:
     vm.mark("create.memory")
 
 
-def leftover_disks(vm: Vm) -> list[Record]:
+def leftover_disks(vm: Vm) -> list[DataDisk]:
     """The data disks of a VM that is not (or not any more) there, which must outlive its record."""
     record = vm.record
     if record.get("delete_data_disks"):
@@ -133,7 +136,7 @@ def leftover_disks(vm: Vm) -> list[Record]:
     return [disk for disk in disks if os.path.lexists(vm.data_disk(disk["name"]))]
 
 
-def abandon(vm: Vm) -> Record | None:
+def abandon(vm: Vm) -> VmRecord | None:
     """Take a half-made or half-removed VM apart; gives the record that keeps its data disks, if any."""
     if salvage.is_lost(vm.record):
         vm = Vm(vm.run, salvage.rebuilt(vm.run, vm.record))
@@ -159,7 +162,7 @@ def create(job: Job, step: steps.Create) -> None:
         if wanted.get("secret_env"):
             container.keep_secrets(vm.paths, record, wanted["secret_env"])
         run.sync_networks()
-        made = dict(record)  # until it is written down that it is made, it is not
+        made = record.copy()  # until it is written down that it is made, it is not
         Vm(run, made).set_state(types.CREATED, "created", kept_disks=[])
     except Exception:
         with locked(vm.paths, ["host"], run.options.lock_timeout):
@@ -294,7 +297,7 @@ def make_room(job: Job) -> None:
         remove_file(job.vm.system_disk)
 
 
-def keep_disks(vm: Vm, disks: list[Record]) -> None:
+def keep_disks(vm: Vm, disks: list[DataDisk]) -> None:
     """Take a VM apart but for its data disks, which wait for a VM of the same name."""
     _end(vm)
     mounts.unmount_unused(vm.paths.ram)
@@ -331,7 +334,7 @@ def keep(job: Job, values: t.Mapping[str, t.Any]) -> None:
     vm, record = job.vm, job.known
     record.update(with_values(record, values))
     if "accel" in values:
-        record.update(vm.driver.repin(record["accel"]))
+        record.update(t.cast("VmRecord", vm.driver.repin(record["accel"])))
     if "cpu" in values:
         for config in record["network_configs"]:
             config["num_queues"] = record["config"]["cpu"] * 2
@@ -496,7 +499,7 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
     record.update(
         with_values(record, {name: wanted[name] for name in (*REBUILT, "image", "storage", "accel", "firmware")})
     )
-    record.update(
+    vm.write(
         image_id=image["id"],
         image_type=image["type"],
         image_digest=image["digest"],
@@ -509,7 +512,6 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
         phase=PHASE_REBUILD,
         **fresh_pins(run.driver(wanted["hypervisor"]), wanted["accel"]),
     )
-    vm.write()
     vm.mark("rebuild.record")
     login = {key: wanted[key] for key in SECRETS if wanted.get(key)}
     storage.rebuild_system_disk(vm, login or None)
@@ -556,7 +558,7 @@ def hibernate(job: Job, _step: steps.Hibernate) -> None:
     try:
         saved, _stood = saving.save_running(vm, path, disks=False, stay=True)
         resuming.settle_hibernation(vm, saved)
-        asleep = dict(record)
+        asleep = record.copy()
         Vm(run, asleep).set_state(types.HIBERNATED, "hibernated", phase=PHASE_HIBERNATE)
     except BaseException:
         with contextlib.suppress(CocoonError, OSError):  # else the next run does it: what failed first is what is told

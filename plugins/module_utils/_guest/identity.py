@@ -23,7 +23,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import 
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.replies import parse_json, printable
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import identity_lines, settings_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import host_name
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 VERSION = 1
 SEED_BYTES = 64
@@ -34,7 +37,7 @@ REPEAT = 30.0
 ANOTHER_TRY = 0.5
 
 
-def message(record: Record, old_macs: t.Sequence[str], guest_uuid: str) -> bytes:
+def message(record: VmRecord, old_macs: t.Sequence[str], guest_uuid: str) -> bytes:
     """What the guest of *record* is told; *old_macs* are those that its NICs still have."""
     lines = [
         f"cocoon-identity {VERSION}",

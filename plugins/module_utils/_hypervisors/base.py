@@ -11,8 +11,10 @@ import typing as t
 import uuid
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import BootConfig
 
 UUID_SPACE = uuid.UUID("6f0a9a1c-52c5-4a2f-9b1d-0b8d5a3ee0c4")
 
@@ -294,7 +296,7 @@ class Launch:
     run_dir: str
     console_log: str
     hypervisor_log: str
-    boot: BootConfig = dataclasses.field(default_factory=BootConfig)
+    boot: BootConfig = dataclasses.field(default_factory=lambda: t.cast("BootConfig", {}))
     folder: str = ""
     groups: tuple[int, ...] = ()
     disks: tuple[Disk, ...] = ()
@@ -567,12 +569,12 @@ def fresh_pins(driver: Driver, accel: str) -> Record:
     return {**driver.pin(accel), "hypervisor_version": driver.version()}
 
 
-def pins_of(driver: Driver, record: Record) -> dict[str, str]:
+def pins_of(driver: Driver, record: t.Mapping[str, t.Any]) -> dict[str, str]:
     """The pins in the record of a VM or a snapshot."""
     return {key: record[key] for key in driver.pinned if record.get(key) is not None}
 
 
-def saved_state(driver: Driver, pins: Record, layout: Layout) -> SavedState:
+def saved_state(driver: Driver, pins: t.Mapping[str, t.Any], layout: Layout) -> SavedState:
     """A saved machine.
 
     :param pins: the record of the VM or of the snapshot.

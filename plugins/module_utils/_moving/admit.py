@@ -18,10 +18,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._moving import common
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import HIBERNATED, MIB, Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, reserve
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
 
 
 @dataclasses.dataclass

@@ -24,6 +24,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import RESERVE
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 ARCHIVE = "archive"
 
 
@@ -72,20 +75,20 @@ def receipt(token: str, vm_id: str, what: str) -> str:
 
 
 @contextlib.contextmanager
-def vm_locked(run: Run, name: str) -> t.Iterator[Record | None]:
+def vm_locked(run: Run, name: str) -> t.Iterator[VmRecord | None]:
     """The VM's record, with its lock held."""
     with locked(run.store.paths, [f"vm:{name}"], run.options.lock_timeout):
         yield run.store.vm_record(name)
 
 
-def known(record: Record | None, name: str) -> Record:
+def known(record: VmRecord | None, name: str) -> VmRecord:
     """:raises NotFoundError: there is no such VM."""
     if record is None:
         raise NotFoundError(f"there is no VM '{name}'", "name", "See what there is with cocoon_vm_info.")
     return record
 
 
-def check_token(record: Record, token: str | None) -> Record:
+def check_token(record: VmRecord, token: str | None) -> Record:
     """What the record says of the move that *token* stands for.
 
     :raises ChangeRefusedError: it is not on its way, or another move has it.

@@ -15,6 +15,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import view
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 # What each step needs.
 NEEDS: t.Mapping[str, tuple[str, ...]] = {
     "described": ("name",),
@@ -142,7 +145,7 @@ def _returned(run: Run, params: t.Mapping[str, t.Any]) -> Record:
     return _answer(run, changed, record)
 
 
-def _answer(run: Run, changed: bool, record: Record | None) -> Record:
+def _answer(run: Run, changed: bool, record: VmRecord | None) -> Record:
     moving = (record or {}).get("moving") or {}
     return {
         "changed": changed,

@@ -32,6 +32,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._words import inval
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 FILE = "passport.json"
 MAX_BYTES = 1 << 20
@@ -160,26 +161,26 @@ SCHEMA: Record = {
 }
 
 
-def issue(record: Record, driver: Driver) -> Record:
+def issue(record: VmRecord, driver: Driver) -> Record:
     """What goes along of *record*. Whether it runs, and what it takes, stands there when somebody has looked."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import pins_of
 
-    found = {key: record[key] for key in CARRIED if key in record}
+    found = {key: value for key, value in record.items() if key in CARRIED}
     suspended = is_suspended(record)
     state = HIBERNATED if suspended else (STOPPED if record.get("first_booted") else CREATED)
     saved = _resume(record) if suspended else None
     return {**found, "pins": pins_of(driver, record), "state": state, "nics": _nics(record), "resume": saved}
 
 
-def _nics(record: Record) -> list[Record]:
+def _nics(record: VmRecord) -> list[Record]:
     configs = record.get("network_configs") or ()
     kept = [{"mtu": config.get("mtu") or 0, "num_queues": config["num_queues"]} for config in configs]
     return [{**nic, **more} for nic, more in zip(current_nics(record), kept)]
 
 
-def _resume(record: Record) -> Record:
+def _resume(record: VmRecord) -> Record:
     """The saved state that the VM goes on from; memory that it shares on this host is its own on another."""
-    saved = record["resume"]
+    saved = record["resume"] or {}
     memory = "copy" if saved["memory"] == "map" else saved["memory"]
     more = {key: saved.get(key) for key in ("macs", "blob_digests")}
     return {"memory": memory, "layout": saved["layout"], "hold": bool(saved.get("hold")), **more}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import steps as execution
@@ -21,6 +22,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import writable_disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 BLOCK = 512
 
@@ -43,7 +47,7 @@ def describe(run: Run, name: str) -> Record | None:
     return {**_issued(run, record), "allocated": _allocated(run, record), "runs": runs}
 
 
-def _issued(run: Run, record: Record) -> Record:
+def _issued(run: Run, record: VmRecord) -> Record:
     """A VM that belongs to this store, because nobody said otherwise, is to belong to the other one."""
     found = {**passport.issue(record, run.driver(record["hypervisor"])), **_surroundings(run, record)}
     if found.get("owner") == run.store.store_id:
@@ -51,7 +55,7 @@ def _issued(run: Run, record: Record) -> Record:
     return found
 
 
-def _check_movable(record: Record) -> None:
+def _check_movable(record: VmRecord) -> None:
     if not is_made(record):
         raise ChangeRefusedError(
             f"VM '{record['config']['name']}' is half made or half removed", "name", "Converge it first, or remove it."
@@ -62,19 +66,19 @@ def _check_movable(record: Record) -> None:
         )
 
 
-def _surroundings(run: Run, record: Record) -> Record:
+def _surroundings(run: Run, record: VmRecord) -> Record:
     """What a saved machine goes on with and does not carry."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import cpu_vendor
 
     return {"cpu_vendor": cpu_vendor(), "version": run.driver(record["hypervisor"]).version()}
 
 
-def _allocated(run: Run, record: Record) -> int:
+def _allocated(run: Run, record: VmRecord) -> int:
     files = _files(run, record).values()
     return sum(os.lstat(path).st_blocks * BLOCK for path in files)
 
 
-def _files(run: Run, record: Record) -> dict[str, str]:
+def _files(run: Run, record: VmRecord) -> dict[str, str]:
     """All files that go along, by the name that they have on their way."""
     paths, vm_id = run.store.paths, record["id"]
     home = paths.vm_dir(vm_id)
@@ -87,7 +91,7 @@ def _files(run: Run, record: Record) -> dict[str, str]:
     return {os.path.basename(path): path for path in found if os.path.lexists(path)}
 
 
-def depart(run: Run, name: str, to: str, memory: bool, stop_timeout: float) -> tuple[bool, Record]:
+def depart(run: Run, name: str, to: str, memory: bool, stop_timeout: float) -> tuple[bool, VmRecord]:
     """Stop a VM, its memory saved if *memory*, and hold it for the host *to*: whether anything was done, its record.
 
     It is written down first that the VM is on its way: from then on nothing else starts or changes it here.
@@ -187,7 +191,7 @@ def leave(run: Run, name: str, token: str | None, given: str | None) -> bool:
         return True
 
 
-def go_back(run: Run, name: str, token: str | None, given: str | None, force: bool) -> tuple[bool, Record | None]:
+def go_back(run: Run, name: str, token: str | None, given: str | None, force: bool) -> tuple[bool, VmRecord | None]:
     """Let a VM go on here that was to move; whether anything was done, and its record.
 
     :param given: what the other host said when it had discarded the VM; *force* does without.

@@ -20,7 +20,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._moving import admi
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_made
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Stage
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power, reserve, resuming
@@ -29,6 +28,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, VmConfig, VmRecord
 
 MAX_FILES = passport.MAX_DETACHED + 64
 SMALL = 16 << 20
@@ -51,7 +51,7 @@ def arrive(
     checksum: str | None,
     networks: t.Mapping[str, str],
     told: Stage,
-) -> tuple[bool, Record]:
+) -> tuple[bool, VmRecord]:
     """Take a VM in from an archive; whether it was still to be done, and its record.
 
     :param origin: the host that it comes from.
@@ -82,13 +82,13 @@ def arrive(
         return True, record
 
 
-def _settled(record: Record, token: str) -> bool:
+def _settled(record: VmRecord, token: str) -> bool:
     """Whether it is this VM, whole."""
     ours = (record.get("moving") or record.get("moved") or {}).get("token") == token
     return ours and is_made(record)
 
 
-def _take_apart(run: Run, record: Record, token: str) -> None:
+def _take_apart(run: Run, record: VmRecord, token: str) -> None:
     """What a killed run of the same move has left; anything else is in the way.
 
     :raises ChangeRefusedError: it is.
@@ -155,7 +155,7 @@ def _check_files(found: Record, files: t.Mapping[str, t.Any], staging: str, driv
             detect.check_qcow2(stream.read(detect.HEAD), system, overlay=True)
 
 
-def _record(run: Run, found: Record, networks: t.Mapping[str, str], moving: Record) -> Record:
+def _record(run: Run, found: Record, networks: t.Mapping[str, str], moving: Record) -> VmRecord:
     """The VM's record on this host, in state ``creating``: nothing is reserved yet.
 
     :raises CocoonError: its image, a network or the machine that it goes on with is not here.
@@ -166,10 +166,10 @@ def _record(run: Run, found: Record, networks: t.Mapping[str, str], moving: Reco
     resume = found.get("resume")
     if resume:
         admit.check_machine(run, found, resume["layout"])
-    config = dict(found["config"])
+    config: VmConfig = found["config"].copy()
     config["network"] = networks.get(config.get("network") or "", config.get("network") or "")
-    record: Record = {
-        **{key: found[key] for key in passport.CARRIED if key in found},
+    record: VmRecord = {
+        **t.cast("VmRecord", {key: found[key] for key in passport.CARRIED if key in found}),
         **found["pins"],
         "config": config,
         "state": types.CREATING,
@@ -196,7 +196,7 @@ def _nics(run: Run, found: Record, networks: t.Mapping[str, str]) -> list[Networ
     return admit.plan_nics(run, found, networks, admit.taken_addresses(run, found, networks))
 
 
-def _place(run: Run, record: Record, found: Record, staging: str) -> None:
+def _place(run: Run, record: VmRecord, found: Record, staging: str) -> None:
     """Move the unpacked files to where they belong, with the owners that they have here."""
     home = run.store.paths.vm_dir(record["id"])
     saved = resuming.make_folder(Vm(run, record)) if found.get("resume") else None
@@ -217,7 +217,7 @@ def _place(run: Run, record: Record, found: Record, staging: str) -> None:
         record["resume"] = {**found["resume"], "disks": resuming.disk_times(Vm(run, record))}
 
 
-def start(run: Run, name: str, token: str, waits: Record) -> tuple[bool, Record]:
+def start(run: Run, name: str, token: str, waits: Record) -> tuple[bool, VmRecord]:
     """Start a VM that has come, and wait until it answers; whether it did not run yet, and its record.
 
     :param waits: the options ``wait_for wait_port wait_pattern timeout`` that are given.
@@ -244,7 +244,7 @@ def start(run: Run, name: str, token: str, waits: Record) -> tuple[bool, Record]
     return item.job is not None, common.known(run.store.vm_record(name), name)
 
 
-def settle(run: Run, name: str, token: str) -> tuple[bool, Record, str]:
+def settle(run: Run, name: str, token: str) -> tuple[bool, VmRecord, str]:
     """Have a VM be this host's own from now on: whether it was not yet, its record, and the receipt for the other."""
     with common.vm_locked(run, name) as found:
         record = common.known(found, name)

@@ -9,9 +9,11 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, guard, leases, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
 
 
 def running(store: Store, network: Record) -> t.Iterator[tuple[str, int, guard.Nic]]:
@@ -58,4 +60,4 @@ def mend(store: Store, network: Record) -> None:
         nic = dict(_labelled(store, network)).get(label)
         if nic is not None:
             guard.ensure(store, [nic])
-            backends.of(nic.config).mend(store, t.cast(NetworkConfig, nic.config), network)
+            backends.of(nic.config).mend(store, t.cast("NetworkConfig", nic.config), network)

@@ -28,7 +28,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, namespaces, netlink, shaping, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
 
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB

@@ -106,7 +106,7 @@ def _number(values: t.Mapping[int, bytes], kind: int) -> int:
     return int(struct.unpack("=I", values[kind])[0]) if kind in values else 0
 
 
-def is_settled(record: Record) -> bool:
+def is_settled(record: t.Mapping[str, t.Any]) -> bool:
     """Whether a VM is past its start and on its networks, as far as its record goes."""
     return (
         record.get("state") in (RUNNING, PAUSED)

@@ -49,6 +49,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 # Of a record from before public login data was kept in clear.
 UNREADABLE = "(not readable: only its digest is recorded)"
 STORAGE_GROWS, STORAGE_SHRINKS = RESTART, REFUSED
@@ -101,20 +104,20 @@ def shown(option: str, value: t.Any) -> t.Any:
     return value
 
 
-def current(record: Record) -> Definition:
+def current(record: VmRecord) -> Definition:
     """A record as a definition: every option it knows, in the definition's form (balloon ``None`` = off)."""
     found = {row.name: _recorded(record, row) for row in OPTIONS.values() if row.at}
     return {option: value for option, value in found.items() if value is not None}
 
 
-def _recorded(record: Record, row: Option) -> t.Any:
+def _recorded(record: VmRecord, row: Option) -> t.Any:
     """What a record says of one option; ``None`` if it says nothing."""
     value = value_of(record, row.name)
     # The Go engine omits what is empty, and 0 is its default.
     return None if row.at == "config" and value is not False and value in ("", 0) else value
 
 
-def current_nics(record: Record) -> list[Definition]:
+def current_nics(record: VmRecord) -> list[Definition]:
     """``[{network, mac, ip}]`` of the NICs that a VM has, with what was asked for of its routes."""
     return [
         {
@@ -127,7 +130,7 @@ def current_nics(record: Record) -> list[Definition]:
     ]
 
 
-def undo(record: Record) -> Definition:
+def undo(record: VmRecord) -> Definition:
     """What a definition has to say for a VM to be as it is now, beside what a snapshot of it puts back."""
     names = ("network", "ports", "labels", "memory_backing", *(("hostname",) if record["image_type"] == "oci" else ()))
     have = current(record)
@@ -135,7 +138,7 @@ def undo(record: Record) -> Definition:
     return {**{name: have[name] for name in names if name in have}, "nics": nics}
 
 
-def wanted_nics(record: Record | None, definition: Definition) -> list[Definition]:
+def wanted_nics(record: VmRecord | None, definition: Definition) -> list[Definition]:
     """The NICs a VM should have, ``[{network, mac, ip}]``; ``None`` for a MAC or address still to be chosen.
 
     By position: a NIC that stays keeps its MAC, and on the same network its address. What an entry does not say of
@@ -170,7 +173,7 @@ def wanted_nics(record: Record | None, definition: Definition) -> list[Definitio
     return wanted
 
 
-def compare(record: Record, definition: Definition) -> list[Difference]:
+def compare(record: VmRecord, definition: Definition) -> list[Difference]:
     """All that differs between a VM that is there and its definition, but for the image's content.
 
     :raises InputError: an option that a new disk or NIC needs is missing.
@@ -189,7 +192,7 @@ def compare(record: Record, definition: Definition) -> list[Difference]:
     ]
 
 
-def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _scalars(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     for row in PLAIN:
         option = row.name
         if option not in definition or (row.auto and definition[option] == "auto"):
@@ -201,7 +204,7 @@ def _scalars(record: Record, definition: Definition) -> t.Iterator[Difference]:
             yield Difference(option, shown(option, before), shown(option, after), how, values={option: after})
 
 
-def _cpu(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _cpu(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     """More of them, up to what the running machine has room for, are live."""
     before, after = record["config"].get("cpu") or DEFAULTS["cpu"], definition.get("cpu")
     if after is None or before == after:
@@ -211,7 +214,7 @@ def _cpu(record: Record, definition: Definition) -> t.Iterator[Difference]:
     yield Difference("cpu", before, after, RESTART, capability, values={"cpu": after}, online=online)
 
 
-def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _secret_env(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     """By digests: of which variables a diff says that they differ, and no more."""
     after = definition.get("secret_env")
     recorded = record.get("secret_env") or {}
@@ -228,7 +231,7 @@ def _secret_env(record: Record, definition: Definition) -> t.Iterator[Difference
     )
 
 
-def _snapshot(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _snapshot(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     before, after = record.get("snapshot"), definition.get("snapshot")
     if after is not None and after != before:
         yield Difference(
@@ -240,7 +243,7 @@ def _snapshot(record: Record, definition: Definition) -> t.Iterator[Difference]:
         )
 
 
-def _owner(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _owner(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     before, after = record.get("owner"), definition.get("owner")
     if after is None or before == after:
         return
@@ -254,7 +257,7 @@ def _owner(record: Record, definition: Definition) -> t.Iterator[Difference]:
     )
 
 
-def _storage(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _storage(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     before, after = _recorded(record, OPTIONS["storage"]) or DEFAULTS["storage"], definition.get("storage")
     if after is None or before == after:
         return
@@ -268,7 +271,7 @@ def _storage(record: Record, definition: Definition) -> t.Iterator[Difference]:
     )
 
 
-def _login(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _login(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     login = record.get("login") or {}
     for option in SECRETS:
         if option not in definition or same_login(login, option, definition[option]):
@@ -284,13 +287,13 @@ def _login(record: Record, definition: Definition) -> t.Iterator[Difference]:
         yield Difference(option, before, after, how, login={option: definition[option]})
 
 
-def login_differs(record: Record, option: str) -> str:
+def login_differs(record: VmRecord, option: str) -> str:
     """How a guest that has had its first boot hears of other login data: at its next start, or never again."""
     disk = record.get("image_type") == "cloudimg" and not record["config"].get("windows")
     return RESTART if (disk or record.get("relogin")) and option in RELOGIN else REBUILD
 
 
-def _balloon(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _balloon(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     if "balloon" not in definition:
         return
     before, wanted = record.get("balloon"), definition["balloon"]
@@ -308,7 +311,7 @@ def _balloon(record: Record, definition: Definition) -> t.Iterator[Difference]:
     )
 
 
-def _reach(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _reach(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     """NICs and ports. Where both differ it is one change: the ports lead to the NICs that are to be."""
     nics, ports = list(_nics(record, definition)), list(_ports(record, definition))
     if any(difference.steps for difference in nics):
@@ -316,7 +319,7 @@ def _reach(record: Record, definition: Definition) -> t.Iterator[Difference]:
     return iter(nics + ports)
 
 
-def _nics(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _nics(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     have, want = current_nics(record), wanted_nics(record, definition)
     before, after = record.get("config", {}).get("network"), definition.get("network") or None
     if have == want and not record.get("planned_nics"):  # a change that was cut short is finished
@@ -333,7 +336,7 @@ def _nics(record: Record, definition: Definition) -> t.Iterator[Difference]:
     )
 
 
-def _ports(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _ports(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     before, after = record.get("ports") or [], definition.get("ports")
     if after is None and record.get("planned_ports"):
         after = before  # a change that was cut short is taken back
@@ -341,7 +344,7 @@ def _ports(record: Record, definition: Definition) -> t.Iterator[Difference]:
         yield Difference("ports", before, after, PORTS_DIFFER, steps=(SetPorts(after),))
 
 
-def _data_disks(record: Record, definition: Definition) -> t.Iterator[Difference]:
+def _data_disks(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
     if "data_disks" not in definition:
         return
     attached = {disk["name"]: disk for disk in record.get("data_disks") or ()}
@@ -366,7 +369,7 @@ def _data_disks(record: Record, definition: Definition) -> t.Iterator[Difference
             yield added_disk(detached.get(name), disk, f"data_disks[{index}].size")
 
 
-def _detach(disk: Definition, delete: bool, pulls: str | None) -> Difference:
+def _detach(disk: t.Mapping[str, t.Any], delete: bool, pulls: str | None) -> Difference:
     """An attached disk goes. *pulls* is its name, unless the user said that a running guest may lose it."""
     name = disk["name"]
     remedy = f"or unmount it in the guest and say so: list '{name}' with attached: false (force: true deletes it)"
@@ -375,7 +378,7 @@ def _detach(disk: Definition, delete: bool, pulls: str | None) -> Difference:
     )
 
 
-def _drop(disk: Definition, before: str, delete: bool) -> Difference:
+def _drop(disk: t.Mapping[str, t.Any], before: str, delete: bool) -> Difference:
     return Difference(
         f"data_disks[{disk['name']}]",
         f"{before}, {format_size(disk['size'])}",
@@ -391,7 +394,7 @@ def attached_disks(definition: Definition) -> list[tuple[str, Definition]]:
     return [(f"data_disks[{index}].size", disk) for index, disk in disks if disk.get("attached") is not False]
 
 
-def _unchangeable(old: Definition, disk: Definition) -> t.Iterator[Difference]:
+def _unchangeable(old: t.Mapping[str, t.Any], disk: t.Mapping[str, t.Any]) -> t.Iterator[Difference]:
     """A shrink, or another file system: refused, attached or not."""
     option = f"data_disks[{disk['name']}]"
     if disk.get("size", old["size"]) < old["size"]:
@@ -413,7 +416,7 @@ def _unchangeable(old: Definition, disk: Definition) -> t.Iterator[Difference]:
         )
 
 
-def _changed_disk(old: Definition, disk: Definition) -> t.Iterator[Difference]:
+def _changed_disk(old: t.Mapping[str, t.Any], disk: t.Mapping[str, t.Any]) -> t.Iterator[Difference]:
     yield from _unchangeable(old, disk)
     size: int = disk.get("size") or old["size"]
     if size > old["size"]:
@@ -427,7 +430,7 @@ def _changed_disk(old: Definition, disk: Definition) -> t.Iterator[Difference]:
         )
 
 
-def added_disk(old: Definition | None, disk: Definition, where: str) -> Difference:
+def added_disk(old: t.Mapping[str, t.Any] | None, disk: t.Mapping[str, t.Any], where: str) -> Difference:
     """A new disk, or one that was detached before and comes back with what it holds."""
     if old is not None:
         for refused in _unchangeable(old, disk):
@@ -443,7 +446,7 @@ def added_disk(old: Definition | None, disk: Definition, where: str) -> Differen
     )
 
 
-def wanted_disk(old: Definition | None, disk: Definition, where: str) -> Definition:
+def wanted_disk(old: t.Mapping[str, t.Any] | None, disk: t.Mapping[str, t.Any], where: str) -> Definition:
     """``{name, size, fstype, reattach}`` of a disk to add; *old* is the kept one of that name, if any.
 
     :raises InputError: a new disk without a size.
@@ -456,7 +459,7 @@ def wanted_disk(old: Definition | None, disk: Definition, where: str) -> Definit
 
 
 def compare_image(
-    record: Record, definition: Definition, images: t.Mapping[str, Record | None]
+    record: VmRecord, definition: Definition, images: t.Mapping[str, Record | None]
 ) -> tuple[Difference | None, str | None]:
     """(difference, warning) of ``image``: another one, or the same name with other content by now.
 

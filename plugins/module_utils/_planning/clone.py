@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     SECRETS,
     Context,
     Definition,
+    left_disks,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import AUTO, MACHINE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import (
@@ -30,6 +31,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._words import plainly
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 FULL = "full"
 
@@ -135,13 +139,12 @@ def _balloon(
         yield SetBalloon(asked)
 
 
-def check_kept(record: Record | None, snapshot: Record) -> None:
+def check_kept(record: VmRecord | None, snapshot: Record) -> None:
     """Data disks that were kept when a VM of that name was removed are not overwritten by a snapshot's.
 
     :raises ChangeRefusedError: both have one of the same name.
     """
-    kept = {disk["name"] for key in ("kept_disks", "detached_disks") for disk in (record or {}).get(key) or ()}
-    both = sorted(kept & {disk["name"] for disk in snapshot["data_disks"]})
+    both = sorted(left_disks(record).keys() & {disk["name"] for disk in snapshot["data_disks"]})
     if both:
         raise ChangeRefusedError(
             f"{', '.join(both)} of an earlier VM of that name would be overwritten by the snapshot's",

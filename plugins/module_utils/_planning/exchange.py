@@ -18,7 +18,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     Step,
     Stop,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 # ("mac", MAC), ("ip", network, address) or ("port", protocol, port of the host)
 Key = tuple[str, ...]
@@ -39,12 +41,12 @@ def keys_of(nics: t.Iterable[t.Mapping[str, t.Any]], ports: t.Iterable[str]) -> 
     return found
 
 
-def before(record: Record | None) -> set[Key]:
+def before(record: VmRecord | None) -> set[Key]:
     """What a VM holds."""
     return keys_of(current_nics(record), record.get("ports") or ()) if record else set()
 
 
-def after(record: Record | None, plan: Plan) -> set[Key]:
+def after(record: VmRecord | None, plan: Plan) -> set[Key]:
     """What it holds once *plan* is carried out."""
     create, nics, ports = plan.step(Create), plan.step(SetNics), plan.step(SetPorts)
     if create:
@@ -54,7 +56,7 @@ def after(record: Record | None, plan: Plan) -> set[Key]:
     return keys_of(current_nics(record or {}), ports.ports) if ports else before(record)
 
 
-def passing(plans: t.Iterable[tuple[Record | None, Plan]]) -> dict[Key, str]:
+def passing(plans: t.Iterable[tuple[VmRecord | None, Plan]]) -> dict[Key, str]:
     """What VMs of one run let go and others take: ``{key: id of the VM that has it}``."""
     given: dict[Key, str] = {}
     taken: set[Key] = set()
@@ -66,12 +68,12 @@ def passing(plans: t.Iterable[tuple[Record | None, Plan]]) -> dict[Key, str]:
     return {key: holder for key, holder in given.items() if key in taken}
 
 
-def gives(record: Record | None, plan: Plan, keys: t.Container[Key]) -> bool:
+def gives(record: VmRecord | None, plan: Plan, keys: t.Container[Key]) -> bool:
     """Whether the VM has any of *keys* and lets it go."""
     return not plan.step(Create) and any(key in keys for key in before(record) - after(record, plan))
 
 
-def first_half(record: Record, plan: Plan, keys: t.Container[Key]) -> Plan:
+def first_half(record: VmRecord, plan: Plan, keys: t.Container[Key]) -> Plan:
     """The part of *plan* that lets *keys* go: what takes their place is anybody's choice until the rest is done."""
     ports = [port for port in record.get("ports") or () if port_key(port) not in keys]
     stop = plan.step(Stop)

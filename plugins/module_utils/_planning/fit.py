@@ -36,6 +36,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     Definition,
     LimitsLike,
     is_made,
+    left_disks,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import (
     CONTAINER,
@@ -45,6 +46,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
     OPTIONS,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 # What a VM that keeps its system disk can come to need of its driver.
 CHANGEABLE = tuple(row.name for row in NEEDY if row.name != "image" and row.how != REBUILD)
@@ -218,7 +222,7 @@ def resolve_auto(needed: t.Mapping[str, str], accel: str, context: Context) -> s
     )
 
 
-def find_image(record: Record | None, name: str | None, context: Context) -> Record:
+def find_image(record: VmRecord | None, name: str | None, context: Context) -> Record:
     """The image to make or rebuild a VM from: the one of that *name*, else the one that the VM was made from.
 
     :raises InputError: none is named. :raises MissingImageError: the store has no such image.
@@ -399,7 +403,7 @@ def check_reach(definition: Definition, nics: t.Sequence[Definition], ports: t.S
         raise UnsupportedError("the VM has no address that could answer", "wait_for", remedy)
 
 
-def new_vm(record: Record | None, definition: Definition, context: Context) -> Definition:
+def new_vm(record: VmRecord | None, definition: Definition, context: Context) -> Definition:
     """Every option of a VM to create: what is given, else what a half-made record says, else the defaults.
 
     ``nics`` are ``{network, mac, ip}`` (``None`` = choose), ``data_disks`` ``{name, size, fstype, reattach}``,
@@ -418,11 +422,11 @@ def new_vm(record: Record | None, definition: Definition, context: Context) -> D
     return wanted
 
 
-def rebuilt_vm(record: Record, definition: Definition, context: Context) -> Definition:
+def rebuilt_vm(record: VmRecord, definition: Definition, context: Context) -> Definition:
     """Every option of a VM that gets a new system disk; the shape of :func:`new_vm`."""
     wanted = _settle(record, current(record), definition, context)
     wanted["nics"] = wanted_nics(record, definition)
-    disks = {disk["name"]: disk for key in ("detached_disks", "data_disks") for disk in record.get(key) or ()}
+    disks = {disk["name"]: disk for disk in [*(record.get("detached_disks") or ()), *(record.get("data_disks") or ())]}
     if "data_disks" in definition:
         wanted["data_disks"] = [
             wanted_disk(disks.get(disk["name"]), disk, where) for where, disk in attached_disks(definition)
@@ -433,7 +437,7 @@ def rebuilt_vm(record: Record, definition: Definition, context: Context) -> Defi
     return wanted
 
 
-def _settle(record: Record | None, old: Definition, definition: Definition, context: Context) -> Definition:
+def _settle(record: VmRecord | None, old: Definition, definition: Definition, context: Context) -> Definition:
     """Everything but NICs and data disks."""
     given = {option: value for option, value in definition.items() if option in DEFAULTS or option == "owner"}
     wanted: Definition = {**DEFAULTS, "owner": context.owner_default, **old, **given, "name": definition["name"]}
@@ -461,7 +465,7 @@ def _settle(record: Record | None, old: Definition, definition: Definition, cont
     return wanted
 
 
-def new_nics(record: Record | None, definition: Definition) -> list[Definition]:
+def new_nics(record: VmRecord | None, definition: Definition) -> list[Definition]:
     """The NICs of a VM to create; those that a half-made record was given, if the definition names none."""
     if record and record.get("state") != REMOVED and "nics" not in definition and "network" not in definition:
         recorded = {"network": record.get("config", {}).get("network"), "nics": record.get("nics")}
@@ -469,7 +473,7 @@ def new_nics(record: Record | None, definition: Definition) -> list[Definition]:
     return wanted_nics(None, definition)
 
 
-def _new_disks(record: Record | None, definition: Definition) -> list[Definition]:
+def _new_disks(record: VmRecord | None, definition: Definition) -> list[Definition]:
     """The data disks of a VM to create; kept ones of a removed VM of that name come back.
 
     :raises ChangeRefusedError: a kept disk would shrink or be formatted anew.
@@ -477,8 +481,7 @@ def _new_disks(record: Record | None, definition: Definition) -> list[Definition
     kept, begun = {}, {}
     if record:
         begun = {disk["name"]: disk for disk in record.get("data_disks") or ()}
-        # a creation that was cut short has them under kept_disks
-        kept = {disk["name"]: disk for key in ("kept_disks", "detached_disks") for disk in record.get(key) or ()}
+        kept = left_disks(record)
         if record.get("phase") == PHASE_REMOVE:
             deleted = definition.get("force") or record.get("delete_data_disks")
             kept, begun = ({} if deleted else {**begun, **kept}), {}
@@ -498,7 +501,7 @@ def _new_disks(record: Record | None, definition: Definition) -> list[Definition
     return disks
 
 
-def check_update(record: Record, definition: Definition, context: Context) -> None:
+def check_update(record: VmRecord, definition: Definition, context: Context) -> None:
     """Whether the given options suit a VM that keeps its system disk.
 
     :raises UnsupportedError: the driver or the image cannot. :raises InputError: the balloon is too large.

@@ -14,6 +14,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREAT
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Step
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, VmRecord
 
     S = t.TypeVar("S", bound=Step)
 
@@ -312,7 +313,7 @@ def same_login(login: t.Mapping[str, t.Any], option: str, value: t.Any) -> bool:
     return recorded is not None and hmac.compare_digest(recorded, digest_login(login.get("salt", ""), value))
 
 
-def is_made(record: Record | None) -> bool:
+def is_made(record: VmRecord | None) -> bool:
     """Whether there is a VM to change; no: none, half made, half removed, or removed but for its data disks."""
     return (
         record is not None
@@ -323,11 +324,17 @@ def is_made(record: Record | None) -> bool:
     )
 
 
+def left_disks(record: VmRecord | None) -> dict[str, DataDisk]:
+    """The data disks by name that an earlier VM left; a creation that was cut short has them under ``kept_disks``."""
+    both = [*(record.get("kept_disks") or ()), *(record.get("detached_disks") or ())] if record else []
+    return {disk["name"]: disk for disk in both}
+
+
 def halt_reason(halted: str) -> str:
     """Why a guest stands still, in words."""
     return f"the guest stands still ({halted}): {HALTS.get(halted, 'nobody asked for it')}"
 
 
-def is_suspended(record: Record) -> bool:
+def is_suspended(record: VmRecord) -> bool:
     """Whether a VM that does not run goes on from a saved state at its next start."""
     return bool(record.get("resume"))

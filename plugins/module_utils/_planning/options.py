@@ -32,6 +32,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, HYPERVISORS, MIN_DATA_DISK, Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 Spec = dict[str, t.Any]
 
 STATES = ("present", "started", "stopped", "restarted", "paused", "hibernated", "absent")
@@ -271,7 +274,7 @@ def listed_vm_options() -> Spec:
     return {**vm_options(), "count": {"type": "int"}}
 
 
-def value_of(record: Record, option: str) -> t.Any:
+def value_of(record: VmRecord, option: str) -> t.Any:
     """What a VM's record says of an option; ``None`` if it says nothing."""
     return (record.get("config", {}) if OPTIONS[option].at == "config" else record).get(option)
 
@@ -285,10 +288,10 @@ def fields_of(values: t.Mapping[str, t.Any], names: t.Iterable[str]) -> tuple[Re
     return config, beside
 
 
-def with_values(record: Record, values: t.Mapping[str, t.Any]) -> Record:
+def with_values(record: VmRecord, values: t.Mapping[str, t.Any]) -> VmRecord:
     """A copy of *record* in which these options have these values."""
     config, beside = fields_of(values, values)
-    return {**record, **beside, "config": {**record.get("config", {}), **config}}
+    return t.cast("VmRecord", {**record, **beside, "config": {**record.get("config", {}), **config}})
 
 
 def machine_of(snapshot: Record) -> Definition:

@@ -9,12 +9,14 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import REMOVED, Definition
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 
 def plan_prune(
     definitions: t.Collection[t.Mapping[str, t.Any]],
-    records: t.Iterable[Record],
+    records: t.Iterable[VmRecord],
     owner: str,
     *,
     elsewhere: t.Container[str] = (),

@@ -13,8 +13,10 @@ import dataclasses
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, VmRecord
 
 DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
 MAX_DNS = 2  # as many as the kernel's ip= parameter takes
@@ -69,7 +71,7 @@ class GuestNic:
         return ",".join(words)
 
 
-def settings_of(record: Record) -> tuple[GuestNic, ...]:
+def settings_of(record: VmRecord) -> tuple[GuestNic, ...]:
     """The settings of a VM's NICs, in order, from a record whose NICs went through :func:`route`."""
     return tuple(_nic(config, f"eth{index}") for index, config in enumerate(record.get("network_configs") or ()))
 

@@ -23,7 +23,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
     value_of,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Remove, SetNics
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 ABSENT = "absent"
 #: A kind, ``network`` or ``image``, and a name.
@@ -152,7 +155,7 @@ def _networks_after(plan: Plan) -> list[str | None] | None:
 BY_ITSELF = ("network", "firmware", "storage", "watchdog")
 
 
-def undefined(record: Record, definition: Definition) -> str | None:
+def undefined(record: VmRecord, definition: Definition) -> str | None:
     """What a VM keeps although its definition says nothing of it (any more), and how to take that away.
 
     An option that is omitted is not compared, so that one which was taken out of an inventory stays as it was.

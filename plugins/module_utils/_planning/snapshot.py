@@ -22,6 +22,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, PAUSED, Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 COMPLETE = "complete"
 DISKS = "disks"
 _AGE_RE = re.compile(r"^([0-9]{1,9})([smhdw])\Z")
@@ -91,7 +94,7 @@ def age_of(record: Record, now: float) -> float:
 
 def plan_present(
     record: Record | None,
-    vm: Record | None,
+    vm: VmRecord | None,
     wanted: Wanted,
     others: t.Sequence[Record],
     now: float,
@@ -129,7 +132,7 @@ def plan_present(
 
 def _plan_replaced(
     record: Record,
-    vm: Record | None,
+    vm: VmRecord | None,
     wanted: Wanted,
     source: Source,
     clones: t.Sequence[str],
@@ -174,7 +177,7 @@ def _check_frozen(record: Record, wanted: Wanted) -> None:
         )
 
 
-def _check_freeze(vm: Record, wanted: Wanted, source: Source) -> None:
+def _check_freeze(vm: VmRecord, wanted: Wanted, source: Source) -> None:
     """:raises CocoonError: file systems are to stand still, and it is known that they cannot, or need not."""
     if wanted.freeze != FREEZE_REQUIRED or not source.running:
         return
@@ -193,7 +196,7 @@ def _check_freeze(vm: Record, wanted: Wanted, source: Source) -> None:
         )
 
 
-def _check_source(vm: Record | None, wanted: Wanted, source: Source) -> None:
+def _check_source(vm: VmRecord | None, wanted: Wanted, source: Source) -> None:
     if wanted.vm is None:
         raise InputError("is needed to take a snapshot", "vm", "Name the VM to take it of.")
     if vm is None:
@@ -264,7 +267,7 @@ def plan_absent(record: Record | None, wanted: Wanted) -> SnapshotPlan:
     return SnapshotPlan(("remove",), before, {})
 
 
-def plan_restored(record: Record | None, vm: Record | None, wanted: Wanted, running: bool) -> SnapshotPlan:
+def plan_restored(record: Record | None, vm: VmRecord | None, wanted: Wanted, running: bool) -> SnapshotPlan:
     """A VM goes back to one of its own snapshots; always a change.
 
     :raises CocoonError: there is no such snapshot, or it is another VM's, or that VM has changed too much.

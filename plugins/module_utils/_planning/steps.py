@@ -14,6 +14,9 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, VmRecord
+
 # Between the guest that runs again and what makes it stand still.
 AFTER_RESUME = 170
 
@@ -46,7 +49,7 @@ class Step:
         """Where it comes; *resumed*: the VM goes on from a saved state, if it is started at all."""
         return AFTER_RESUME if resumed and self.on_device else self.rank
 
-    def more_disk(self, record: Record) -> int:
+    def more_disk(self, record: VmRecord) -> int:
         """Bytes that the VM's disks may come to hold beyond what it is promised."""
         return 0
 
@@ -90,7 +93,7 @@ class Create(Step):
     wanted: Record = dataclasses.field(default_factory=dict)
     delete_kept: bool = False
 
-    def more_disk(self, record: Record) -> int:
+    def more_disk(self, record: VmRecord) -> int:
         kept = record.get("detached_disks") if record.get("state") == "removed" else None
         return disk_bytes(self.wanted, kept) - int(record.get("promised_disk", 0))
 
@@ -132,7 +135,7 @@ class GrowSystemDisk(Step):
     disk_option = "storage"
     size: int
 
-    def more_disk(self, record: Record) -> int:
+    def more_disk(self, record: VmRecord) -> int:
         return self.size - int(record["config"]["storage"])
 
 
@@ -148,7 +151,7 @@ class GrowDataDisk(Step):
     def subject(self) -> str:
         return self.disk
 
-    def more_disk(self, record: Record) -> int:
+    def more_disk(self, record: VmRecord) -> int:
         return sum(self.size - disk["size"] for disk in record.get("data_disks") or () if disk["name"] == self.disk)
 
 
@@ -165,7 +168,7 @@ class AddDisk(Step):
     def subject(self) -> str:
         return str(self.disk["name"])
 
-    def more_disk(self, record: Record) -> int:
+    def more_disk(self, record: VmRecord) -> int:
         kept = {disk["name"]: disk["size"] for disk in record.get("detached_disks") or ()}
         return int(self.disk["size"] - kept.get(self.disk["name"], 0))
 
@@ -223,7 +226,7 @@ class Rebuild(Step):
     disk_option = "storage"
     wanted: Record
 
-    def more_disk(self, record: Record) -> int:
+    def more_disk(self, record: VmRecord) -> int:
         return int(self.wanted["storage"] - record["config"].get("storage", 0))
 
 
@@ -277,7 +280,7 @@ def ordered(steps: t.Iterable[Step], resumed: bool = False) -> list[Step]:
     return sorted(steps, key=lambda step: (step.place(resumed), step.rank))
 
 
-def disk_bytes(wanted: Record, kept: t.Sequence[Record] | None) -> int:
+def disk_bytes(wanted: Record, kept: t.Sequence[DataDisk] | None) -> int:
     """What the disks of a new VM may come to hold, with those that are *kept* from before."""
     disks = {disk["name"]: disk["size"] for disk in [*(kept or ()), *(wanted.get("data_disks") or ())]}
     return int(wanted["storage"]) + sum(disks.values())

@@ -72,6 +72,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._words import plainly
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 # States that a VM is started for.
 STARTS = ("started", "restarted", "paused")
 # When a guest hears of other login data, and what it takes where it looks for them at its first boot only.
@@ -80,7 +83,7 @@ _MADE_ANEW = "recreate: true makes its system disk anew"
 
 
 def needs(
-    record: Record | None,
+    record: VmRecord | None,
     definition: Definition,
     observed: Observed | None = None,
     snapshots: t.Mapping[str, Record | None] | None = None,
@@ -120,13 +123,15 @@ def needs(
     return Needs(_unique(images), _unique(networks), _unique(drivers))
 
 
-def _restored(record: Record, observed: Observed) -> Observed:
+def _restored(record: VmRecord, observed: Observed) -> Observed:
     """What is there once a restore that was killed has been finished, which comes before anything else."""
     restore = record.get("restore") if record.get("phase") == PHASE_RESTORE else None
     return Observed(running=restore["runs"]) if restore else observed
 
 
-def _needs_new(record: Record | None, definition: Definition, snapshots: t.Mapping[str, Record | None] | None) -> Needs:
+def _needs_new(
+    record: VmRecord | None, definition: Definition, snapshots: t.Mapping[str, Record | None] | None
+) -> Needs:
     """For a VM to create; a half-made record stands in for what the definition leaves out."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import new_nics
@@ -153,7 +158,7 @@ def _unique(names: t.Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def compare_once(record: Record | None, definition: Definition) -> list[Difference] | None:
+def compare_once(record: VmRecord | None, definition: Definition) -> list[Difference] | None:
     """What :func:`needs` and :func:`plan_vm` both look at; ``None`` where there is nothing to compare with."""
     if record is None or not is_made(record) or definition.get("state") == "absent":
         return None
@@ -161,7 +166,7 @@ def compare_once(record: Record | None, definition: Definition) -> list[Differen
 
 
 def plan_vm(
-    record: Record | None,
+    record: VmRecord | None,
     observed: Observed,
     definition: Definition,
     context: Context,
@@ -184,7 +189,7 @@ def plan_vm(
     return _Existing(record, observed, definition, context, compared).plan()
 
 
-def _refuse_moving(record: Record | None) -> None:
+def _refuse_moving(record: VmRecord | None) -> None:
     """:raises ChangeRefusedError: the VM is on its way between two hosts, and only the move may touch it."""
     moving = (record or {}).get("moving")
     if record and moving:
@@ -196,7 +201,7 @@ def _refuse_moving(record: Record | None) -> None:
         )
 
 
-def current_state(record: Record | None, observed: Observed) -> str:
+def current_state(record: VmRecord | None, observed: Observed) -> str:
     """The state in one word, by the process and not by what the record says of it."""
     if record is None or record.get("state") == REMOVED:
         return "absent"
@@ -208,7 +213,7 @@ def current_state(record: Record | None, observed: Observed) -> str:
     return str(state) if state in (CREATING, CREATED, ERROR, HIBERNATED) else STOPPED
 
 
-def _plan_absent(record: Record | None, observed: Observed, definition: Definition) -> Plan:
+def _plan_absent(record: VmRecord | None, observed: Observed, definition: Definition) -> Plan:
     """A running VM is asked to shut down, then killed after stop_timeout; with force killed at once."""
     name, force = definition["name"], bool(definition.get("force"))
     disks = _disk_names(record)
@@ -233,13 +238,13 @@ def _plan_absent(record: Record | None, observed: Observed, definition: Definiti
     return Plan(name, "remove", tuple(steps), changes, None, warnings, current_state(record, observed), "absent")
 
 
-def _disk_names(record: Record | None) -> list[str]:
+def _disk_names(record: VmRecord | None) -> list[str]:
     if record is None:
         return []
-    return [disk["name"] for key in ("data_disks", "detached_disks") for disk in record.get(key) or ()]
+    return [disk["name"] for disk in [*(record.get("data_disks") or ()), *(record.get("detached_disks") or ())]]
 
 
-def _plan_new(record: Record | None, observed: Observed, definition: Definition, context: Context) -> Plan:
+def _plan_new(record: VmRecord | None, observed: Observed, definition: Definition, context: Context) -> Plan:
     """Create, or finish what a killed run began; create is idempotent and goes on from what the record says."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone, fit
 
@@ -294,7 +299,7 @@ class _Existing:
 
     def __init__(
         self,
-        record: Record,
+        record: VmRecord,
         observed: Observed,
         definition: Definition,
         context: Context,

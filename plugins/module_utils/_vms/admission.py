@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, read_json, remove_file, write_json
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.mounts import mount_ram
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 BLOCK = 512
 
@@ -87,7 +91,7 @@ def held_memory(run: Run, vm_id: str) -> int:
     return 0
 
 
-def _has_ended(record: Record) -> bool:
+def _has_ended(record: VmRecord) -> bool:
     process = Process.find(record.get("process"))
     if process is not None:
         process.close()

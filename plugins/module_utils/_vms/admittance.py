@@ -25,7 +25,7 @@ def newcomer(vm: Vm, definition: Record) -> identity.Newcomer | None:
     macs = [config["mac"] for config in record["network_configs"]]
 
     def tell() -> socket.socket:
-        message = identity.message(record, record["identity_pending"], guest_uuid(vm.id))
+        message = identity.message(record, record["identity_pending"] or [], guest_uuid(vm.id))
         return driver.announce(run_dir, message)
 
     def admit() -> None:

@@ -14,11 +14,17 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import BootConfig, StorageConfig, storage_role
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import storage_role
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import BootStyle
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        BootConfig,
+        DataDisk,
+        StorageConfig,
+        VmRecord,
+    )
 
 PANIC_SECONDS = 5
 COW_SERIAL = "cocoon-cow"
@@ -32,7 +38,7 @@ def layer_serials(image: Record) -> list[str]:
     return [f"cocoon-layer{index}" for index in range(len(image["layers"]))]
 
 
-def kernel_command_line(record: Record, image: Record, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> str:
+def kernel_command_line(record: VmRecord, image: Record, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> str:
     """The command line for a direct boot; the layers are named top first.
 
     :param limit: characters that the machine has room for.
@@ -80,7 +86,7 @@ def disk_path(place: int) -> str:
     return f"/dev/vd{name}"
 
 
-def boot_config(record: Record, image: Record, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> BootConfig:
+def boot_config(record: VmRecord, image: Record, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> BootConfig:
     """Kernel, initrd and command line, or nothing for a disk image (which brings its own)."""
     boot = image.get("boot")
     if image["type"] != "oci" or not boot:
@@ -92,12 +98,12 @@ def boot_config(record: Record, image: Record, style: BootStyle, limit: int = MA
     }
 
 
-def system_disk(record: Record, paths: Paths) -> str:
+def system_disk(record: VmRecord, paths: Paths) -> str:
     name = "cow.raw" if record.get("image_type", "oci") == "oci" else "overlay.qcow2"
     return os.path.join(paths.vm_dir(record["id"]), name)
 
 
-def ram_path(record: Record, paths: Paths) -> str:
+def ram_path(record: VmRecord, paths: Paths) -> str:
     """The file of a running guest's memory: on the tmpfs, or on the disk for snapshots by reflink."""
     if record.get("memory_backing") == "disk":
         return os.path.join(paths.vm_dir(record["id"]), "ram")
@@ -113,7 +119,7 @@ def cidata_volume(vm_id: str, paths: Paths) -> str:
     return os.path.join(paths.vm_dir(vm_id), "cidata.img")
 
 
-def storage_configs(record: Record, image: Record, paths: Paths) -> list[StorageConfig]:
+def storage_configs(record: VmRecord, image: Record, paths: Paths) -> list[StorageConfig]:
     """All disks in device order: layers bottom first, the system disk, data disks, the volume for the first boot."""
     disks = {disk["name"]: disk for disk in record.get("data_disks") or []}
     blobs = os.path.join(paths.images, "blobs")
@@ -127,6 +133,6 @@ def storage_configs(record: Record, image: Record, paths: Paths) -> list[Storage
     return [_storage_config(path, serial, disks) for path, serial in found]
 
 
-def _storage_config(path: str, serial: str, disks: t.Mapping[str, Record]) -> StorageConfig:
+def _storage_config(path: str, serial: str, disks: t.Mapping[str, DataDisk]) -> StorageConfig:
     role = storage_role(serial, disks)
     return {"path": path, "ro": role["role"] in ("layer", "cidata"), "serial": serial, **role}

@@ -27,6 +27,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 SEED = "cidata.json"
 VOLUME = "cidata.img"
 # In lists ours come after the user's, mappings are merged, and of two plain values the user's stays.
@@ -67,12 +70,12 @@ def seed_path(paths: Paths, vm_id: str) -> str:
     return os.path.join(paths.vm_dir(vm_id), SEED)
 
 
-def takes(record: Record) -> bool:
+def takes(record: VmRecord) -> bool:
     """Whether the VM's image is one that asks for such a volume."""
     return record.get("image_type") == "cloudimg" and not record["config"].get("windows")
 
 
-def write_seed(paths: Paths, record: Record, login: Record) -> None:
+def write_seed(paths: Paths, record: VmRecord, login: Record) -> None:
     """Keep what the first boot is to be given; an earlier volume goes.
 
     :param login: ``user``, ``password`` (a crypt hash), ``ssh_keys`` and ``user_data``, each only if it was given.
@@ -81,7 +84,7 @@ def write_seed(paths: Paths, record: Record, login: Record) -> None:
     _expect(paths, record, login)
 
 
-def expect_boot(paths: Paths, record: Record, resumes: bool) -> None:
+def expect_boot(paths: Paths, record: VmRecord, resumes: bool) -> None:
     """Have a clone told at its next boot who it is: another instance to cloud-init, with accounts as they are.
 
     :param resumes: it goes on from a saved memory first, and the machine there has the volume that its source had.
@@ -91,7 +94,7 @@ def expect_boot(paths: Paths, record: Record, resumes: bool) -> None:
     _expect(paths, record, {})
 
 
-def change_login(paths: Paths, record: Record, login: Record) -> None:
+def change_login(paths: Paths, record: VmRecord, login: Record) -> None:
     """Have the next boot find other login data: the first one among all that it is told, a later one alone.
 
     :param login: as for :func:`write_seed`; besides ``former``, who logged in until now.
@@ -103,14 +106,14 @@ def change_login(paths: Paths, record: Record, login: Record) -> None:
     _expect(paths, record, {**({"again": True} if waiting is None else waiting), **login})
 
 
-def _expect(paths: Paths, record: Record, login: Record) -> None:
+def _expect(paths: Paths, record: VmRecord, login: Record) -> None:
     record["cidata_given"] = False
     # The log of the console outlives rebuilds: only the boot that has this very word in its volume ends the matter.
     seed = {**login, "word": os.urandom(8).hex()}
     write_json(seed_path(paths, record["id"]), seed, mode=0o400)
 
 
-def prepare(paths: Paths, record: Record) -> None:
+def prepare(paths: Paths, record: VmRecord) -> None:
     """Before a boot: make the volume from the seed, unless an earlier boot has taken it; idempotent.
 
     :raises ToolError: mtools is missing. :raises ResourceError: no space left.
@@ -129,7 +132,7 @@ def prepare(paths: Paths, record: Record) -> None:
     record["cidata_given"] = True
 
 
-def taken(paths: Paths, record: Record) -> bool:
+def taken(paths: Paths, record: VmRecord) -> bool:
     """Whether the guest has said on its console that its cloud-init is through with the volume."""
     seed = read_json(seed_path(paths, record["id"])) if record.get("cidata_given") else None
     if not seed:
@@ -141,26 +144,26 @@ def taken(paths: Paths, record: Record) -> bool:
         return False
 
 
-def settle(paths: Paths, record: Record) -> None:
+def settle(paths: Paths, record: VmRecord) -> None:
     """After the first boot: what the guest was given it has taken, and is kept nowhere else."""
     remove_file(volume_path(paths, record["id"]))
     if record.get("cidata_given"):  # a clone that only went on from its snapshot still has its first boot before it
         remove_file(seed_path(paths, record["id"]))
 
 
-def forget(paths: Paths, record: Record) -> None:
+def forget(paths: Paths, record: VmRecord) -> None:
     """The system disk that all this was for goes."""
     for path in (volume_path(paths, record["id"]), seed_path(paths, record["id"])):
         remove_file(path)
 
 
-def due(paths: Paths, record: Record) -> bool:
+def due(paths: Paths, record: VmRecord) -> bool:
     """Whether the system disk is still as it came, from the image or from a snapshot, and has not met its volume."""
     seed = None if record.get("cidata_given") else read_json(seed_path(paths, record["id"]))
     return seed is not None and not seed.get("again")
 
 
-def retain(paths: Paths, record: Record, snapshot: Record) -> None:
+def retain(paths: Paths, record: VmRecord, snapshot: Record) -> None:
     """After the disks were put back to a snapshot's: the first boot, or what comes after it, is that of the snapshot.
 
     Its volume, if it has one, stays as it is until that boot is over.
@@ -173,7 +176,7 @@ def retain(paths: Paths, record: Record, snapshot: Record) -> None:
         _expect(paths, record, read_json(seed_path(paths, record["id"])) or {})
 
 
-def serial_number(paths: Paths, record: Record) -> str:
+def serial_number(paths: Paths, record: VmRecord) -> str:
     """What the machine's serial number is for cloud-init to read, where that is needed, else nothing.
 
     https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
@@ -189,11 +192,11 @@ def _json(document: t.Any) -> bytes:
     return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
-def meta_data(record: Record) -> Record:
+def meta_data(record: VmRecord) -> Record:
     return {"instance-id": record["id"], "local-hostname": host_name(record)}
 
 
-def cloud_config(record: Record, seed: Record) -> Record:
+def cloud_config(record: VmRecord, seed: Record) -> Record:
     """Users, data disks and what makes both of use.
 
     Nobody can log in without login data. With ``user_data`` alone the accounts are its own affair.
@@ -219,7 +222,7 @@ def cloud_config(record: Record, seed: Record) -> Record:
     return {**found, "users": [user]}
 
 
-def mounts(record: Record) -> list[list[str]]:
+def mounts(record: VmRecord) -> list[list[str]]:
     """Data disks with a file system at ``/mnt/<name>``, as in other guests."""
     return [
         [f"/dev/disk/by-id/virtio-{disk['name']}", f"/mnt/{disk['name']}", disk["fstype"], MOUNT_OPTIONS, "0", "2"]
@@ -228,7 +231,7 @@ def mounts(record: Record) -> list[list[str]]:
     ]
 
 
-def later_boots(record: Record, seed: Record) -> str:
+def later_boots(record: VmRecord, seed: Record) -> str:
     """What the guest keeps of the volume, as a file of cloud-init's configuration.
 
     It has ``user_data``, parts of which cloud-init runs at each boot, and keeps itself; and no login data.
@@ -244,7 +247,7 @@ def later_boots(record: Record, seed: Record) -> str:
     return f"datasource_list: [NoCloud, None]\ndatasource: {json.dumps({'NoCloud': source}, ensure_ascii=False)}\n"
 
 
-def user_data(record: Record, seed: Record) -> bytes:
+def user_data(record: VmRecord, seed: Record) -> bytes:
     """What the first boot is told: accounts and mounts, what to keep for later boots, and to say when it is done."""
     ours = cloud_config(record, seed)
     kept = {"path": CONFIG_FILE, "permissions": "0600", "content": later_boots(record, seed)}
@@ -270,7 +273,7 @@ def changed_accounts(seed: Record) -> bytes:
     return _cloud_config({"bootcmd": ["\n".join(lines)]})
 
 
-def _message(record: Record, config: Record, given: str | None) -> bytes:
+def _message(record: VmRecord, config: Record, given: str | None) -> bytes:
     """Our cloud-config; with ``user_data`` both, as a multipart message whose parts cloud-init merges."""
     if not given:
         return _cloud_config(config)

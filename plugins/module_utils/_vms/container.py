@@ -25,6 +25,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+
 RUN_FILE = "run.bin"
 RUN_ITEM = "run"
 SECRETS_FILE = "secret_env.json"
@@ -34,7 +37,7 @@ EXIT_RE = re.compile(rb"\s*exit ([0-9]{1,3})\s")
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def is_container(record: Record) -> bool:
+def is_container(record: VmRecord) -> bool:
     """Whether the VM was last started with the default kernel."""
     return "exit_code" in record
 
@@ -49,13 +52,13 @@ def encode(config: t.Mapping[str, t.Any]) -> bytes:
     return b"".join(item.encode() + b"\0" for item in items)
 
 
-def keep_secrets(paths: Paths, record: Record, values: t.Mapping[str, str]) -> None:
+def keep_secrets(paths: Paths, record: VmRecord, values: t.Mapping[str, str]) -> None:
     """Keep the values of ``secret_env`` for the starts to come, in a file of root's alone; the record gets digests."""
     record["secret_env"] = secret_digests(values, os.urandom(16).hex())
     write_json(os.path.join(paths.vm_dir(record["id"]), SECRETS_FILE), dict(values), mode=0o400)
 
 
-def effective(config: t.Mapping[str, t.Any], record: Record, secrets: t.Mapping[str, str]) -> Record:
+def effective(config: t.Mapping[str, t.Any], record: VmRecord, secrets: t.Mapping[str, str]) -> Record:
     """An image's config as the VM has it: its own words and variables first, as ``docker run`` has them.
 
     Another entrypoint does not take the words that the image has for its own.
@@ -74,11 +77,11 @@ def effective(config: t.Mapping[str, t.Any], record: Record, secrets: t.Mapping[
     }
 
 
-def run_path(paths: Paths, record: Record) -> str:
+def run_path(paths: Paths, record: VmRecord) -> str:
     return os.path.join(paths.vm_dir(record["id"]), RUN_FILE)
 
 
-def prepare(paths: Paths, record: Record, image: Record) -> None:
+def prepare(paths: Paths, record: VmRecord, image: Record) -> None:
     """Before a start: leave what to run for the guest, readable by the VM's uid alone, and forget how it last ended."""
     record["exit_code"] = None
     secrets = read_json(os.path.join(paths.vm_dir(record["id"]), SECRETS_FILE)) or {}
@@ -89,16 +92,16 @@ def prepare(paths: Paths, record: Record, image: Record) -> None:
         stream.write(encode(effective(image.get("config") or {}, record, secrets)))
 
 
-def guest_data(paths: Paths, record: Record) -> dict[str, str]:
+def guest_data(paths: Paths, record: VmRecord) -> dict[str, str]:
     """The items of guest data of a VM: name and file."""
     return {RUN_ITEM: run_path(paths, record)} if is_container(record) else {}
 
 
-def status_path(paths: Paths, record: Record) -> str:
+def status_path(paths: Paths, record: VmRecord) -> str:
     return os.path.join(paths.vm_log(record["id"]), STATUS_FILE)
 
 
-def make_status(paths: Paths, record: Record) -> str | None:
+def make_status(paths: Paths, record: VmRecord) -> str | None:
     """The file for the guest's last word, with a byte in it: so it has room when the log directory is full."""
     if not is_container(record):
         return None
@@ -110,7 +113,7 @@ def make_status(paths: Paths, record: Record) -> str | None:
     return path
 
 
-def exit_code(paths: Paths, record: Record) -> int | None:
+def exit_code(paths: Paths, record: VmRecord) -> int | None:
     """How the command of a VM that does not run any more ended; ``None`` if nobody knows."""
     if not is_container(record):
         return None
@@ -125,7 +128,7 @@ def exit_code(paths: Paths, record: Record) -> int | None:
     return None
 
 
-def outcome(paths: Paths, record: Record) -> Record:
+def outcome(paths: Paths, record: VmRecord) -> Record:
     """Fields of a VM whose process has been found gone: how its command ended, if it did."""
     code = exit_code(paths, record)
     return {} if code is None else {"exit_code": code, "reason": f"exited with code {code}"}

@@ -17,12 +17,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Access
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 T = t.TypeVar("T")
 R = t.TypeVar("R")
 
 
-def access(paths: Paths, record: Record) -> Access:
+def access(paths: Paths, record: VmRecord) -> Access:
     """The way to the agent in a VM's guest.
 
     :raises UnsupportedError: its hypervisor has none. :raises ConflictError: it does not run.
@@ -37,7 +38,7 @@ def access(paths: Paths, record: Record) -> Access:
         raise _not_running(record["config"]["name"]) from None
 
 
-def facts_of(paths: Paths, records: t.Sequence[Record], patience: float) -> list[Record | None]:
+def facts_of(paths: Paths, records: t.Sequence[VmRecord], patience: float) -> list[Record | None]:
     """What the guests of running VMs say of themselves; ``{"error": why}`` of one that says nothing.
 
     :param records: as they have just been looked at.
@@ -45,7 +46,7 @@ def facts_of(paths: Paths, records: t.Sequence[Record], patience: float) -> list
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.facts import gather
 
-    def one(record: Record) -> Record | None:
+    def one(record: VmRecord) -> Record | None:
         if record.get("state") != types.RUNNING:
             return None
         try:
@@ -65,7 +66,7 @@ def in_all(one: t.Callable[[T], R], items: t.Sequence[T], parallel: int = 16) ->
         return list(pool.map(one, items))
 
 
-def running(store: Store | None, name: str) -> Record:
+def running(store: Store | None, name: str) -> VmRecord:
     """The record of a VM whose guest can answer.
 
     :raises NotFoundError: there is no such VM. :raises ConflictError: it does not run, or stands still.

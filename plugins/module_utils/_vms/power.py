@@ -18,7 +18,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning import se
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import no_kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process, boot_id, identify
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, remove_file, remove_tree, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
@@ -36,6 +35,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Driver, Launch, Nic
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        BootConfig,
+        NetworkConfig,
+        StorageConfig,
+        VmRecord,
+    )
 
 LOGIN_FILE = "login.json"
 # Seconds between two pushes of the power button.
@@ -46,7 +51,7 @@ AGENT = 2.0
 QCOW2_OVERHEAD = 64 << 20
 
 
-def end_strays(record: Record) -> None:
+def end_strays(record: VmRecord) -> None:
     """End processes of a start whose writer died before it could record them."""
     if record.get("phase") != PHASE_START or record.get("phase_boot_id") != boot_id():
         return
@@ -130,7 +135,7 @@ def _begin(vm: Vm, driver: Driver) -> tuple[Process, float]:
     record = vm.record
     if record.get("resume"):
         resuming.check(vm)
-        resuming.check_driver(driver, record, record["resume"]["layout"])
+        resuming.check_driver(driver, record, vm.saved["layout"])
         resuming.give_memory(vm)
     image = _bootable(vm)
     record["blob_digests"] = vm.run.blob_digests(record["image_id"])
@@ -151,7 +156,7 @@ def _begin(vm: Vm, driver: Driver) -> tuple[Process, float]:
     return _spawn(vm, image)
 
 
-def _taken_up(record: Record, driver: Driver) -> Record:
+def _taken_up(record: VmRecord, driver: Driver) -> Record:
     """Fields of a VM that has just been started: what became of the state that it was to go on from."""
     saved = record.get("resume") or {}
     private = saved.get("memory") == resuming.MAP or not driver.capabilities.ram_file
@@ -166,8 +171,8 @@ def _refresh_nics(vm: Vm) -> None:
     """What the network says of its guests reaches them at their next start."""
     for config in vm.record["network_configs"]:
         network = reserve.network_of(vm.run, config)
-        config.update(mtu=network.get("mtu") or 0, isolated=bool(network.get("isolated")))
-        config.update(dns=settings.servers(network), dns_search=settings.domains(network))
+        config["mtu"], config["isolated"] = network.get("mtu") or 0, bool(network.get("isolated"))
+        config["dns"], config["dns_search"] = settings.servers(network), settings.domains(network)
         if not vm.record.get("resume"):  # a guest that was given vCPUs while it ran has the queues of its boot
             config["num_queues"] = vm.record["config"]["cpu"] * 2
     reserve.route_nics(vm.run, vm.record["network_configs"])
@@ -245,7 +250,7 @@ def rest_nics(vm: Vm) -> None:
         backends.of(config).rest(config)
 
 
-def guard_nics(run: Run, records: t.Iterable[Record]) -> None:
+def guard_nics(run: Run, records: t.Iterable[VmRecord]) -> None:
     """See to it that these VMs can send only what is theirs, before their NICs are on their bridges.
 
     :raises ToolError: nft is missing or refused the rules.
@@ -284,7 +289,7 @@ def _unpacked_kernel(run: Run, path: str) -> str:
     return found
 
 
-def _firmware(vm: Vm) -> Record:
+def _firmware(vm: Vm) -> BootConfig:
     """The UEFI of a VM that boots by it, and the files of its own that it wants, made at the VM's first start.
 
     :raises UnsupportedError: it is not installed any more.
@@ -416,21 +421,24 @@ def launch_of(vm: Vm, image: Record, nics: t.Sequence[Nic]) -> Launch:
     )
 
 
-def file_limit(record: Record) -> int:
-    """How large the hypervisor may make a file: its RAM or its largest disk, with what qcow2 adds to it."""
-    disks = [disk["size"] for disk in record.get("data_disks") or []]
-    largest = max(record["config"]["memory"], record["config"]["storage"], *disks)
+def file_limit(record: VmRecord, *disks: int) -> int:
+    """How large the hypervisor may make a file: its RAM or its largest disk, with what qcow2 adds to it.
+
+    :param disks: sizes of those that come on top.
+    """
+    sizes = [*disks, *(disk["size"] for disk in record.get("data_disks") or [])]
+    largest = max(record["config"]["memory"], record["config"]["storage"], *sizes)
     return int(largest + largest // 16 + QCOW2_OVERHEAD)
 
 
-def raise_file_limit(process: Process, record: Record) -> None:
+def raise_file_limit(process: Process, record: VmRecord, *disks: int) -> None:
     """Before a disk is attached or grows: let the running hypervisor write what the record allows by now."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.launch import limit_files
 
-    limit_files(process.pid, file_limit(record))
+    limit_files(process.pid, file_limit(record, *disks))
 
 
-def disk_of(vm: Vm, item: Record) -> Disk:
+def disk_of(vm: Vm, item: StorageConfig) -> Disk:
     """The driver's view of one entry of storage_configs."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk
 

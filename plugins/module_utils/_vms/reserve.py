@@ -19,12 +19,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning import se
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, fields_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import disk_bytes
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import hashed, remove_file, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.admission import promise_disk
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, VmRecord
 
 MAX_ATTEMPTS = 64
 
@@ -34,7 +36,7 @@ def login_of(wanted: Record) -> Record:
     return login_digests(wanted, os.urandom(16).hex())
 
 
-def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
+def fresh_record(run: Run, wanted: Record, image: Record) -> VmRecord:
     """A record in state ``creating`` for what is wanted; nothing is reserved yet."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import fresh_pins
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
@@ -42,7 +44,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
     stamp = types.now()
     driver = run.driver(wanted["hypervisor"])
     config, beside = fields_of(wanted, (row.name for row in OPTIONS.values() if row.at))
-    return {
+    record = {
         "id": types.new_id(),
         "state": types.CREATING,
         "config": {"name": wanted["name"], **config, "network": wanted["network"] or ""},
@@ -68,6 +70,7 @@ def fresh_record(run: Run, wanted: Record, image: Record) -> Record:
         **{"host_keys": [], "console_from": 0},
         "promised_disk": disk_bytes(wanted, None),
     }
+    return t.cast("VmRecord", record)
 
 
 def _source(run: Run, wanted: Record) -> Record:
@@ -96,7 +99,7 @@ def _free_uid(run: Run, vm_id: str) -> int:
     raise ResourceError(f"all {count} user ids of the store are taken", remedy="Remove VMs, or use a second root_dir.")
 
 
-def plan_nics(run: Run, record: Record, nics: t.Sequence[Record]) -> list[NetworkConfig]:
+def plan_nics(run: Run, record: VmRecord, nics: t.Sequence[Record]) -> list[NetworkConfig]:
     """The NICs of a VM: MACs, addresses, and which of them is the guest's way out.
 
     The planner has said what a NIC keeps: what is left open there is chosen anew.
@@ -118,7 +121,7 @@ def network_of(run: Run, config: NetworkConfig) -> Record:
     return settings.as_seen(run.known_network(config["network_name"]), config)
 
 
-def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Sequence[NetworkConfig]) -> NetworkConfig:
+def _plan_nic(run: Run, record: VmRecord, index: int, nic: Record, others: t.Sequence[NetworkConfig]) -> NetworkConfig:
     """MAC and address of one NIC: those given, else new ones."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments, backends
 
@@ -141,7 +144,7 @@ def _plan_nic(run: Run, record: Record, index: int, nic: Record, others: t.Seque
         "dns": settings.servers(network),
         "dns_search": settings.domains(network),
         "isolated": bool(network.get("isolated")),
-        **t.cast(NetworkConfig, settings.asked(nic)),
+        **t.cast("NetworkConfig", settings.asked(nic)),
     }
     backends.of(network).place(config, record["id"])
     if network.get("subnet"):
@@ -173,7 +176,7 @@ def _free_mac(run: Run, seed: str) -> str:
     raise ResourceError("found no free MAC address", remedy="Give one in nics[].mac.")
 
 
-def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> None:
+def take_nics(run: Run, record: VmRecord, configs: t.Sequence[NetworkConfig]) -> None:
     """Reserve MACs, addresses and networks of *configs*, which the record on disk lists already."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
@@ -190,7 +193,7 @@ def take_nics(run: Run, record: Record, configs: t.Sequence[NetworkConfig]) -> N
             run.mark("create.lease")
 
 
-def serve_nics(run: Run, record: Record) -> None:
+def serve_nics(run: Run, record: VmRecord) -> None:
     """Have the NICs be found by name, and given their addresses when they ask; the record on disk lists them."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import serving
 
@@ -201,7 +204,7 @@ def serve_nics(run: Run, record: Record) -> None:
 
 
 def give_back_nics(
-    run: Run, record: Record, configs: t.Sequence[NetworkConfig], keep: t.Sequence[NetworkConfig] = ()
+    run: Run, record: VmRecord, configs: t.Sequence[NetworkConfig], keep: t.Sequence[NetworkConfig] = ()
 ) -> None:
     """Release what *configs* hold and *keep* does not."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
@@ -238,7 +241,7 @@ def port_target(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Re
     return next(iter(ways or reachable), None)
 
 
-def take_ports(run: Run, record: Record) -> None:
+def take_ports(run: Run, record: VmRecord) -> None:
     """Publish the record's ports; the firewall follows with the run's next sync."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
@@ -254,12 +257,12 @@ def take_ports(run: Run, record: Record) -> None:
     run.networks_changed = True
 
 
-def all_ports(record: Record) -> list[str]:
+def all_ports(record: VmRecord) -> list[str]:
     """The record's ports, and those of a change that may not have come to its end."""
     return list(dict.fromkeys([*(record.get("ports") or []), *(record.get("planned_ports") or [])]))
 
 
-def give_back_ports(run: Run, record: Record, ports: t.Sequence[str], keep: t.Iterable[str] = ()) -> None:
+def give_back_ports(run: Run, record: VmRecord, ports: t.Sequence[str], keep: t.Iterable[str] = ()) -> None:
     """Withdraw *ports*, on whichever network they are, but for those whose host port is one of *keep*, too."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
@@ -273,7 +276,7 @@ def give_back_ports(run: Run, record: Record, ports: t.Sequence[str], keep: t.It
     run.networks_changed = True
 
 
-def reserve(run: Run, wanted: Record, kept: Record | None = None) -> Record:
+def reserve(run: Run, wanted: Record, kept: VmRecord | None = None) -> VmRecord:
     """Take everything a new VM holds. The host's lock and the VM's are held.
 
     The name comes first, as it is what the next run looks up; then the record, which lists all
@@ -307,7 +310,7 @@ def reserve(run: Run, wanted: Record, kept: Record | None = None) -> Record:
     return record
 
 
-def reserve_moved(run: Run, record: Record) -> None:
+def reserve_moved(run: Run, record: VmRecord) -> None:
     """Take everything for a VM that comes from another host, under the id that it has. The host's lock is held.
 
     :param record: complete but for ``uid``, which it gets here.
@@ -324,7 +327,7 @@ def reserve_moved(run: Run, record: Record) -> None:
         raise
 
 
-def _reserve_rest(run: Run, record: Record) -> None:
+def _reserve_rest(run: Run, record: VmRecord) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
     directory = run.store.paths.vm_dir(record["id"])
@@ -345,7 +348,7 @@ def _reserve_rest(run: Run, record: Record) -> None:
     run.mark("create.ports")
 
 
-def unpin_images(run: Run, record: Record) -> None:
+def unpin_images(run: Run, record: VmRecord) -> None:
     """Let go of the images that a rebuild held besides the VM's own."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
@@ -356,7 +359,7 @@ def unpin_images(run: Run, record: Record) -> None:
     run.store.write_vm(record)
 
 
-def _release_holdings(run: Run, record: Record) -> None:
+def _release_holdings(run: Run, record: VmRecord) -> None:
     """Ports, addresses, MACs, networks, image: all but the name, the uid and the files."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
@@ -375,12 +378,13 @@ def _release_holdings(run: Run, record: Record) -> None:
     drop_guards(run, nics)
     give_back_nics(run, record, nics)
     run.mark("remove.lease")
-    for image_id in {record.get("image_id"), *(record.get("held_images") or [])} - {None}:
-        images.unpin(run.store, image_id, record["id"])
+    for image_id in {record.get("image_id"), *(record.get("held_images") or [])}:
+        if image_id is not None:
+            images.unpin(run.store, image_id, record["id"])
     run.mark("remove.image")
 
 
-def release_all_but_disks(run: Run, record: Record, disks: t.Iterable[str]) -> None:
+def release_all_but_disks(run: Run, record: VmRecord, disks: t.Iterable[str]) -> None:
     """Give back everything but the name, the uid and those data disks. Idempotent."""
     _release_holdings(run, record)
     directory = run.store.paths.vm_dir(record["id"])
@@ -403,7 +407,7 @@ def _remove_files(directory: str) -> None:
     remove_tree(directory)
 
 
-def release(run: Run, record: Record) -> None:
+def release(run: Run, record: VmRecord) -> None:
     """Give back everything a record may hold, its directory and its name last. Idempotent."""
     _release_holdings(run, record)
     if record.get("uid"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
@@ -31,6 +32,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     storage,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
 # Beside a disk of the VM, the one that is to take its place.
 NEXT = ".restored"
@@ -84,7 +88,7 @@ def _promise(vm: Vm, snapshot: Record) -> None:
         vm.write()
 
 
-def _merged(vm: Vm, snapshot: Record) -> Record:
+def _merged(vm: Vm, snapshot: Record) -> VmRecord:
     """The record with the snapshot's machine and disks; data disks that came later are kept, detached.
 
     The hypervisor is the VM's own, and so is what another one's snapshot says of the machine that it made.
@@ -95,7 +99,7 @@ def _merged(vm: Vm, snapshot: Record) -> Record:
     names = {disk["name"] for disk in snapshot["data_disks"]}
     others = [disk for disk in [*record["detached_disks"], *record["data_disks"]] if disk["name"] not in names]
     fixed = {**machine_of(snapshot), "storage": snapshot["storage"], "image": snapshot["image"]}
-    return {
+    merged = {
         **with_values(record, fixed),
         **{key: snapshot.get(key) for key in (*AGAIN, *pinned)},
         **{key: snapshot[key] for key in AGAIN_IF_KNOWN if snapshot.get(key) is not None},
@@ -104,6 +108,7 @@ def _merged(vm: Vm, snapshot: Record) -> Record:
         "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
         "detached_disks": others,
     }
+    return t.cast("VmRecord", merged)
 
 
 def _copy_beside(vm: Vm, snapshot: Record) -> None:
@@ -131,7 +136,7 @@ def tidy(vm: Vm) -> None:
 
 def go_on(vm: Vm) -> None:
     """Finish the restore of a run that was killed."""
-    begun = vm.record["restore"]
+    begun = vm.record["restore"] or {}
     snapshot = snapshots.load_by_id(vm.run.store, begun["snapshot_id"])
     if snapshot is None:
         raise StateError(
@@ -160,7 +165,7 @@ def finish(vm: Vm, snapshot: Record) -> None:
     fsync_dir(target)
     if cidata.takes(record):
         cidata.retain(vm.paths, record, snapshot)
-    runs = record["restore"]["runs"]
+    runs = (record["restore"] or {})["runs"]
     record.update(_merged(vm, snapshot))
     _refresh_nics(record, snapshot)
     if record.get("held_images"):
@@ -179,7 +184,7 @@ def finish(vm: Vm, snapshot: Record) -> None:
     vm.mark("restore.done")
 
 
-def _refresh_nics(record: Record, snapshot: Record) -> None:
+def _refresh_nics(record: VmRecord, snapshot: Record) -> None:
     """As many queues, and as deep, as the saved NICs have."""
     resuming.keep_queues(record, snapshot)
     for config in record["network_configs"]:

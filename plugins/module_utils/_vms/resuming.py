@@ -29,10 +29,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver, Layout, Resume, Saved
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import Memory, VmRecord
 
-MAP = "map"
-COPY = "copy"
-STREAM = "stream"
+MAP: t.Final = "map"
+COPY: t.Final = "copy"
+STREAM: t.Final = "stream"
 
 
 def folder(vm: Vm) -> str:
@@ -60,16 +61,16 @@ def clone_disks(vm: Vm, snapshot: Record) -> None:
         vm.mark("clone.disk")
     if snapshot["kind"] == snapshots.FULL:
         # A balloon punches holes into the file that it finds the RAM in.
-        memory = COPY if snapshot.get("balloon") is not None else MAP
+        memory: Memory = COPY if snapshot.get("balloon") is not None else MAP
         link_memory(vm, snapshot, memory)
-        record["resume"]["hold"] = bool(record["network_configs"])
-        record["resume"]["macs"] = [nic["mac"] for nic in snapshot["nic_configs"]]
+        vm.saved["hold"] = bool(record["network_configs"])
+        vm.saved["macs"] = [nic["mac"] for nic in snapshot["nic_configs"]]
         for config, nic in zip(record["network_configs"], snapshot["nic_configs"]):
             config["mtu"] = nic["mtu"]
         keep_queues(record, snapshot)
 
 
-def keep_queues(record: Record, snapshot: Record) -> None:
+def keep_queues(record: VmRecord, snapshot: Record) -> None:
     """As many queues as the saved NICs have, which may be fewer than its vCPUs by now."""
     for config, saved in zip(record["network_configs"], snapshot["nic_configs"]):
         config["num_queues"] = saved.get("num_queues") or snapshot["cpu"] * 2
@@ -85,7 +86,7 @@ def memory_name(driver: Driver, names: t.Iterable[str]) -> str | None:
     return next((name for name in names if driver.saved_files.get(name) == "memory"), None)
 
 
-def check_driver(driver: Driver, pins: Record, layout: Layout) -> None:
+def check_driver(driver: Driver, pins: t.Mapping[str, t.Any], layout: Layout) -> None:
     """Whether the hypervisor of this host can take up a saved machine.
 
     :param pins: the record that says what machine it is: the VM's or the snapshot's.
@@ -96,7 +97,7 @@ def check_driver(driver: Driver, pins: Record, layout: Layout) -> None:
     driver.check_resume(saved_state(driver, pins, layout))
 
 
-def link_memory(vm: Vm, snapshot: Record, memory: str) -> None:
+def link_memory(vm: Vm, snapshot: Record, memory: Memory) -> None:
     """Have the VM go on from the snapshot's memory at its next start; its disks are in place."""
     path, driver = make_folder(vm), vm.run.driver(snapshot["hypervisor"])
     source = snapshots.directory(vm.run.store, snapshot["id"])
@@ -123,7 +124,7 @@ def settle_hibernation(vm: Vm, saved: Saved) -> None:
     """Have the record say that the VM goes on from its saved memory, which is on disk."""
     record = vm.record
     names = os.listdir(folder(vm))
-    memory = COPY if memory_name(vm.driver, names) else STREAM
+    memory: Memory = COPY if memory_name(vm.driver, names) else STREAM
     pending = record.get("identity_pending")
     record["resume"] = {
         "memory": memory,
@@ -166,7 +167,7 @@ def groups(vm: Vm) -> list[int]:
 
 def give_memory(vm: Vm) -> None:
     """Have a hypervisor that keeps RAM in no file read the saved one, which is nobody else's."""
-    if vm.record["resume"]["memory"] != COPY or vm.driver.capabilities.ram_file:
+    if vm.saved["memory"] != COPY or vm.driver.capabilities.ram_file:
         return
     name = memory_name(vm.driver, os.listdir(folder(vm)))
     if name is not None:
@@ -182,10 +183,8 @@ def check(vm: Vm) -> None:
     """
     record = vm.record
     name = vm.name
-    check_blobs(vm.run, record["image_id"], record["resume"].get("blob_digests"), f"the memory of VM '{name}'", "state")
-    changed = [
-        name for name, before in record["resume"]["disks"].items() if os.lstat(vm.file(name)).st_mtime_ns != before
-    ]
+    check_blobs(vm.run, record["image_id"], vm.saved.get("blob_digests"), f"the memory of VM '{name}'", "state")
+    changed = [name for name, before in vm.saved["disks"].items() if os.lstat(vm.file(name)).st_mtime_ns != before]
     if changed:
         raise StateError(
             f"{', '.join(changed)} of VM '{name}' changed after its memory was saved", "state", REMEDIES["state"]
@@ -226,7 +225,7 @@ def check_blobs(run: Run, image_id: str, saved: t.Mapping[str, str] | None, what
         )
 
 
-def check_snapshot(run: Run, snapshot: Record, pins: Record, option: str) -> None:
+def check_snapshot(run: Run, snapshot: Record, pins: t.Mapping[str, t.Any], option: str) -> None:
     """Whether the memory of a snapshot, if it has any, can be taken up on this host.
 
     :param pins: the record of what takes it up: the machine that it is.

@@ -21,6 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.wires import Wires
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, VmRecord
 
 
 # As docker run does with a bare name.
@@ -111,7 +112,7 @@ class Run:
                 self._processes = processes_by_uid()
             return self._processes
 
-    def nic_faults(self, record: Record) -> dict[str, list[str]]:
+    def nic_faults(self, record: VmRecord) -> dict[str, list[str]]:
         """What is wrong with the host's side of a running VM's NICs, by one look at all interfaces a pass."""
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, guard, wires
 
@@ -125,7 +126,8 @@ class Run:
             wrong = backends.of(nic.config).faults(nic.config, nic.network, self._links)
             wrong += guard.faults(self.store.store_id, nic)
             if wrong:
-                found[f"nics[{configs.index(nic.config)}]"] = wrong
+                place = configs.index(t.cast("NetworkConfig", nic.config))
+                found[f"nics[{place}]"] = wrong
         return found
 
     def _network_document(self, network_id: str) -> Record | None:

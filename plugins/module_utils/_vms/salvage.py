@@ -12,21 +12,23 @@ import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import DataDisk, is_damaged
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, VmRecord
 
 PREFIX, SUFFIX = "data-", ".raw"
 # Where ext2 to ext4 have their magic number.
 EXT4_MAGIC, EXT4_PLACE = b"\x53\xef", 1080
 
 
-def is_lost(record: Record) -> bool:
+def is_lost(record: VmRecord) -> bool:
     """Whether the record does not say what the VM holds."""
     return bool(record.get("bare")) or is_damaged(record)
 
 
-def rebuilt(run: Run, record: Record) -> Record:
+def rebuilt(run: Run, record: VmRecord) -> VmRecord:
     """A whole record for a VM that is about to be removed, made of what there is of it.
 
     It says ``lost``: what else it holds is to be found by its id.
@@ -34,15 +36,14 @@ def rebuilt(run: Run, record: Record) -> Record:
     vm_id, stamp = record["id"], types.now()
     uid = next((int(uid) for uid, holder in run.store.index("uid").entries() if holder == vm_id), 0)
     disks = _data_disks(run.store.paths.vm_dir(vm_id))
-    return {
-        **{key: record[key] for key in ("id", "bare") if key in record},
-        **{
-            "lost": True,
-            "hypervisor": types.HYPERVISORS[0],
-            "state": types.ERROR,
-            "image_type": "oci",
-            "image_id": None,
-        },
+    known = {key: value for key, value in record.items() if key in ("id", "bare")}
+    found = {
+        **known,
+        "lost": True,
+        "hypervisor": types.HYPERVISORS[0],
+        "state": types.ERROR,
+        "image_type": "oci",
+        "image_id": None,
         "config": {"name": record["config"]["name"], "cpu": 0, "memory": 0, "storage": 0},
         **{"pid": 0, "first_booted": True, "uid": uid, "owner": run.store.store_id},
         **{key: [] for key in ("network_configs", "storage_configs", "detached_disks", "ports", "nics")},
@@ -50,6 +51,7 @@ def rebuilt(run: Run, record: Record) -> Record:
         **{"created_at": stamp, "updated_at": stamp, "data_disks": disks},
         "promised_disk": sum(disk["size"] for disk in disks),
     }
+    return t.cast("VmRecord", found)
 
 
 def _data_disks(directory: str) -> list[DataDisk]:

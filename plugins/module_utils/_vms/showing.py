@@ -23,8 +23,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import Pro
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
 
-def observe(record: Record | None, paths: Paths | None = None) -> Observed:
+
+def observe(record: VmRecord | None, paths: Paths | None = None) -> Observed:
     """Whether the VM's process is there, and whether its guest stands still.
 
     :param paths: where the hypervisor can be asked how its guest is; ``None`` = nobody wants to know.
@@ -43,7 +46,7 @@ def observe(record: Record | None, paths: Paths | None = None) -> Observed:
     return Observed(running=True, halted=said)
 
 
-def _run_state(record: Record, paths: Paths) -> str | None:
+def _run_state(record: VmRecord, paths: Paths) -> str | None:
     """How the guest is, by its hypervisor; ``None`` if the record says that it is on its way, or nobody can tell."""
     if record.get("state") != types.RUNNING or record.get("phase"):
         return None
@@ -82,11 +85,11 @@ PRIVATE = frozenset(
 )
 
 
-def view(record: Record | None, paths: Paths) -> Record | None:
+def view(record: VmRecord | None, paths: Paths) -> Record | None:
     """A record as users see it: true about the process, without what is only ours to know."""
     if record is None or record.get("state") == "removed":
         return None
-    shown = {key: value for key, value in record.items() if key not in PRIVATE}
+    shown: Record = {key: value for key, value in record.items() if key not in PRIVATE}
     if not record.get("pid"):
         return shown
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys, panicked
@@ -113,7 +116,7 @@ def view(record: Record | None, paths: Paths) -> Record | None:
     return shown
 
 
-def _logs(vm: Record, paths: Paths, count: int) -> Record:
+def _logs(vm: t.Mapping[str, t.Any], paths: Paths, count: int) -> Record:
     """Where a VM's console is, and the last lines of its logs."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import last_lines
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.channels import console
@@ -137,7 +140,7 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
     paths = Paths.from_params(params)
     store = Store.load(paths)
     names, labels, owner = params.get("names"), params.get("labels") or {}, params.get("owner")
-    records: list[Record] = []
+    records: list[VmRecord] = []
     if store is not None and names:
         records = [record for name in names for record in [store.vm_record(name)] if record]
     elif store is not None:
@@ -152,7 +155,7 @@ def vm_info(params: t.Mapping[str, t.Any]) -> Record:
     if params.get("guest"):
         from ansible_collections.cocoon.microvm.plugins.module_utils._vms.guests import facts_of
 
-        for vm, facts in zip(shown, facts_of(paths, shown, float(params["agent_timeout"]))):
+        for vm, facts in zip(shown, facts_of(paths, t.cast("list[VmRecord]", shown), float(params["agent_timeout"]))):
             vm["guest"] = facts
     if params.get("launch"):
         for vm in shown:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
@@ -17,10 +18,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, boot, cidata, power
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, StorageConfig, VmRecord
+
 DETACH_TIMEOUT = 20.0
 
 
-def wanted_bytes(record: Record) -> int:
+def wanted_bytes(record: VmRecord) -> int:
     """What the VM's disks may come to hold."""
     disks = [*(record.get("data_disks") or []), *(record.get("detached_disks") or [])]
     return int(record["config"]["storage"]) + sum(disk["size"] for disk in disks)
@@ -42,7 +46,7 @@ def create_system_disk(vm: Vm) -> None:
     create(vm.run.store, vm.system_disk, vm.image, vm.record["config"]["storage"], vm.uid)
 
 
-def create_data_disk(vm: Vm, disk: Record, before: int) -> None:
+def create_data_disk(vm: Vm, disk: t.Mapping[str, t.Any], before: int) -> None:
     """Make the file of a data disk unless one of that name is kept.
 
     :param before: the recorded size of the kept one. The file's own says nothing: a killed run may have
@@ -179,7 +183,7 @@ def _grow(vm: Vm, path: str, serial: str, size: int, fstype: str) -> None:
     process = vm.process()
     if process is not None:
         with process:
-            power.raise_file_limit(process, {**vm.record, "data_disks": [*vm.record["data_disks"], {"size": size}]})
+            power.raise_file_limit(process, vm.record, size)
         vm.driver.resize_disk(vm.run_dir, serial, size)
     else:
         grow_file(vm, path, size, fstype)
@@ -197,14 +201,14 @@ def grow_file(vm: Vm, path: str, size: int, fstype: str) -> None:
     _disks.grow(path, size, "none", vm.uid, "qcow2", gid)
 
 
-def add_disk(vm: Vm, disk: Record) -> None:
+def add_disk(vm: Vm, disk: t.Mapping[str, t.Any]) -> None:
     """Create or take back a data disk, and plug it in if the VM runs.
 
     Until it is in its place the record lists it as detached: the next run of the same definition
     goes on from there, and nothing that it holds is lost.
     """
     record = vm.record
-    entry = {key: disk[key] for key in ("name", "size", "fstype")}
+    entry: DataDisk = {"name": disk["name"], "size": disk["size"], "fstype": disk["fstype"]}
     others = [item for item in record["detached_disks"] if item["name"] != disk["name"]]
     kept = next((item for item in record["detached_disks"] if item["name"] == disk["name"]), entry)
     size = wanted_bytes({**record, "detached_disks": [*others, entry]})
@@ -219,9 +223,9 @@ def add_disk(vm: Vm, disk: Record) -> None:
     process = vm.process()
     if process is not None:
         with process:
-            power.raise_file_limit(process, {**record, "data_disks": [*record["data_disks"], entry]})
+            power.raise_file_limit(process, record, entry["size"])
         path = vm.data_disk(disk["name"])
-        item = {"path": path, "ro": False, "serial": disk["name"]}
+        item: StorageConfig = {"path": path, "ro": False, "serial": disk["name"]}
         vm.driver.attach_disk(vm.run_dir, power.disk_of(vm, item))
     vm.mark("add_disk.attached")
     record["detached_disks"] = others

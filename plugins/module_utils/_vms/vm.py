@@ -16,6 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SavedMemory, VmRecord
 
 
 class Vm:
@@ -24,23 +25,23 @@ class Vm:
     :param record: what the others who hold it see changed, too; nothing of it is on disk before :meth:`write`.
     """
 
-    def __init__(self, run: Run, record: Record) -> None:
+    def __init__(self, run: Run, record: VmRecord) -> None:
         self.run = run
         self.record = record
         self.paths = run.store.paths
 
     @property
     def id(self) -> str:
-        return t.cast(str, self.record["id"])
+        return self.record["id"]
 
     @property
     def name(self) -> str:
-        return t.cast(str, self.record["config"]["name"])
+        return self.record["config"]["name"]
 
     @property
     def uid(self) -> int:
         """The user that its hypervisor runs as, and that owns its files."""
-        return t.cast(int, self.record["uid"])
+        return self.record["uid"]
 
     @property
     def dir(self) -> str:
@@ -86,9 +87,14 @@ class Vm:
             process.close()
         return process is not None
 
+    @property
+    def saved(self) -> SavedMemory:
+        """What it goes on from at its next start; asked of a VM that does."""
+        return t.cast("SavedMemory", self.record["resume"])
+
     def write(self, **fields: t.Any) -> None:
         """Write its record, with these *fields*."""
-        self.record.update(fields)
+        self.record.update(t.cast("VmRecord", fields))
         self.run.store.write_vm(self.record)
 
     def set_state(self, state: str, reason: str = "", **fields: t.Any) -> None:

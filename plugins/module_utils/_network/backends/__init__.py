@@ -10,7 +10,7 @@ import typing as t
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.wires import Wire, Wires
     from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-    from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
     from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
     from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 

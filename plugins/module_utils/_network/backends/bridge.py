@@ -10,9 +10,11 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ChangeRefusedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
 
 
 def check_host(network: Record) -> None:

@@ -25,9 +25,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import lin
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.cni import attachments, conflists, results
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.cni.attachments import Wish
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._records import NetworkConfig
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
 
 PLACE_RE = re.compile(r"-([0-9]+)\Z")
 LEFT_OVER = "attachments"

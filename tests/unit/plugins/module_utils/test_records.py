@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _record_types
 from ansible_collections.cocoon.microvm.plugins.module_utils import _records as records
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import transfer
@@ -35,10 +36,10 @@ READERS: dict[str, t.Callable[[Record], Record]] = {
     "network": records.read_network,
 }
 DECLARED = {
-    "vm": records.VmRecord,
-    "snapshot": records.SnapshotRecord,
-    "image": records.ImageRecord,
-    "network": records.NetworkRecord,
+    "vm": _record_types.VmRecord,
+    "snapshot": _record_types.SnapshotRecord,
+    "image": _record_types.ImageRecord,
+    "network": _record_types.NetworkRecord,
 }
 ALL = [name for kind in READERS for name in names(kind)]
 VMS = [name for name in names("vm") if not name.endswith("removed")]

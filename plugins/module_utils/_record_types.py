@@ -243,7 +243,7 @@ class SnapshotRecord(t.TypedDict, total=False):
     data_disks: list[DataDisk]
     nic_networks: list[str]
     nic_configs: list[Record]
-    layout: Record
+    layout: t.Mapping[str, object]
     blob_digests: dict[str, str] | None
     frozen: bool | None
     files: dict[str, Record]
@@ -252,6 +252,11 @@ class SnapshotRecord(t.TypedDict, total=False):
     source_id: str
     imported_at: str
     exports: dict[str, Record]
+    # Of what only stands for one that cannot be read.
+    reason: str
+    # While the machine that an archive came from is looked at, and the clones while several are weighed.
+    cpu_vendor: str
+    clones: list[str]
 
 
 class ImageRecord(t.TypedDict, total=False):

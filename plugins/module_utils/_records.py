@@ -16,7 +16,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Stat
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREATING, ERROR, Record
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import StorageConfig, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        SnapshotRecord,
+        StorageConfig,
+        VmRecord,
+    )
 
 # What each kind has had from its first layout on: a document without it is damaged.
 _VM: t.Final = {
@@ -92,14 +96,15 @@ def storage_role(serial: str, disks: t.Mapping[str, t.Any]) -> StorageConfig:
     return {"role": "data", "fstype": fstype, **mounted}
 
 
-def read_snapshot(document: Record) -> Record:
+def read_snapshot(document: Record) -> SnapshotRecord:
     """:raises StateError: what every layout has is not there."""
     _require(document, _SNAPSHOT)
     if document["state"] == CREATING:
-        return document
+        return t.cast("SnapshotRecord", document)
     _require(document, _COMPLETE_SNAPSHOT)
     # What was taken here goes with the files that it keeps from being removed.
-    return _fill(document, {**_SNAPSHOT_SINCE, "blob_digests": {} if document.get("imported_at") else None})
+    since = {**_SNAPSHOT_SINCE, "blob_digests": {} if document.get("imported_at") else None}
+    return t.cast("SnapshotRecord", _fill(document, since))
 
 
 def read_image(document: Record) -> Record:

@@ -23,10 +23,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord, VmRecord
 
 
-def context(run: Run, required: Needs, snapshots: t.Mapping[str, Record | None]) -> Context:
+def context(run: Run, required: Needs, snapshots: t.Mapping[str, SnapshotRecord | None]) -> Context:
     """Load just what the plan needs."""
     auto: tuple[str, ...] = ()
     if "auto" in required.drivers:

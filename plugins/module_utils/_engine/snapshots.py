@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord, VmRecord
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import What
 
 FIELDS = ("name", "state", "vm", "description", "labels", "owner", "keep", "max_age")
@@ -59,8 +59,8 @@ def converge(
 
 
 def _act(
-    run: Run, wanted: Wanted, plan: SnapshotPlan, record: Record | None
-) -> tuple[SnapshotPlan, Record | None, VmRecord | None]:
+    run: Run, wanted: Wanted, plan: SnapshotPlan, record: SnapshotRecord | None
+) -> tuple[SnapshotPlan, SnapshotRecord | None, VmRecord | None]:
     """Lock what the plan touches, look again, and act; if others have been at work, lock what it touches by now."""
     while True:
         names = _lock_names(wanted, plan, record)
@@ -72,7 +72,7 @@ def _act(
                 return plan, record, vm
 
 
-def _lock_names(wanted: Wanted, plan: SnapshotPlan, record: Record | None) -> set[str]:
+def _lock_names(wanted: Wanted, plan: SnapshotPlan, record: SnapshotRecord | None) -> set[str]:
     vm_name = wanted.vm or (record or {}).get("vm")
     return {f"snapshot:{name}" for name in (wanted.name, *plan.pruned)} | ({f"vm:{vm_name}"} if vm_name else set())
 
@@ -101,7 +101,7 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
     return Wanted(**fields, labels=texts, disks_only=disks_only, replace=replace, force=force, freeze=freeze)
 
 
-def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, VmRecord | None]:
+def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, SnapshotRecord | None, VmRecord | None]:
     """The plan, with the records that it was made from."""
     plan, record, vm = _compare(run, wanted)
     if "replace" not in plan.actions and any(_left(run.store, wanted.name)):
@@ -117,7 +117,7 @@ def _left(store: Store, name: str) -> t.Iterator[tuple[str, str]]:
             yield entry, left
 
 
-def _compare(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, Record | None, VmRecord | None]:
+def _compare(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, SnapshotRecord | None, VmRecord | None]:
     store = run.store
     record = snapshots.load(store, wanted.name)
     vm_name = wanted.vm or (record or {}).get("vm")
@@ -146,7 +146,7 @@ def _source(run: Run, vm: VmRecord) -> Source:
     return Source(running=True, saves=able.snapshots, freezes=able.agent)
 
 
-def _siblings(store: Store, vm: VmRecord | None, record: Record | None) -> list[Record]:
+def _siblings(store: Store, vm: VmRecord | None, record: SnapshotRecord | None) -> list[SnapshotRecord]:
     """The snapshots of a VM that are complete or half removed, with the clones that each has."""
     vm_id = vm["id"] if vm else (record or {}).get("vm_id")
     found = snapshots.all_records(store, (snapshots.COMPLETE, snapshots.REMOVING))
@@ -155,8 +155,8 @@ def _siblings(store: Store, vm: VmRecord | None, record: Record | None) -> list[
 
 
 def _execute(
-    run: Run, wanted: Wanted, plan: SnapshotPlan, record: Record | None, vm: VmRecord | None
-) -> tuple[Record | None, VmRecord | None]:
+    run: Run, wanted: Wanted, plan: SnapshotPlan, record: SnapshotRecord | None, vm: VmRecord | None
+) -> tuple[SnapshotRecord | None, VmRecord | None]:
     needed = record is not None and ((vm or {}).get("restore") or {}).get("snapshot_id") == record["id"]
     if vm is not None and (needed or "remove" not in plan.actions):
         _recover(run, vm)
@@ -164,7 +164,7 @@ def _execute(
     if vm is not None and ("take" in plan.actions or "replace" in plan.actions):
         record = (_replace if "replace" in plan.actions else _take)(run, wanted, record, vm)
     if "update" in plan.actions and record is not None:
-        record.update({key: value for key, value in plan.after.items() if key != "pruned"})
+        record.update(t.cast("SnapshotRecord", {key: value for key, value in plan.after.items() if key != "pruned"}))
         snapshots.write(run.store, record)
     if "remove" in plan.actions and record is not None:
         _remove(run, record, vm)
@@ -180,7 +180,7 @@ def _execute(
     return record, vm
 
 
-def _take(run: Run, wanted: Wanted, record: Record | None, vm: VmRecord) -> Record:
+def _take(run: Run, wanted: Wanted, record: SnapshotRecord | None, vm: VmRecord) -> SnapshotRecord:
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.capture import capture
 
     if record is not None:  # of a run that was killed
@@ -196,7 +196,7 @@ def _what(wanted: Wanted) -> What:
     return What(memory=not wanted.disks_only, freeze=wanted.freeze)
 
 
-def _replace(run: Run, wanted: Wanted, old: Record | None, vm: VmRecord) -> Record:
+def _replace(run: Run, wanted: Wanted, old: SnapshotRecord | None, vm: VmRecord) -> SnapshotRecord:
     """Take the snapshot beside the old one of its name, which goes when the new one is whole.
 
     Three entries lead to the two, so that each instant leaves a name for what is to be removed, see :func:`_clear`.
@@ -240,7 +240,7 @@ def _recover(run: Run, vm: VmRecord) -> None:
         steps.finish_restore(job)
 
 
-def _remove(run: Run, record: Record, vm: VmRecord | None) -> None:
+def _remove(run: Run, record: SnapshotRecord, vm: VmRecord | None) -> None:
     """Take a snapshot away. Its clones have links of their own to what they use of it."""
     try:
         _take_away(run, record, vm)
@@ -251,7 +251,7 @@ def _remove(run: Run, record: Record, vm: VmRecord | None) -> None:
         _take_away(run, record, vm)
 
 
-def _take_away(run: Run, record: Record, vm: VmRecord | None) -> None:
+def _take_away(run: Run, record: SnapshotRecord, vm: VmRecord | None) -> None:
     if vm is not None and record["id"] in (vm.get("snapshot_ids") or {}):  # first: nobody looks for it there later
         others = {key: value for key, value in vm["snapshot_ids"].items() if key != record["id"]}
         run.store.write_vm({**vm, "snapshot_ids": others})
@@ -261,7 +261,7 @@ def _take_away(run: Run, record: Record, vm: VmRecord | None) -> None:
     run.mark("snapshot.removed")
 
 
-def _answer(run: Run, plan: SnapshotPlan, record: Record | None, vm: VmRecord | None) -> dict[str, t.Any]:
+def _answer(run: Run, plan: SnapshotPlan, record: SnapshotRecord | None, vm: VmRecord | None) -> dict[str, t.Any]:
     complete = record if record and record.get("state") == snapshots.COMPLETE else None
     return {
         "changed": bool(plan.actions),

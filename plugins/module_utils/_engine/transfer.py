@@ -36,6 +36,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import 
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord
 
 CONFIG = (
     *("id", "name", "description", "image", "image_blob_ids", "hypervisor", "cpu", "memory", "storage", "nics"),
@@ -67,7 +68,9 @@ def _checksum(text: str | None) -> str | None:
     return text.strip().lower()
 
 
-def _answer(run: Run, record: Record | None, action: str | None, path: str, made: Record | None) -> dict[str, t.Any]:
+def _answer(
+    run: Run, record: SnapshotRecord | None, action: str | None, path: str, made: Record | None
+) -> dict[str, t.Any]:
     answer: dict[str, t.Any] = {
         "changed": action is not None,
         "actions": [action] if action else [],
@@ -81,7 +84,7 @@ def _answer(run: Run, record: Record | None, action: str | None, path: str, made
 # Out.
 
 
-def config_of(record: Record) -> Record:
+def config_of(record: t.Mapping[str, t.Any]) -> Record:
     """The ``SnapshotConfig`` of a record: what is empty is left out, as the Go engine does it."""
     return {key: record[key] for key in CONFIG if record.get(key)}
 
@@ -111,7 +114,7 @@ def _export(run: Run, wanted: Wanted, path: str, compression: str, check: bool, 
     return _answer(run, record, "export", path, made)
 
 
-def _exported(record: Record, path: str, compression: str) -> Record | None:
+def _exported(record: SnapshotRecord, path: str, compression: str) -> Record | None:
     """Digest and size of the archive at *path*, if it is the one that an earlier run wrote of this snapshot."""
     seen: Record = (record.get("exports") or {}).get(path) or {}
     with contextlib.suppress(FileNotFoundError):
@@ -122,7 +125,7 @@ def _exported(record: Record, path: str, compression: str) -> Record | None:
     return None
 
 
-def _check_target(record: Record, path: str, force: bool) -> None:
+def _check_target(record: SnapshotRecord, path: str, force: bool) -> None:
     """:raises ChangeRefusedError: there is something else at *path*."""
     if not os.path.lexists(path) or force:
         return
@@ -178,9 +181,9 @@ def _hypervisor(config: Record) -> str:
     return name
 
 
-def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None, told: Stage) -> tuple[Record, Record]:
+def _take_in(run: Run, wanted: Wanted, path: str, checksum: str | None, told: Stage) -> tuple[SnapshotRecord, Record]:
     """Unpack beside where the files will be, look at all of it, and only then give it its name."""
-    record: Record = {"id": types.new_id(), "name": wanted.name, "state": snapshots.CREATING, "files": {}}
+    record: SnapshotRecord = {"id": types.new_id(), "name": wanted.name, "state": snapshots.CREATING, "files": {}}
     folder = snapshots.directory(run.store, record["id"])
     staging = os.path.join(folder, STAGING)
     try:
@@ -209,7 +212,7 @@ def _room(run: Run) -> int:
     return max(0, info.f_bavail * info.f_frsize - RESERVE)
 
 
-def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelope, staging: str) -> None:
+def _describe(run: Run, record: SnapshotRecord, wanted: Wanted, envelope: archive.Envelope, staging: str) -> None:
     """Fill the record from what the archive says, all of which is looked at here.
 
     :raises CocoonError: it does not hold together, or cannot be used on this host.
@@ -223,9 +226,9 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
     ours, config = described["cocoon_microvm"], envelope.config
     _check_files(driver, described, envelope, staging)
     if wanted.disks_only:
-        _drop_machine(described, staging, snapshots.machine_files(config))
+        _drop_machine(described, staging, snapshots.machine_files(t.cast("SnapshotRecord", config)))
     stamp = types.now()
-    record.update(
+    fields: Record = dict(
         {key: config.get(key) or default for key, default in EMPTY.items()},
         description=wanted.description if wanted.description is not None else config.get("description", ""),
         source_id=config.get("id"),
@@ -246,7 +249,7 @@ def _describe(run: Run, record: Record, wanted: Wanted, envelope: archive.Envelo
         firmware=described.get("firmware") or None,
         paused_seconds=None,
     )
-    record.update(ours)
+    record.update(t.cast("SnapshotRecord", {**fields, **ours}))
     record["accel"] = ours.get("accel", "tcg")
     _check_host(run, record)
 
@@ -318,7 +321,7 @@ def _check_overlay(path: str) -> None:
         detect.check_qcow2(stream.read(QCOW2_HEAD), os.path.basename(path), overlay=True)
 
 
-def _check_host(run: Run, record: Record) -> None:
+def _check_host(run: Run, record: SnapshotRecord) -> None:
     """Whether this host can clone it.
 
     :raises CocoonError: the image is not here, or the hypervisor or the CPU are others.
@@ -345,7 +348,7 @@ def _check_host(run: Run, record: Record) -> None:
         )
 
 
-def _pin(run: Run, record: Record) -> None:
+def _pin(run: Run, record: SnapshotRecord) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
     snapshots.write(run.store, record)  # names the image, for whoever has to take it back
@@ -353,7 +356,7 @@ def _pin(run: Run, record: Record) -> None:
     run.mark("import.image")
 
 
-def _settle(run: Run, record: Record, staging: str) -> None:
+def _settle(run: Run, record: SnapshotRecord, staging: str) -> None:
     """Move the files to where they belong, and say that all is there."""
     folder = snapshots.directory(run.store, record["id"])
     for name in sorted(os.listdir(staging)):

@@ -359,7 +359,7 @@ class ArchiveForm(t.Protocol):
     properties: t.ClassVar[t.Mapping[str, t.Any]]
     layout: t.ClassVar[t.Mapping[str, t.Any]]
 
-    def words(self, record: Record) -> Record:
+    def words(self, record: t.Mapping[str, t.Any]) -> Record:
         """Those fields, of a snapshot's record."""
 
     def version(self, document: Record) -> str:
@@ -554,7 +554,7 @@ class VersionForm:
         "additionalProperties": False,
     }
 
-    def words(self, record: Record) -> Record:
+    def words(self, record: t.Mapping[str, t.Any]) -> Record:
         return {"hypervisor_version": record["hypervisor_version"]}
 
     def version(self, document: Record) -> str:

@@ -29,16 +29,15 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     SetBalloon,
     Step,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._words import plainly
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord, VmRecord
 
 FULL = "full"
 
 
-def inherit(definition: Definition, snapshot: Record | None) -> tuple[Definition, list[Step]]:
+def inherit(definition: Definition, snapshot: SnapshotRecord | None) -> tuple[Definition, list[Step]]:
     """The definition of the VM to create, with all that the snapshot says, and the steps that make the rest of it.
 
     :raises NotFoundError: there is no such snapshot.
@@ -68,7 +67,7 @@ def inherit(definition: Definition, snapshot: Record | None) -> tuple[Definition
     return base, later
 
 
-def _fixed(base: Definition, snapshot: Record, full: bool, problems: list[CocoonError]) -> None:
+def _fixed(base: Definition, snapshot: SnapshotRecord, full: bool, problems: list[CocoonError]) -> None:
     """Options that a clone has from its snapshot, whatever else is asked for."""
     for option in (*MACHINE, *AUTO):
         have, asked = snapshot.get(option), base.get(option)
@@ -85,7 +84,7 @@ def _fixed(base: Definition, snapshot: Record, full: bool, problems: list[Cocoon
     ]
 
 
-def _image(base: Definition, snapshot: Record, problems: list[CocoonError]) -> None:
+def _image(base: Definition, snapshot: SnapshotRecord, problems: list[CocoonError]) -> None:
     asked = base.get("image")
     if asked not in (None, snapshot["image"], snapshot["image_digest"]):
         problems.append(InputError(f"image is {snapshot['image']} and not {asked}", "image"))
@@ -93,7 +92,7 @@ def _image(base: Definition, snapshot: Record, problems: list[CocoonError]) -> N
 
 
 def _storage(
-    base: Definition, definition: Definition, snapshot: Record, problems: list[CocoonError]
+    base: Definition, definition: Definition, snapshot: SnapshotRecord, problems: list[CocoonError]
 ) -> t.Iterator[Step]:
     base["storage"] = have = snapshot["storage"]
     asked: int = definition["storage"] if "storage" in definition else have
@@ -104,7 +103,7 @@ def _storage(
 
 
 def _data_disks(
-    base: Definition, definition: Definition, snapshot: Record, problems: list[CocoonError]
+    base: Definition, definition: Definition, snapshot: SnapshotRecord, problems: list[CocoonError]
 ) -> t.Iterator[Step]:
     """All disks of the snapshot come along, as large or larger; others are added."""
     have = {disk["name"]: disk for disk in snapshot["data_disks"]}
@@ -127,7 +126,7 @@ def _data_disks(
 
 
 def _balloon(
-    base: Definition, definition: Definition, snapshot: Record, problems: list[CocoonError]
+    base: Definition, definition: Definition, snapshot: SnapshotRecord, problems: list[CocoonError]
 ) -> t.Iterator[Step]:
     have, asked = snapshot.get("balloon"), definition.get("balloon")
     base["balloon"] = "off" if have is None else have
@@ -139,7 +138,7 @@ def _balloon(
         yield SetBalloon(asked)
 
 
-def check_kept(record: VmRecord | None, snapshot: Record) -> None:
+def check_kept(record: VmRecord | None, snapshot: SnapshotRecord) -> None:
     """Data disks that were kept when a VM of that name was removed are not overwritten by a snapshot's.
 
     :raises ChangeRefusedError: both have one of the same name.
@@ -153,7 +152,9 @@ def check_kept(record: VmRecord | None, snapshot: Record) -> None:
         )
 
 
-def _nics(base: Definition, definition: Definition, snapshot: Record, full: bool, problems: list[CocoonError]) -> None:
+def _nics(
+    base: Definition, definition: Definition, snapshot: SnapshotRecord, full: bool, problems: list[CocoonError]
+) -> None:
     """As many NICs as the source had, on its networks unless told otherwise; with addresses of their own."""
     networks = snapshot["nic_networks"]
     if "nics" not in definition:
@@ -166,7 +167,7 @@ def _nics(base: Definition, definition: Definition, snapshot: Record, full: bool
         del base["network"]
 
 
-def marked(wanted: Definition, snapshot: Record | None, context: Context) -> Definition:
+def marked(wanted: Definition, snapshot: SnapshotRecord | None, context: Context) -> Definition:
     """What is wanted, with where it comes from.
 
     :raises UnsupportedError: the driver cannot go on from a saved state.

@@ -14,7 +14,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREAT
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Step
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, SnapshotRecord, VmRecord
 
     S = t.TypeVar("S", bound=Step)
 
@@ -162,7 +162,7 @@ class Context:
 
     images: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
     networks: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
-    snapshots: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
+    snapshots: t.Mapping[str, SnapshotRecord | None] = dataclasses.field(default_factory=dict)
     probes: t.Mapping[str, ProbeLike] = dataclasses.field(default_factory=dict)
     capabilities: t.Mapping[str, object] = dataclasses.field(default_factory=dict)
     limits: t.Mapping[str, LimitsLike] = dataclasses.field(default_factory=dict)

@@ -294,7 +294,7 @@ def with_values(record: VmRecord, values: t.Mapping[str, t.Any]) -> VmRecord:
     return t.cast("VmRecord", {**record, **beside, "config": {**record.get("config", {}), **config}})
 
 
-def machine_of(snapshot: Record) -> Definition:
+def machine_of(snapshot: t.Mapping[str, t.Any]) -> Definition:
     """What a snapshot says of the options that its machine fixes; an option that came later is as it is by default."""
     return {name: snapshot.get(name, DEFAULTS[name]) for name in MACHINE}
 

@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, PAUSED, Record
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord, VmRecord
 
 COMPLETE = "complete"
 DISKS = "disks"
@@ -87,16 +87,16 @@ def seconds_of(text: str, option: str) -> int:
     return int(match.group(1)) * _AGE_UNITS[match.group(2)]
 
 
-def age_of(record: Record, now: float) -> float:
+def age_of(record: SnapshotRecord, now: float) -> float:
     """Seconds since a snapshot was taken."""
     return now - calendar.timegm(time.strptime(record["created_at"][:19], "%Y-%m-%dT%H:%M:%S"))
 
 
 def plan_present(
-    record: Record | None,
+    record: SnapshotRecord | None,
     vm: VmRecord | None,
     wanted: Wanted,
-    others: t.Sequence[Record],
+    others: t.Sequence[SnapshotRecord],
     now: float,
     source: Source = Source(),
     clones: t.Sequence[str] = (),
@@ -131,7 +131,7 @@ def plan_present(
 
 
 def _plan_replaced(
-    record: Record,
+    record: SnapshotRecord,
     vm: VmRecord | None,
     wanted: Wanted,
     source: Source,
@@ -159,7 +159,7 @@ def _plan_replaced(
     return SnapshotPlan(("replace", *(f"prune {name}" for name in pruned)), before, after, pruned)
 
 
-def _check_vm(record: Record, wanted: Wanted) -> None:
+def _check_vm(record: SnapshotRecord, wanted: Wanted) -> None:
     """:raises ChangeRefusedError: the snapshot of the name is another VM's."""
     if wanted.vm is not None and wanted.vm != record["vm"]:
         raise ChangeRefusedError(
@@ -167,7 +167,7 @@ def _check_vm(record: Record, wanted: Wanted) -> None:
         )
 
 
-def _check_frozen(record: Record, wanted: Wanted) -> None:
+def _check_frozen(record: SnapshotRecord, wanted: Wanted) -> None:
     """:raises ChangeRefusedError: the snapshot was taken, and not of file systems that stood still as they have to."""
     still = record.get("frozen") or (record["kind"] == DISKS and record.get("frozen") is None)
     if wanted.freeze == FREEZE_REQUIRED and not still:
@@ -214,20 +214,20 @@ def _check_source(vm: VmRecord | None, wanted: Wanted, source: Source) -> None:
     _check_freeze(vm, wanted, source)
 
 
-def _changes(record: Record, wanted: Wanted) -> dict[str, t.Any]:
+def _changes(record: SnapshotRecord, wanted: Wanted) -> dict[str, t.Any]:
     asked = {"description": wanted.description, "labels": wanted.labels, "owner": wanted.owner}
     return {
         key: value for key, value in asked.items() if value is not None and value != (record.get(key) or type(value)())
     }
 
 
-def check_intact(record: Record | None) -> None:
+def check_intact(record: SnapshotRecord | None) -> None:
     """:raises StateError: its document cannot be read, so all that can be done is to remove it."""
     if record is not None and record["state"] == ERROR:
         raise StateError(record["reason"], "name")
 
 
-def check_owner(record: Record, wanted: Wanted) -> None:
+def check_owner(record: SnapshotRecord, wanted: Wanted) -> None:
     """:raises ChangeRefusedError: it is another owner's, and nothing is forced."""
     if wanted.owner is not None and record.get("owner") not in (None, wanted.owner) and not wanted.force:
         raise ChangeRefusedError(
@@ -235,7 +235,7 @@ def check_owner(record: Record, wanted: Wanted) -> None:
         )
 
 
-def outdated(others: t.Sequence[Record], wanted: Wanted, now: float, taking: bool) -> t.Iterator[str]:
+def outdated(others: t.Sequence[SnapshotRecord], wanted: Wanted, now: float, taking: bool) -> t.Iterator[str]:
     """Names of the snapshots of a VM that are beyond *keep* or *max_age*, oldest first; none that has clones."""
     limit = None if wanted.max_age is None else seconds_of(wanted.max_age, "max_age")
     if wanted.keep is not None and wanted.keep < 1:
@@ -254,11 +254,11 @@ def outdated(others: t.Sequence[Record], wanted: Wanted, now: float, taking: boo
             yield other["name"]
 
 
-def _same_owner(other: Record, wanted: Wanted) -> bool:
+def _same_owner(other: SnapshotRecord, wanted: Wanted) -> bool:
     return wanted.owner is None or other.get("owner") == wanted.owner
 
 
-def plan_absent(record: Record | None, wanted: Wanted) -> SnapshotPlan:
+def plan_absent(record: SnapshotRecord | None, wanted: Wanted) -> SnapshotPlan:
     """:raises ChangeRefusedError: it is somebody else's."""
     if record is None:
         return SnapshotPlan()
@@ -267,7 +267,7 @@ def plan_absent(record: Record | None, wanted: Wanted) -> SnapshotPlan:
     return SnapshotPlan(("remove",), before, {})
 
 
-def plan_restored(record: Record | None, vm: VmRecord | None, wanted: Wanted, running: bool) -> SnapshotPlan:
+def plan_restored(record: SnapshotRecord | None, vm: VmRecord | None, wanted: Wanted, running: bool) -> SnapshotPlan:
     """A VM goes back to one of its own snapshots; always a change.
 
     :raises CocoonError: there is no such snapshot, or it is another VM's, or that VM has changed too much.

@@ -68,12 +68,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     PAUSED,
     RUNNING,
     STOPPED,
-    Record,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._words import plainly
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord, VmRecord
 
 # States that a VM is started for.
 STARTS = ("started", "restarted", "paused")
@@ -86,7 +85,7 @@ def needs(
     record: VmRecord | None,
     definition: Definition,
     observed: Observed | None = None,
-    snapshots: t.Mapping[str, Record | None] | None = None,
+    snapshots: t.Mapping[str, SnapshotRecord | None] | None = None,
     compared: t.Sequence[Difference] | None = None,
 ) -> Needs:
     """What :func:`plan_vm` will look up in its context; nothing but the image's name if nothing differs.
@@ -130,7 +129,7 @@ def _restored(record: VmRecord, observed: Observed) -> Observed:
 
 
 def _needs_new(
-    record: VmRecord | None, definition: Definition, snapshots: t.Mapping[str, Record | None] | None
+    record: VmRecord | None, definition: Definition, snapshots: t.Mapping[str, SnapshotRecord | None] | None
 ) -> Needs:
     """For a VM to create; a half-made record stands in for what the definition leaves out."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning import clone

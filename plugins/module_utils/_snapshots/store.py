@@ -35,14 +35,17 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record, check_meant
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord
+
 CREATING = "creating"
 COMPLETE = "complete"
 REMOVING = "removing"
 DAMAGED = "Put it back from a backup, or remove the snapshot by its name (state: absent)."
 
 # What a snapshot has: all of a running VM, or the disks of a stopped one.
-FULL = "full"
-DISKS = "disks"
+FULL: t.Final = "full"
+DISKS: t.Final = "disks"
 
 LAYOUT_FILE = "cocoon.json"
 RECORD_FILE = "snapshot.json"
@@ -78,7 +81,7 @@ def going(name: str) -> str:
     return f"{name}~old"
 
 
-def load_by_id(store: Store, snapshot_id: str, name: str = "") -> Record | None:
+def load_by_id(store: Store, snapshot_id: str, name: str = "") -> SnapshotRecord | None:
     """The record of a snapshot, or ``None`` if there is none; in state ``error``, what stands for a damaged one."""
     try:
         path = os.path.join(directory(store, snapshot_id), RECORD_FILE)
@@ -87,7 +90,7 @@ def load_by_id(store: Store, snapshot_id: str, name: str = "") -> Record | None:
         return {"id": snapshot_id, "name": name, "state": ERROR, "reason": f"{exc.message}. {DAMAGED}", "files": {}}
 
 
-def load(store: Store, name: str) -> Record | None:
+def load(store: Store, name: str) -> SnapshotRecord | None:
     """The record of the snapshot *name*; a bare one in state ``creating`` if its maker died before writing it."""
     snapshot_id = store.index("snapshot").lookup(name)
     if snapshot_id is None:
@@ -95,7 +98,7 @@ def load(store: Store, name: str) -> Record | None:
     return load_by_id(store, snapshot_id, name) or {"id": snapshot_id, "name": name, "state": CREATING, "files": {}}
 
 
-def usable(store: Store, name: str) -> Record | None:
+def usable(store: Store, name: str) -> SnapshotRecord | None:
     """The record of a snapshot that is complete.
 
     :raises StateError: it is damaged.
@@ -106,26 +109,26 @@ def usable(store: Store, name: str) -> Record | None:
     return record if record and record["state"] == COMPLETE else None
 
 
-def machine_files(record: Record) -> tuple[str, ...]:
+def machine_files(record: SnapshotRecord) -> tuple[str, ...]:
     """Names of what a snapshot may have of a running machine besides its disks."""
     return (*_saved_files(record), LAYOUT_FILE)
 
 
-def _saved_files(record: Record) -> t.Mapping[str, str]:
+def _saved_files(record: SnapshotRecord) -> t.Mapping[str, str]:
     """The files of a running machine, each with its role; none of a record that says nothing of its machine yet."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import registry
 
     return registry.saved_files(record.get("hypervisor") or "")
 
 
-def disks_of(record: Record) -> Record:
+def disks_of(record: SnapshotRecord) -> SnapshotRecord:
     """A snapshot as if it had been taken of a VM that did not run: what else it has is not looked at."""
     machine = machine_files(record)
     disks = {name: facts for name, facts in record["files"].items() if name not in machine}
     return {**record, "kind": DISKS, "layout": {}, "blob_digests": {}, "files": disks}
 
 
-def all_records(store: Store, states: t.Container[str] = (COMPLETE,)) -> list[Record]:
+def all_records(store: Store, states: t.Container[str] = (COMPLETE,)) -> list[SnapshotRecord]:
     """Every snapshot that is complete, or in one of *states*, oldest first; none that comes or goes in a swap."""
     entries = store.index("snapshot").entries()
     found = [load_by_id(store, snapshot_id, name) for name, snapshot_id in entries if "~" not in name]
@@ -133,7 +136,7 @@ def all_records(store: Store, states: t.Container[str] = (COMPLETE,)) -> list[Re
     return sorted(chosen, key=lambda record: (record.get("created_at", ""), record["name"]))
 
 
-def write(store: Store, record: Record) -> None:
+def write(store: Store, record: SnapshotRecord) -> None:
     """Replace a snapshot's record. Its lock is held."""
     write_json(os.path.join(directory(store, record["id"]), RECORD_FILE), record, locked=True)
 
@@ -174,7 +177,7 @@ def settle(directory: str) -> None:
     fsync_dir(directory)
 
 
-def verify(store: Store, record: Record) -> None:
+def verify(store: Store, record: SnapshotRecord) -> None:
     """Whether the files of a snapshot are what they were when it was taken.
 
     The devices' state is read again; of what is larger, size and time of change tell.
@@ -203,7 +206,7 @@ def verify(store: Store, record: Record) -> None:
             )
 
 
-def clones(store: Store, record: Record) -> list[str]:
+def clones(store: Store, record: SnapshotRecord) -> list[str]:
     """Ids of the VMs that were cloned from a snapshot and are still there, sorted."""
     try:
         return sorted(os.listdir(os.path.join(directory(store, record["id"]), CLONES)))
@@ -211,7 +214,7 @@ def clones(store: Store, record: Record) -> list[str]:
         return []
 
 
-def clone_names(store: Store, record: Record) -> list[str]:
+def clone_names(store: Store, record: SnapshotRecord) -> list[str]:
     """Names of those VMs, sorted."""
     return sorted(name for vm_id in clones(store, record) for name in [store.vm_name(vm_id)] if name)
 
@@ -227,14 +230,14 @@ def forget_clone(store: Store, snapshot_id: str, vm_id: str) -> None:
     remove_file(os.path.join(directory(store, snapshot_id), CLONES, vm_id))
 
 
-def make_room(store: Store, record: Record) -> None:
+def make_room(store: Store, record: SnapshotRecord) -> None:
     """On a full file system a snapshot that is to go loses what is large first."""
     for name in record["files"]:
         if name != LAYOUT_FILE:
             remove_file(os.path.join(directory(store, record["id"]), name))
 
 
-def discard(store: Store, record: Record) -> None:
+def discard(store: Store, record: SnapshotRecord) -> None:
     """Take a snapshot away, whatever is there of it: its hold on its image, its files, its name. Idempotent."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
@@ -258,7 +261,7 @@ def discard(store: Store, record: Record) -> None:
     store.index("snapshot").release(record["name"], record["id"])
 
 
-def shown(store: Store, record: Record) -> Record:
+def shown(store: Store, record: SnapshotRecord) -> Record:
     """A record as users see it, with its size on disk and its clones by name."""
     size = sum(t.cast(int, facts["allocated"]) for facts in record["files"].values())
     return {**record, "size": size, "clones": clone_names(store, record)}

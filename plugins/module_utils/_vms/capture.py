@@ -22,6 +22,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, c
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord
+
 
 @dataclasses.dataclass(frozen=True)
 class What:
@@ -37,7 +40,7 @@ class What:
 
 def capture(
     vm: Vm, name: str, description: str, owner: str, labels: Record, what: What, entry: str | None = None
-) -> Record:
+) -> SnapshotRecord:
     """Take the snapshot *name* of a VM, whose lock is held as is the snapshot's; its record.
 
     :param entry: what it is to be found by, if not by its name.
@@ -70,13 +73,13 @@ def capture(
     return record
 
 
-def fresh_record(vm: Vm, name: str, description: str, owner: str, labels: Record) -> Record:
+def fresh_record(vm: Vm, name: str, description: str, owner: str, labels: Record) -> SnapshotRecord:
     """A snapshot's record in state ``creating``: SnapshotConfig, then our own fields."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
     config, driver = vm.record["config"], vm.driver
     image = vm.image
-    return {
+    record = {
         "id": types.new_id(),
         "name": name,
         "description": description,
@@ -110,9 +113,10 @@ def fresh_record(vm: Vm, name: str, description: str, owner: str, labels: Record
         "blob_digests": {},
         "files": {},
     }
+    return t.cast("SnapshotRecord", record)
 
 
-def _reserve(run: Run, record: Record, entry: str) -> None:
+def _reserve(run: Run, record: SnapshotRecord, entry: str) -> None:
     """Name first, as that is what the next run looks up; then the record, then the hold on the image."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
@@ -127,7 +131,7 @@ def _reserve(run: Run, record: Record, entry: str) -> None:
     run.mark("snapshot.image")
 
 
-def _fill(vm: Vm, record: Record, what: What) -> None:
+def _fill(vm: Vm, record: SnapshotRecord, what: What) -> None:
     """The data of a snapshot, from the running VM into its folder.
 
     With its memory go the file systems' own caches, so nothing has to be frozen: what goes on from it would be.
@@ -147,7 +151,7 @@ def _fill(vm: Vm, record: Record, what: What) -> None:
         record["frozen"] = stood
 
 
-def _complete(vm: Vm, record: Record, seconds: float) -> None:
+def _complete(vm: Vm, record: SnapshotRecord, seconds: float) -> None:
     """Close the folder: what is in it does not change any more."""
     folder = snapshots.directory(vm.run.store, record["id"])
     write_json(os.path.join(folder, snapshots.LAYOUT_FILE), layout_document(vm, record), locked=True)
@@ -161,7 +165,7 @@ def _complete(vm: Vm, record: Record, seconds: float) -> None:
     vm.mark("snapshot.complete")
 
 
-def seal(run: Run, record: Record) -> None:
+def seal(run: Run, record: SnapshotRecord) -> None:
     """Make the files durable and read-only, and note what they are."""
     folder = snapshots.directory(run.store, record["id"])
     roles = run.driver(record["hypervisor"]).saved_files
@@ -179,14 +183,14 @@ def seal(run: Run, record: Record) -> None:
     run.mark("snapshot.sealed")
 
 
-def _open_to_clones(run: Run, record: Record, path: str) -> None:
+def _open_to_clones(run: Run, record: SnapshotRecord, path: str) -> None:
     """Clones map the RAM: as readers, where their hypervisor can do with that."""
     read_only = run.driver(record["hypervisor"]).reads_only()
     os.chown(path, 0, snapshots.gid(run.store, record["id"]))
     os.chmod(path, 0o440 if read_only else 0o460)
 
 
-def layout_document(vm: Vm, record: Record) -> Record:
+def layout_document(vm: Vm, record: SnapshotRecord) -> Record:
     """``cocoon.json``: disks in device order, boot configuration, and what the machine was (see formats)."""
     return {
         "storage_configs": boot.storage_configs(vm.record, vm.image, vm.paths),
@@ -195,7 +199,7 @@ def layout_document(vm: Vm, record: Record) -> Record:
         "memory": record["memory"],
         **vm.run.driver(record["hypervisor"]).archive_form().words(record),
         "firmware": record["firmware"] or "",
-        "cocoon_microvm": {**{key: record[key] for key in OURS if record.get(key)}, **_always(record)},
+        "cocoon_microvm": {**_ours(record), **_always(record)},
     }
 
 
@@ -203,7 +207,11 @@ def layout_document(vm: Vm, record: Record) -> Record:
 OURS: t.Final = ("kind", "accel", "frozen", "image_type", "image_digest", "layout", "blob_digests", *ARCHIVED)
 
 
-def _always(record: Record) -> Record:
+def _ours(record: t.Mapping[str, t.Any]) -> Record:
+    return {key: record[key] for key in OURS if record.get(key)}
+
+
+def _always(record: t.Mapping[str, t.Any]) -> Record:
     """Of our own fields those that say something when they are empty, and the CPU that a saved machine needs."""
     lists = {key: record[key] for key in ("data_disks", "nic_networks", "nic_configs")}
     balloon = {} if record["balloon"] is None else {"balloon": record["balloon"]}

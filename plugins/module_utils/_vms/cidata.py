@@ -28,7 +28,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord, VmRecord
 
 SEED = "cidata.json"
 VOLUME = "cidata.img"
@@ -163,7 +163,7 @@ def due(paths: Paths, record: VmRecord) -> bool:
     return seed is not None and not seed.get("again")
 
 
-def retain(paths: Paths, record: VmRecord, snapshot: Record) -> None:
+def retain(paths: Paths, record: VmRecord, snapshot: SnapshotRecord) -> None:
     """After the disks were put back to a snapshot's: the first boot, or what comes after it, is that of the snapshot.
 
     Its volume, if it has one, stays as it is until that boot is over.

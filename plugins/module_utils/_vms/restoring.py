@@ -22,7 +22,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import machine_of, with_values
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     admission,
     cidata,
@@ -34,7 +33,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord, VmRecord
 
 # Beside a disk of the VM, the one that is to take its place.
 NEXT = ".restored"
@@ -44,7 +43,7 @@ AGAIN = ("own_kernel", "balloon", "image_id", "image_type", "image_digest")
 AGAIN_IF_KNOWN = ("login", "relogin")
 
 
-def restore(vm: Vm, snapshot: Record) -> None:
+def restore(vm: Vm, snapshot: SnapshotRecord) -> None:
     """Put the VM back and let it run again if it ran, or if the snapshot has its memory.
 
     :raises CocoonError: the snapshot cannot be used, or there is no room: the VM goes on as it was.
@@ -78,7 +77,7 @@ def restore(vm: Vm, snapshot: Record) -> None:
     finish(vm, snapshot)
 
 
-def _promise(vm: Vm, snapshot: Record) -> None:
+def _promise(vm: Vm, snapshot: SnapshotRecord) -> None:
     """Have the restored VM's disks promised: those of the snapshot, and data disks that came later."""
     record = vm.record
     with locked(vm.paths, ["host"], vm.run.options.lock_timeout):
@@ -88,7 +87,7 @@ def _promise(vm: Vm, snapshot: Record) -> None:
         vm.write()
 
 
-def _merged(vm: Vm, snapshot: Record) -> VmRecord:
+def _merged(vm: Vm, snapshot: SnapshotRecord) -> VmRecord:
     """The record with the snapshot's machine and disks; data disks that came later are kept, detached.
 
     The hypervisor is the VM's own, and so is what another one's snapshot says of the machine that it made.
@@ -102,7 +101,7 @@ def _merged(vm: Vm, snapshot: Record) -> VmRecord:
     merged = {
         **with_values(record, fixed),
         **{key: snapshot.get(key) for key in (*AGAIN, *pinned)},
-        **{key: snapshot[key] for key in AGAIN_IF_KNOWN if snapshot.get(key) is not None},
+        **{key: value for key, value in snapshot.items() if key in AGAIN_IF_KNOWN and value is not None},
         "host_keys": snapshot.get("host_keys") or [],
         "console_from": console.size(vm.paths.console_log(vm.id)),
         "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
@@ -111,7 +110,7 @@ def _merged(vm: Vm, snapshot: Record) -> VmRecord:
     return t.cast("VmRecord", merged)
 
 
-def _copy_beside(vm: Vm, snapshot: Record) -> None:
+def _copy_beside(vm: Vm, snapshot: SnapshotRecord) -> None:
     source, target = snapshots.directory(vm.run.store, snapshot["id"]), vm.dir
     for name in resuming.disk_files(snapshot):
         path = os.path.join(target, name + NEXT)
@@ -120,7 +119,7 @@ def _copy_beside(vm: Vm, snapshot: Record) -> None:
         vm.mark("restore.copied")
 
 
-def _drop_copies(vm: Vm, snapshot: Record) -> None:
+def _drop_copies(vm: Vm, snapshot: SnapshotRecord) -> None:
     for name in resuming.disk_files(snapshot):
         with contextlib.suppress(OSError):
             remove_file(os.path.join(vm.dir, name + NEXT))
@@ -147,7 +146,7 @@ def go_on(vm: Vm) -> None:
     finish(vm, snapshot if begun.get("full", True) else snapshots.disks_of(snapshot))
 
 
-def finish(vm: Vm, snapshot: Record) -> None:
+def finish(vm: Vm, snapshot: SnapshotRecord) -> None:
     """From the moment that nothing can fail any more but for want of a process that ends: swap, and start again."""
     record = vm.record
     process = vm.process()
@@ -184,7 +183,7 @@ def finish(vm: Vm, snapshot: Record) -> None:
     vm.mark("restore.done")
 
 
-def _refresh_nics(record: VmRecord, snapshot: Record) -> None:
+def _refresh_nics(record: VmRecord, snapshot: SnapshotRecord) -> None:
     """As many queues, and as deep, as the saved NICs have."""
     resuming.keep_queues(record, snapshot)
     for config in record["network_configs"]:

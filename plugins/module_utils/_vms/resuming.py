@@ -22,14 +22,13 @@ from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, remove_tree
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import writable_disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver, Layout, Resume, Saved
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import Memory, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import Memory, SnapshotRecord, VmRecord
 
 MAP: t.Final = "map"
 COPY: t.Final = "copy"
@@ -49,7 +48,7 @@ def make_folder(vm: Vm) -> str:
     return path
 
 
-def clone_disks(vm: Vm, snapshot: Record) -> None:
+def clone_disks(vm: Vm, snapshot: SnapshotRecord) -> None:
     """The disks of a new VM, copied from a snapshot, and links to its memory."""
     record = vm.record
     snapshots.note_clone(vm.run.store, snapshot["id"], vm.id)
@@ -70,13 +69,13 @@ def clone_disks(vm: Vm, snapshot: Record) -> None:
         keep_queues(record, snapshot)
 
 
-def keep_queues(record: VmRecord, snapshot: Record) -> None:
+def keep_queues(record: VmRecord, snapshot: SnapshotRecord) -> None:
     """As many queues as the saved NICs have, which may be fewer than its vCPUs by now."""
     for config, saved in zip(record["network_configs"], snapshot["nic_configs"]):
         config["num_queues"] = saved.get("num_queues") or snapshot["cpu"] * 2
 
 
-def disk_files(snapshot: Record) -> list[str]:
+def disk_files(snapshot: SnapshotRecord) -> list[str]:
     """Names of a snapshot's files that are disks."""
     return list(snapshots.disks_of(snapshot)["files"])
 
@@ -97,7 +96,7 @@ def check_driver(driver: Driver, pins: t.Mapping[str, t.Any], layout: Layout) ->
     driver.check_resume(saved_state(driver, pins, layout))
 
 
-def link_memory(vm: Vm, snapshot: Record, memory: Memory) -> None:
+def link_memory(vm: Vm, snapshot: SnapshotRecord, memory: Memory) -> None:
     """Have the VM go on from the snapshot's memory at its next start; its disks are in place."""
     path, driver = make_folder(vm), vm.run.driver(snapshot["hypervisor"])
     source = snapshots.directory(vm.run.store, snapshot["id"])
@@ -225,7 +224,7 @@ def check_blobs(run: Run, image_id: str, saved: t.Mapping[str, str] | None, what
         )
 
 
-def check_snapshot(run: Run, snapshot: Record, pins: t.Mapping[str, t.Any], option: str) -> None:
+def check_snapshot(run: Run, snapshot: SnapshotRecord, pins: t.Mapping[str, t.Any], option: str) -> None:
     """Whether the memory of a snapshot, if it has any, can be taken up on this host.
 
     :param pins: the record of what takes it up: the machine that it is.

@@ -21,7 +21,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.wires import Wires
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        NetworkConfig,
+        SnapshotRecord,
+        VmRecord,
+    )
 
 
 # As docker run does with a bare name.
@@ -76,7 +80,7 @@ class Run:
         self._expected_networks: dict[str, Record | None] = {}
         # Why an image could not be pulled, by its name and when that was to be done.
         self.unobtainable: dict[tuple[str, str], CocoonError] = {}
-        self._snapshots: dict[str, Record | None] = {}
+        self._snapshots: dict[str, SnapshotRecord | None] = {}
         self._drivers: dict[str, Driver] = {}
         self._ensured: set[str] = set()
         # VMs whose plugins have been asked to take down what they made; what failed is left to another run.
@@ -185,7 +189,7 @@ class Run:
                 self._blob_digests[image_id] = fingerprints.digests(self.store, image, self.options.lock_timeout)
             return self._blob_digests[image_id]
 
-    def snapshot(self, name: str, disks_only: bool = False) -> Record | None:
+    def snapshot(self, name: str, disks_only: bool = False) -> SnapshotRecord | None:
         """A complete snapshot; with *disks_only* as if it had nothing but its disks."""
         from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 
@@ -194,7 +198,7 @@ class Run:
         record = self._snapshots[name]
         return snapshots.disks_of(record) if record and disks_only else record
 
-    def verify(self, snapshot: Record) -> None:
+    def verify(self, snapshot: SnapshotRecord) -> None:
         """Look whether the files of a snapshot are as they were, once per run."""
         from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 

@@ -36,7 +36,7 @@ class QemuArchive:
         "additionalProperties": False,
     }
 
-    def words(self, record: Record) -> Record:
+    def words(self, record: t.Mapping[str, t.Any]) -> Record:
         pins = {key: record[key] for key in ("machine", "cpu_model")}
         return {**pins, "qemu_version": record["hypervisor_version"]}
 

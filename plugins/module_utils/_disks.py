@@ -39,6 +39,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
+
 MKFS_EXT4 = ("mkfs.ext4", "-F", "-m", "0", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,discard")
 CHUNK = 1 << 20
 BLOCK = 4096
@@ -50,7 +53,7 @@ TOOL_LIMITS = ("prlimit", f"--as={2 << 30}", "--cpu=600", "--")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def create_cow(store: Store, path: str, image: Record, size: int, uid: int) -> None:
+def create_cow(store: Store, path: str, image: ImageRecord, size: int, uid: int) -> None:
     """The writable disk of a VM that boots from layers: a sparse raw file of *size* bytes holding an ext4.
 
     That is empty, but for folders of the image whose attributes the layers alone would not show: ``upper`` on it is the
@@ -66,7 +69,7 @@ def create_cow(store: Store, path: str, image: Record, size: int, uid: int) -> N
     copy_sparse(template, path, uid)
 
 
-def create_overlay(store: Store, path: str, image: Record, size: int | None, uid: int) -> int:
+def create_overlay(store: Store, path: str, image: ImageRecord, size: int | None, uid: int) -> int:
     """The writable disk of a VM that boots from a disk image: a qcow2 file with the image's blob behind it.
 
     :param size: virtual size in bytes, or ``None`` for that of the image.

@@ -273,14 +273,20 @@ class ImageRecord(t.TypedDict, total=False):
     created: str | None
     platform: str
     layers: list[str]
-    boot: BootConfig | None
-    disk: Record | None
+    # Each is None in an image of the other type.
+    boot: BootConfig
+    disk: Record
     folders: list[Record]
     features: list[str]
     config: Record
     owner: str
     labels: dict[str, str]
     source: Record
+    # Of one that is still to come, in check mode, or only stands for one that cannot be read.
+    unseen: bool
+    state: str
+    reason: str
+    damaged: str
 
 
 class NetworkRecord(t.TypedDict, total=False):

@@ -17,6 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREAT
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        ImageRecord,
         SnapshotRecord,
         StorageConfig,
         VmRecord,
@@ -107,9 +108,9 @@ def read_snapshot(document: Record) -> SnapshotRecord:
     return t.cast("SnapshotRecord", _fill(document, since))
 
 
-def read_image(document: Record) -> Record:
+def read_image(document: Record) -> ImageRecord:
     """:raises StateError: what every layout has is not there."""
-    return _fill(_require(document, _IMAGE), _IMAGE_SINCE)
+    return t.cast("ImageRecord", _fill(_require(document, _IMAGE), _IMAGE_SINCE))
 
 
 def read_network(document: Record) -> Record:
@@ -163,12 +164,13 @@ def damaged_network(network_id: str, name: str, why: str, seen: Record) -> Recor
     }
 
 
-def damaged_image(image_id: str, names: list[str], why: str) -> Record:
+def damaged_image(image_id: str, names: list[str], why: str) -> ImageRecord:
     """What stands for an image whose document cannot be read: its id, and the names that lead to it."""
-    return {
+    known = {
         **{"id": image_id, "digest": image_id, "state": ERROR, "reason": why, "damaged": why, "names": names},
         **{"name": "".join(names[:1]), "layers": [], "boot": None, "disk": None},
     }
+    return t.cast("ImageRecord", known)
 
 
 def is_damaged(record: t.Mapping[str, t.Any] | None) -> bool:

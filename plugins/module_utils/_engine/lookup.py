@@ -23,7 +23,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SnapshotRecord, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        ImageRecord,
+        SnapshotRecord,
+        VmRecord,
+    )
 
 
 def context(run: Run, required: Needs, snapshots: t.Mapping[str, SnapshotRecord | None]) -> Context:
@@ -48,7 +52,7 @@ def context(run: Run, required: Needs, snapshots: t.Mapping[str, SnapshotRecord 
     )
 
 
-def _default_kernel(run: Run, found: t.Iterable[Record | None]) -> bool:
+def _default_kernel(run: Run, found: t.Iterable[ImageRecord | None]) -> bool:
     """Whether the host has a default kernel; only looked for if one of the images needs it."""
     if all(image is None or image["type"] != "oci" or image.get("boot") for image in found):
         return False

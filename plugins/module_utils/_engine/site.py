@@ -36,6 +36,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.site impo
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
+
 # In the record of a network that check mode plans with: no ID that one could have.
 TO_COME = "to-come"
 
@@ -183,7 +186,7 @@ class Site:
                     made = network_plan.target(part.definition, None, None)
                     self.run.expect_network(name, {"id": TO_COME, **made})
 
-    def _image_there(self, name: str) -> Record | None:
+    def _image_there(self, name: str) -> ImageRecord | None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
         return images.find(self.run.store, name)

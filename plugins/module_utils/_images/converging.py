@@ -32,6 +32,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -45,14 +48,14 @@ class Outcome:
     image: Record | None
     diff: dict[str, Record]
     warnings: list[str]
-    expected: Record | None = None
+    expected: ImageRecord | None = None
 
 
 class Foreseen(t.NamedTuple):
     """In check mode, what a run would have done by then: ids of users that are gone, and images by new names."""
 
     gone: t.Container[str] = ()
-    names: t.Mapping[str, Record | None] = {}
+    names: t.Mapping[str, ImageRecord | None] = {}
 
 
 NOTHING = Foreseen()
@@ -155,23 +158,23 @@ def _look(store: Store, wanted: Wanted, found: planning.Found | None, foreseen: 
     return planning.There(current, target, target is not None and is_whole(store, target))
 
 
-def _outcome(store: Store | None, plan: Plan, image: Record | None) -> Outcome:
+def _outcome(store: Store | None, plan: Plan, image: ImageRecord | None) -> Outcome:
     shown = listing.public(store, image) if store and image else None
     diff = {"before": plan.before, "after": plan.after}
     return Outcome(bool(plan.steps), list(plan.steps), shown, diff, plan.warnings)
 
 
-def expected(plan: Plan) -> Record | None:
+def expected(plan: Plan) -> ImageRecord | None:
     """The image that a plan comes to. Of one that is not in the store yet only the digest and the kind are known."""
     if "import" not in plan.steps or plan.image_id is None:
         return plan.current
     return unseen(plan.image_id, plan.after["type"])
 
 
-def unseen(image_id: str, image_type: str = "oci") -> Record:
+def unseen(image_id: str, image_type: str = "oci") -> ImageRecord:
     """An image that is still to come, for a plan: nothing is refused for what is in it, as nobody knows that yet."""
     disk = {"virtual_size": 0, "firmware": None} if image_type == "cloudimg" else None
-    return {
+    foreseen = {
         "id": image_id,
         "digest": image_id,
         "type": image_type,
@@ -181,6 +184,7 @@ def unseen(image_id: str, image_type: str = "oci") -> Record:
         "features": ["user", "password", "ssh_keys"],
         "unseen": True,
     }
+    return t.cast("ImageRecord", foreseen)
 
 
 def _housekeeping(store: Store, image_id: str | None, timeout: float) -> None:
@@ -234,7 +238,8 @@ def _make_present(
             record, warnings = _imported(store, sources, record or {}, wanted)
         if record is None:
             raise NotFoundError(f"image '{wanted.name}' was removed meanwhile", "name", "Run the task again.")
-        record.update({key: plan.after[key] for key in ("owner", "labels") if key in plan.after}, updated_at=now())
+        given = {key: plan.after[key] for key in ("owner", "labels") if key in plan.after}
+        record.update(t.cast("ImageRecord", {**given, "updated_at": now()}))
         record["name"] = record["name"] or wanted.name
         record["names"] = sorted({*record["names"], wanted.name})
         write_json(images.record_path(store.paths, image_id), record)
@@ -251,14 +256,16 @@ def _make_present(
     return warnings
 
 
-def _imported(store: Store, sources: source.Sources, earlier: Record, wanted: Wanted) -> tuple[Record, list[str]]:
+def _imported(
+    store: Store, sources: source.Sources, earlier: ImageRecord, wanted: Wanted
+) -> tuple[ImageRecord, list[str]]:
     """A new record and warnings; of an image that is only repaired, with what users gave it."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import importer
 
     limit = wanted.limit or source.MAX_SIZE
     record, warnings = importer.import_image(store, sources, wanted.lock_timeout, wanted.progress, limit)
     kept = ("name", "names", "created_at", "owner", "labels")
-    record.update({key: earlier[key] for key in kept if key in earlier})
+    record.update(t.cast("ImageRecord", {key: value for key, value in earlier.items() if key in kept}))
     return record, warnings
 
 

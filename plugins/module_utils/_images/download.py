@@ -61,6 +61,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
+
 # Enough of a file to see what it is, compressed or not.
 GLIMPSE = 128 << 10
 UNKNOWN = "(known after the download)"
@@ -90,7 +93,7 @@ def obtained(
     paths: Paths,
     store: Store | None,
     request: Request,
-    current: Record | None,
+    current: ImageRecord | None,
     check_mode: bool,
     complete: Complete,
     told: Progress,
@@ -114,7 +117,7 @@ def _downloaded(
     store: Store | None,
     request: Request,
     url: str,
-    current: Record | None,
+    current: ImageRecord | None,
     check_mode: bool,
     complete: Complete,
     told: Progress,
@@ -193,7 +196,7 @@ def _wanted_digest(request: Request) -> checksum.Digest | None:
 
 
 def _unchanged(
-    paths: Paths, store: Store | None, request: Request, current: Record | None, complete: Complete
+    paths: Paths, store: Store | None, request: Request, current: ImageRecord | None, complete: Complete
 ) -> Sources | None:
     """The image that the URL brought before, if it is whole and what the URL has now is the same.
 

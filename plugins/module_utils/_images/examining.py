@@ -15,7 +15,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import Wanted
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
 
 
 def examined(
@@ -110,11 +112,11 @@ def _examine_remote(
     return source.with_boot_files(paths, main, wanted.kernel, wanted.initrd, remember)
 
 
-def is_whole(store: Store, image: Record) -> bool:
+def is_whole(store: Store, image: ImageRecord) -> bool:
     return not is_damaged(image) and not images.missing_files(store, image)
 
 
-def _is_named_simply(wanted: Wanted, current: Record) -> bool:
+def _is_named_simply(wanted: Wanted, current: ImageRecord) -> bool:
     """Whether nothing but the name says what the image is, and so the one that has the name is it."""
     digests = {current["id"], *((current.get("source") or {}).get(key) for key in ("digest", "reference_digest"))}
     return (

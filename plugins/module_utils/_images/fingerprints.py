@@ -17,6 +17,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_json, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
+
 CHUNK = 1 << 20
 
 
@@ -30,7 +33,7 @@ def file_facts(path: str) -> Record:
     return {"digest": f"sha256:{summed.hexdigest()}", "size": info.st_size, "mtime_ns": info.st_mtime_ns}
 
 
-def digests(store: Store, image: Record, timeout: float = 60.0) -> dict[str, str]:
+def digests(store: Store, image: ImageRecord, timeout: float = 60.0) -> dict[str, str]:
     """``{layer's hex: sha256:… of its file}`` of an image; a disk image has none, as its file's name says it.
 
     What an earlier version imported is read through once, and then it is known.

@@ -48,6 +48,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, now
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import BootConfig, ImageRecord
+
 WORKERS = 4
 # Bytes that are left of a file system when a tool has filled it.
 FULL = 4 << 20
@@ -56,7 +59,7 @@ FULL = 4 << 20
 class Imported(t.NamedTuple):
     """The record of an image, not written yet, and what users should know of what is in it."""
 
-    record: Record
+    record: ImageRecord
     warnings: list[str]
 
 
@@ -74,7 +77,8 @@ def import_image(store: Store, sources: Sources, timeout: float, told: Progress,
         with staging(store, timeout) as workspace, _full_disk_named(store, workspace):
             job = Job(store, sources, workspace, timeout, told, limit)
             if isinstance(sources.main, Disk):
-                record = {**_record(job), "disk": disk_importer.take(job, sources.main)}
+                record = _record(job)
+                record["disk"] = disk_importer.take(job, sources.main)
                 return Imported(_with_size(store, record), [])
             return _import_layers(job, t.cast(Layered, sources.main))
     except OSError as exc:
@@ -132,7 +136,7 @@ def _import_layers(job: Job, main: Layered) -> Imported:
         folders = _implied(store, [(layer.digest, known[layer.digest]["implied"]) for layer in layers])
     record = _record(job)
     record["layers"] = [layer.digest for layer in layers]
-    record["boot"] = boot
+    record["boot"] = t.cast("BootConfig", boot)
     record["features"] = merged.features
     record["folders"] = folders
     if manifest:
@@ -158,9 +162,9 @@ def _fail_early(jobs: t.Iterable[concurrent.futures.Future[t.Any]]) -> None:
             job.result()
 
 
-def _record(job: Job) -> Record:
+def _record(job: Job) -> ImageRecord:
     sources = job.sources
-    return {
+    record: Record = {
         "id": sources.image_id,
         "digest": sources.image_id,
         "name": "",
@@ -177,9 +181,10 @@ def _record(job: Job) -> Record:
         "labels": {},
         "source": sources.main.described(),
     }
+    return t.cast("ImageRecord", record)
 
 
-def _with_size(store: Store, record: Record) -> Record:
+def _with_size(store: Store, record: ImageRecord) -> ImageRecord:
     record["size"] = sum(images.size_of(store, blob, suffix) for blob, suffix in dict.fromkeys(images.blobs(record)))
     return record
 

@@ -12,20 +12,23 @@ it boots with what has the name when it is started.
 from __future__ import annotations
 
 import os
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, remove_file
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
 
 NAME = "cocoon/kernel"
 
 
-def needed(image: Record) -> bool:
+def needed(image: ImageRecord) -> bool:
     """Whether *image* boots with the default kernel: a root file system without one of its own."""
     return image["type"] == "oci" and not (image.get("boot") or {}).get("kernel_path")
 
 
-def find(store: Store) -> Record | None:
+def find(store: Store) -> ImageRecord | None:
     """The image with the default kernel, if it is there with all its files."""
     record = images.resolve(store, NAME)
     return record if record and record.get("boot") and not images.missing_files(store, record) else None

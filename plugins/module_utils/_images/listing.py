@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
@@ -13,6 +14,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import stor
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
 
 
 def info(paths: Paths, name: str | None = None) -> list[Record]:
@@ -42,7 +46,7 @@ def _named(store: Store, name: str) -> list[Record]:
 _NOTHING: Record = {"owner": None, "size": 0, "shared_size": 0, "blobs": []}
 
 
-def _detail(store: Store, record: Record) -> Record:
+def _detail(store: Store, record: ImageRecord) -> Record:
     users = [
         {"id": user, "description": images.describe_user(store, user)} for user in images.users(store, record["id"])
     ]
@@ -64,7 +68,7 @@ def _detail(store: Store, record: Record) -> Record:
     }
 
 
-def public(store: Store, record: Record) -> Record:
+def public(store: Store, record: ImageRecord) -> Record:
     """A record as users see it: with the names that lead to it now, and without what is only for new disks."""
     names = images.current_names(store, record)
     name = record.get("name")

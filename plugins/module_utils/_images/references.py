@@ -26,7 +26,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     remove_tree,
     write_json,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
 
 Blobs = list[tuple[str, str]]
 
@@ -98,7 +100,7 @@ def _remove_templates(store: Store, prefix: str) -> None:
                 remove_file(os.path.join(directory, name))
 
 
-def blobs_of(store: Store, record: Record) -> Blobs:
+def blobs_of(store: Store, record: ImageRecord) -> Blobs:
     """What an image uses; of a damaged one, what is noted as used by it: a look through all of it."""
     if not is_damaged(record):
         return images.blobs(record)
@@ -142,7 +144,7 @@ def settle(store: Store, image_id: str, timeout: float) -> None:
     # else: superseded but in use; the note stays, and a run after the last user has gone takes it away.
 
 
-def _release_strangers(store: Store, record: dict[str, t.Any], timeout: float) -> None:
+def _release_strangers(store: Store, record: ImageRecord, timeout: float) -> None:
     """An import that was begun again may have chosen other boot files than the first."""
     mine = set(images.blobs(record))
     for blob, suffix in (read_json(pending_path(store, record["id"])) or {}).get("blobs", []):

@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, NotFoundError, StateError
@@ -38,7 +39,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     read_record,
     remove_file,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_meant
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import check_meant
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
 
 DIGEST_RE = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 # Registry references fit as well; ':' and '/' are why an image name is not a VM name.
@@ -87,11 +91,11 @@ def record_path(paths: Paths, image_id: str) -> str:
     return os.path.join(directory(paths, "records"), f"{hex_of(image_id)}.json")
 
 
-def load_record(store: Store, image_id: str) -> Record | None:
+def load_record(store: Store, image_id: str) -> ImageRecord | None:
     return read_record(record_path(store.paths, image_id), read_image, image_id)
 
 
-def resolve(store: Store, name_or_digest: str) -> Record | None:
+def resolve(store: Store, name_or_digest: str) -> ImageRecord | None:
     """The record of an image by one of its names or by its ``sha256:…`` id; ``None`` if there is none."""
     if DIGEST_RE.match(name_or_digest):
         return load_record(store, name_or_digest)
@@ -99,7 +103,7 @@ def resolve(store: Store, name_or_digest: str) -> Record | None:
     return None if image_id is None else load_record(store, image_id)
 
 
-def seen(store: Store, image_id: str) -> Record | None:
+def seen(store: Store, image_id: str) -> ImageRecord | None:
     """The record of an image, or ``None`` if there is none; if it is damaged, what stands for it."""
     try:
         record = load_record(store, image_id)
@@ -116,14 +120,14 @@ def _names_of(store: Store, image_id: str) -> list[str]:
     return [name for name, holder in store.index("image").entries() if holder == image_id]
 
 
-def find(store: Store, name_or_digest: str) -> Record | None:
+def find(store: Store, name_or_digest: str) -> ImageRecord | None:
     """:func:`resolve`, but with what stands for an image that is damaged."""
     by_digest = DIGEST_RE.match(name_or_digest)
     image_id = name_or_digest if by_digest else store.index("image").lookup(name_or_digest)
     return None if image_id is None else seen(store, image_id)
 
 
-def current_names(store: Store, record: Record) -> list[str]:
+def current_names(store: Store, record: ImageRecord) -> list[str]:
     """The names that lead to *record*; the index decides, the record only remembers (and knows of damaged ones)."""
     return sorted(name for name in set(record.get("names") or []) if _leads_to(store, name, record["id"]))
 
@@ -153,7 +157,7 @@ def blob_gid(store: Store, blob: str) -> int:
     return store.uid_start + half + int(blob[:16], 16) % half
 
 
-def blobs(record: Record) -> list[tuple[str, str]]:
+def blobs(record: ImageRecord) -> list[tuple[str, str]]:
     """(hex, suffix) of every blob of an image, bottom layer first; suffix ``boot`` for its boot directory."""
     found = [(layer, "erofs") for layer in record.get("layers") or []]
     if record.get("disk"):
@@ -163,7 +167,7 @@ def blobs(record: Record) -> list[tuple[str, str]]:
     return found
 
 
-def gids(store: Store, record: Record) -> list[int]:
+def gids(store: Store, record: ImageRecord) -> list[int]:
     """The supplementary groups with which a process reads the files of this image."""
     return sorted({blob_gid(store, blob) for blob, _suffix in blobs(record)})
 
@@ -177,7 +181,7 @@ def lock_name(image_id: str) -> str:
     return f"image:{image_id}"
 
 
-def pin(store: Store, image_id: str, user_id: str, timeout: float = 60.0) -> Record:
+def pin(store: Store, image_id: str, user_id: str, timeout: float = 60.0) -> ImageRecord:
     """Note that the VM or snapshot *user_id* uses the image, so that it cannot be removed; the record.
 
     Pinning again is fine. Durable before it returns.
@@ -231,7 +235,7 @@ def describe_user(store: Store, user_id: str) -> str:
     return user_id
 
 
-def missing_files(store: Store, record: Record) -> list[str]:
+def missing_files(store: Store, record: ImageRecord) -> list[str]:
     """Files of the image that are not there: an image with any is imported again."""
     wanted = [blob_path(store, blob, suffix) for blob, suffix in blobs(record) if suffix != "boot"]
     boot = record.get("boot") or {}

@@ -25,6 +25,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._words import invalid
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
+
 FILE = "image.json"
 CARRIED = (
     *("id", "digest", "type", "platform", "layers", "disk", "features", "config", "created", "size", "source"),
@@ -57,7 +60,7 @@ SCHEMA: Record = {
 }
 
 
-def _files(run: Run, record: Record) -> dict[str, str]:
+def _files(run: Run, record: ImageRecord) -> dict[str, str]:
     """All files of an image, by the name that they have on their way."""
     found = {}
     for blob, suffix in images.blobs(record):
@@ -89,7 +92,7 @@ def export(run: Run, image_digest: str, vm_id: str, reader: int | None, told: St
         for base, path in files.items():
             os.link(path, os.path.join(staging, base), follow_symlinks=False)
         boot = next((blob for blob, suffix in images.blobs(record) if suffix == "boot"), None)
-        carried = {name: record[name] for name in CARRIED if record.get(name) is not None}
+        carried = {name: value for name, value in record.items() if name in CARRIED and value is not None}
         described = {**carried, "boot": boot, "names": images.current_names(run.store, record)}
         write_json(os.path.join(staging, FILE), described, locked=True)
         path = os.path.join(common.fresh_folder(run, vm_id, "image", reader), common.ARCHIVE)

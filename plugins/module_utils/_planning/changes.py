@@ -47,10 +47,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     SetSecretEnv,
     Step,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord, VmRecord
 
 # Of a record from before public login data was kept in clear.
 UNREADABLE = "(not readable: only its digest is recorded)"
@@ -459,7 +459,7 @@ def wanted_disk(old: t.Mapping[str, t.Any] | None, disk: t.Mapping[str, t.Any], 
 
 
 def compare_image(
-    record: VmRecord, definition: Definition, images: t.Mapping[str, Record | None]
+    record: VmRecord, definition: Definition, images: t.Mapping[str, ImageRecord | None]
 ) -> tuple[Difference | None, str | None]:
     """(difference, warning) of ``image``: another one, or the same name with other content by now.
 

@@ -48,7 +48,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord, VmRecord
 
 # What a VM that keeps its system disk can come to need of its driver.
 CHANGEABLE = tuple(row.name for row in NEEDY if row.name != "image" and row.how != REBUILD)
@@ -57,7 +57,7 @@ CHANGEABLE = tuple(row.name for row in NEEDY if row.name != "image" and row.how 
 NO_COMMANDS = "cannot tell a guest what to run, as an image without a kernel needs it"
 
 
-def required_capabilities(definition: t.Mapping[str, t.Any], image: Record | None) -> dict[str, str]:
+def required_capabilities(definition: t.Mapping[str, t.Any], image: ImageRecord | None) -> dict[str, str]:
     """``{option: the driver capability that it needs}``; what ``hypervisor: auto`` has to look for."""
     disk = bool(image and image.get("disk"))
     needed = {
@@ -90,7 +90,7 @@ def check_capabilities(hypervisor: str, needed: t.Mapping[str, str], context: Co
             )
 
 
-def check_limits(wanted: Definition, image: Record, context: Context) -> None:
+def check_limits(wanted: Definition, image: ImageRecord, context: Context) -> None:
     """:raises UnsupportedError: more than the driver has room for; names the option and the driver."""
     limits = context.limits.get(wanted["hypervisor"])
     if limits is not None:
@@ -127,7 +127,7 @@ def _check_counts(hypervisor: str, asked: Definition, limits: LimitsLike) -> Non
             )
 
 
-def _check_devices(wanted: Definition, image: Record, most: int | None) -> None:
+def _check_devices(wanted: Definition, image: ImageRecord, most: int | None) -> None:
     """:raises UnsupportedError: more than *most* devices in all."""
     counts = {
         "data_disks": len(wanted.get("data_disks") or ()),
@@ -222,7 +222,7 @@ def resolve_auto(needed: t.Mapping[str, str], accel: str, context: Context) -> s
     )
 
 
-def find_image(record: VmRecord | None, name: str | None, context: Context) -> Record:
+def find_image(record: VmRecord | None, name: str | None, context: Context) -> ImageRecord:
     """The image to make or rebuild a VM from: the one of that *name*, else the one that the VM was made from.
 
     :raises InputError: none is named. :raises MissingImageError: the store has no such image.
@@ -246,7 +246,7 @@ def no_kernel(name: str) -> UnsupportedError:
     )
 
 
-def check_image(wanted: Definition, image: Record, context: Context) -> None:
+def check_image(wanted: Definition, image: ImageRecord, context: Context) -> None:
     """:raises UnsupportedError: the image cannot do what the options ask. :raises InputError: a disk too small."""
     if image.get("unseen"):  # it is still to come, and nobody has looked into it
         return
@@ -285,7 +285,7 @@ def check_container(wanted: Definition, image: str, boots: bool) -> None:
             )
 
 
-def _check_features(wanted: Definition, image: Record) -> None:
+def _check_features(wanted: Definition, image: ImageRecord) -> None:
     """:raises UnsupportedError: the image takes no login data, or not all that is given."""
     for option in SECRETS:
         if not wanted.get(option) or option in (image.get("features") or ()):
@@ -296,7 +296,7 @@ def _check_features(wanted: Definition, image: Record) -> None:
         raise UnsupportedError(f"image '{wanted['image']}' takes no {option}", option, remedy)
 
 
-def choose_firmware(wanted: Definition, image: Record, context: Context) -> str | None:
+def choose_firmware(wanted: Definition, image: ImageRecord, context: Context) -> str | None:
     """``uefi`` or ``bios`` for a disk image, ``None`` for one whose kernel is booted directly.
 
     What is not asked for is UEFI where the disk is made for it and the host has it, else BIOS.

@@ -12,6 +12,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Conf
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord
+
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
@@ -40,8 +43,8 @@ class There:
     ``users``: who uses it.
     """
 
-    current: Record | None = None
-    target: Record | None = None
+    current: ImageRecord | None = None
+    target: ImageRecord | None = None
     whole: bool = False
     others: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
@@ -54,7 +57,7 @@ class Plan:
     steps: tuple[str, ...]
     before: Record
     after: Record
-    current: Record | None
+    current: ImageRecord | None
     image_id: str | None
     warnings: list[str] = dataclasses.field(default_factory=list)
 
@@ -102,15 +105,17 @@ def _image_id(wanted: Wanted, there: There, found: Found | None) -> str:
     if there.current is None:
         remedy = "Give the file to import, or docker:// and the image's name in a registry."
         raise NotFoundError(f"image '{wanted.name}' is not in the store", "source", remedy)
-    return t.cast(str, there.current["id"])
+    return there.current["id"]
 
 
-def _view(wanted: Wanted, record: Record | None, image_id: str | None = None, image_type: str | None = None) -> Record:
+def _view(
+    wanted: Wanted, record: ImageRecord | None, image_id: str | None = None, image_type: str | None = None
+) -> Record:
     """The part of an image that a diff shows: *record* as it is, or with *image_id* as it will be."""
     if image_id is None and record is None:
         return {}
     present = record or {}
-    view = {"name": wanted.name, "id": image_id or present.get("id"), "type": image_type or present.get("type")}
+    view: Record = {"name": wanted.name, "id": image_id or present.get("id"), "type": image_type or present.get("type")}
     if wanted.labels is not None:
         view["labels"] = wanted.labels if image_id else present.get("labels")
     if is_damaged(record) and image_id is None:
@@ -121,7 +126,7 @@ def _view(wanted: Wanted, record: Record | None, image_id: str | None = None, im
     return view
 
 
-def _check_owner(wanted: Wanted, record: Record | None) -> None:
+def _check_owner(wanted: Wanted, record: ImageRecord | None) -> None:
     """With an owner given, another owner's image is changed only by force; whose a damaged one was, nobody knows.
 
     :raises ConflictError: it is another's.

@@ -14,7 +14,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREAT
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Step
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, SnapshotRecord, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        DataDisk,
+        ImageRecord,
+        SnapshotRecord,
+        VmRecord,
+    )
 
     S = t.TypeVar("S", bound=Step)
 
@@ -160,7 +165,7 @@ class Context:
     :param default_kernel: the host has a kernel for images that bring none; told only if one of *images* does.
     """
 
-    images: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
+    images: t.Mapping[str, ImageRecord | None] = dataclasses.field(default_factory=dict)
     networks: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
     snapshots: t.Mapping[str, SnapshotRecord | None] = dataclasses.field(default_factory=dict)
     probes: t.Mapping[str, ProbeLike] = dataclasses.field(default_factory=dict)

@@ -15,13 +15,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._config import Path
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import storage_role
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, host_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import host_name
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import BootStyle
     from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
         BootConfig,
         DataDisk,
+        ImageRecord,
         StorageConfig,
         VmRecord,
     )
@@ -33,12 +34,12 @@ CIDATA_SERIAL = "cocoon-cidata"
 MAX_COMMAND_LINE = 2047
 
 
-def layer_serials(image: Record) -> list[str]:
+def layer_serials(image: ImageRecord) -> list[str]:
     """Serials of the image's layers, bottom first."""
     return [f"cocoon-layer{index}" for index in range(len(image["layers"]))]
 
 
-def kernel_command_line(record: VmRecord, image: Record, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> str:
+def kernel_command_line(record: VmRecord, image: ImageRecord, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> str:
     """The command line for a direct boot; the layers are named top first.
 
     :param limit: characters that the machine has room for.
@@ -86,7 +87,7 @@ def disk_path(place: int) -> str:
     return f"/dev/vd{name}"
 
 
-def boot_config(record: VmRecord, image: Record, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> BootConfig:
+def boot_config(record: VmRecord, image: ImageRecord, style: BootStyle, limit: int = MAX_COMMAND_LINE) -> BootConfig:
     """Kernel, initrd and command line, or nothing for a disk image (which brings its own)."""
     boot = image.get("boot")
     if image["type"] != "oci" or not boot:
@@ -119,7 +120,7 @@ def cidata_volume(vm_id: str, paths: Paths) -> str:
     return os.path.join(paths.vm_dir(vm_id), "cidata.img")
 
 
-def storage_configs(record: VmRecord, image: Record, paths: Paths) -> list[StorageConfig]:
+def storage_configs(record: VmRecord, image: ImageRecord, paths: Paths) -> list[StorageConfig]:
     """All disks in device order: layers bottom first, the system disk, data disks, the volume for the first boot."""
     disks = {disk["name"]: disk for disk in record.get("data_disks") or []}
     blobs = os.path.join(paths.images, "blobs")

@@ -26,7 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord, VmRecord
 
 RUN_FILE = "run.bin"
 RUN_ITEM = "run"
@@ -81,7 +81,7 @@ def run_path(paths: Paths, record: VmRecord) -> str:
     return os.path.join(paths.vm_dir(record["id"]), RUN_FILE)
 
 
-def prepare(paths: Paths, record: VmRecord, image: Record) -> None:
+def prepare(paths: Paths, record: VmRecord, image: ImageRecord) -> None:
     """Before a start: leave what to run for the guest, readable by the VM's uid alone, and forget how it last ended."""
     record["exit_code"] = None
     secrets = read_json(os.path.join(paths.vm_dir(record["id"]), SECRETS_FILE)) or {}

@@ -37,6 +37,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Driver, Launch, Nic
     from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
         BootConfig,
+        ImageRecord,
         NetworkConfig,
         StorageConfig,
         VmRecord,
@@ -263,7 +264,7 @@ def guard_nics(run: Run, records: t.Iterable[VmRecord]) -> None:
     guard.ensure(run.store, [nic for record in records for nic in guard.nics(record["network_configs"], network_of)])
 
 
-def _bootable(vm: Vm) -> Record:
+def _bootable(vm: Vm) -> ImageRecord:
     """The VM's image with the kernel that it boots with; where that is not its own, the guest is told what to run.
 
     :raises UnsupportedError: there is no kernel.
@@ -305,7 +306,7 @@ def _firmware(vm: Vm) -> BootConfig:
     return {"firmware_path": found.code}
 
 
-def _spawn(vm: Vm, image: Record) -> tuple[Process, float]:
+def _spawn(vm: Vm, image: ImageRecord) -> tuple[Process, float]:
     """Open the TAPs, start the process, and let go of the TAPs: they live as long as the process."""
     record = vm.record
     fds: list[int] = []
@@ -381,7 +382,7 @@ def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -
     )
 
 
-def launch_of(vm: Vm, image: Record, nics: t.Sequence[Nic]) -> Launch:
+def launch_of(vm: Vm, image: ImageRecord, nics: t.Sequence[Nic]) -> Launch:
     """Everything the driver needs to know about one start."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Launch, pins_of
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images

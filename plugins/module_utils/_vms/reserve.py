@@ -26,7 +26,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.admission impo
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        ImageRecord,
+        NetworkConfig,
+        VmRecord,
+    )
 
 MAX_ATTEMPTS = 64
 
@@ -36,7 +40,7 @@ def login_of(wanted: Record) -> Record:
     return login_digests(wanted, os.urandom(16).hex())
 
 
-def fresh_record(run: Run, wanted: Record, image: Record) -> VmRecord:
+def fresh_record(run: Run, wanted: Record, image: ImageRecord) -> VmRecord:
     """A record in state ``creating`` for what is wanted; nothing is reserved yet."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import fresh_pins
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel

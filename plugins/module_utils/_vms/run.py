@@ -22,6 +22,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.wires import Wires
     from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        ImageRecord,
         NetworkConfig,
         SnapshotRecord,
         VmRecord,
@@ -74,9 +75,9 @@ class Run:
         # What passes from one VM to another, and who has it until then; see _planning.exchange.
         self.passing: dict[tuple[str, ...], str] = {}
         self._networks: dict[str, Record | None] = {}
-        self._images: dict[str, Record | None] = {}
+        self._images: dict[str, ImageRecord | None] = {}
         # In check mode: what a run would have made, and what it would have removed, by then.
-        self.expected_images: dict[str, Record | None] = {}
+        self.expected_images: dict[str, ImageRecord | None] = {}
         self._expected_networks: dict[str, Record | None] = {}
         # Why an image could not be pulled, by its name and when that was to be done.
         self.unobtainable: dict[tuple[str, str], CocoonError] = {}
@@ -157,7 +158,7 @@ class Run:
             raise NotFoundError(f"there is no network '{name}'", "network", "Create it with cocoon_network first.")
         return record
 
-    def image(self, name: str) -> Record | None:
+    def image(self, name: str) -> ImageRecord | None:
         if name not in self._images:
             from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 
@@ -165,7 +166,7 @@ class Run:
             self._images[name] = self.expected_images[name] if known else images.resolve(self.store, name)
         return self._images[name]
 
-    def expect_image(self, name: str, record: Record | None) -> None:
+    def expect_image(self, name: str, record: ImageRecord | None) -> None:
         """In check mode: plan with an image that a real run would have, or would have removed."""
         self.expected_images[name] = record
 
@@ -173,7 +174,7 @@ class Run:
         """In check mode: plan with a network that a real run would have, or would have removed."""
         self._expected_networks[name] = record
 
-    def known_image(self, name: str) -> Record:
+    def known_image(self, name: str) -> ImageRecord:
         record = self.image(name)
         if record is None:
             raise NotFoundError(f"there is no image '{name}'", "image", "Import it with cocoon_image first.")

@@ -10,13 +10,12 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import SavedMemory, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord, SavedMemory, VmRecord
 
 
 class Vm:
@@ -72,7 +71,7 @@ class Vm:
         return self.run.driver(self.record["hypervisor"])
 
     @property
-    def image(self) -> Record:
+    def image(self) -> ImageRecord:
         """:raises NotFoundError: it has gone."""
         return self.run.known_image(self.record["image_id"])
 

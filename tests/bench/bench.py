@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs of each measurement (5)")
     parser.add_argument("--vms", type=int, default=20, help="VMs of a fleet (20)")
-    parser.add_argument("--only", default="1,2,3,4,5,6,7,8,9", help="items, separated by commas: 1 to 9")
+    parser.add_argument("--only", default="1,2,3,4,5,6,7,8,9,10", help="items, separated by commas: 1 to 10")
     parser.add_argument("--json", type=Path, default=WORK / "bench.json", help="where the numbers go")
     parser.add_argument("--records", default="10,1000,10000", help="sizes of the stores of item 5")
     # To try item 6 out: smaller than what its aims are for.
@@ -43,6 +43,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> int:
     import agents
     import measures
     import moves
+    import networks
     import pulls
     import results
     import snapshots
@@ -76,6 +77,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> int:
         "7": ("images from a registry", lambda: pulls.measure(fleet(), scratch, options.runs)),
         "8": ("the agent in a guest", lambda: agents.measure(fleet(), options.runs)),
         "9": ("a VM on its way to another host", lambda: moves.measure(fleet, options.runs)),
+        "10": ("a VM's NIC", lambda: networks.measure(fleet(), options.runs)),
     }
     about = results.machine(scratch)
     rows: list[results.Row] = []

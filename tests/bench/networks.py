@@ -153,7 +153,7 @@ def _path(fds: list[int], macs: list[str]) -> tuple[float, float]:
     there, back = (bytes(10) + sides[to] + sides[1 - to] + ETHERTYPE + bytes(PAYLOAD) for to in (1, 0))
     _open_way(fds, there, back)
     bulk = timed(lambda: [_pass(fds[0], fds[1], there, WINDOW) for _turn in range(WINDOWS)])
-    trips = timed(lambda: [(_pass(fds[0], fds[1], there, 1), _pass(fds[1], fds[0], back, 1)) for _ in range(TRIPS)])
+    trips = timed(lambda: [(_pass(fds[0], fds[1], there, 1), _pass(fds[1], fds[0], back, 1)) for _trip in range(TRIPS)])
     return WINDOW * WINDOWS * (PAYLOAD + 14) * 8 / bulk / 1e9, trips / TRIPS * 1e6
 
 

@@ -65,6 +65,7 @@ def network_options() -> Spec:
         "subnet": {"type": "str"},
         "gateway": {"type": "str"},
         "subnet6": {"type": "str"},
+        "addresses6": {"type": "str", "choices": ["advertised", "static"]},
         "routing6": {"type": "str", "choices": ["none", "nat", "routed"]},
         "range_start": {"type": "str"},
         "range_end": {"type": "str"},

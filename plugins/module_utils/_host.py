@@ -380,7 +380,7 @@ def damaged_documents(store: Store | None) -> list[str]:
 
 def _damaged_holdings(store: Store) -> list[str]:
     """What says which VM has an address, a port, or a network."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import ports
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases, ports
     from ansible_collections.cocoon.microvm.plugins.module_utils._network.cni import attachments
 
     found: list[str] = []
@@ -388,6 +388,7 @@ def _damaged_holdings(store: Store) -> list[str]:
     for network in _listed(networks):
         for kind, reader in (
             ("leases", _held),
+            (leases.CHOSEN6, _held),
             ("ports", ports.read_port),
             ("users", _held),
             (attachments.FOLDER, attachments.check),

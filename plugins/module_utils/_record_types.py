@@ -24,7 +24,9 @@ class Network(t.TypedDict, total=False):
 class NetworkConfig(t.TypedDict, total=False):
     """One NIC attached to a VM (Go: ``types.NetworkConfig``); what comes after ``network`` is ours.
 
-    ``offered`` is what the plugins of a conflist gave beside the address: ``subnet gateway routes dns dns_search mtu``.
+    ``offered`` is what the plugins of a conflist gave beside the address: ``subnet gateway gateway6
+    routes onlink dns dns_search mtu``.
+    ``network6`` is the IPv6 address that the guest is told, where it is not left to what routers say.
     ``default_route``, ``gateway`` and the rest of ``settings.ASKED`` are what was asked for; ``way_out`` and
     ``next_hop`` what came of it. The gateway in ``network`` is that of the default route, empty where it has none here.
     """
@@ -50,6 +52,8 @@ class NetworkConfig(t.TypedDict, total=False):
     gateway: str
     metric: int
     routes: list[Record]
+    ip6: str
+    network6: Network
     way_out: bool
     next_hop: str
     offered: Record
@@ -310,6 +314,7 @@ class NetworkRecord(t.TypedDict, total=False):
     dns: list[str]
     dns_search: list[str]
     subnet6: str | None
+    addresses6: t.Literal["advertised", "static"]
     routing6: t.Literal["none", "nat", "routed"]
     reserved: list[str]
     names: bool

@@ -67,7 +67,7 @@ UNPLUGGED: Record = {"conflist": None, "cni_conf_dir": None, "cni_bin_dir": None
 UNSERVED: Record = {"names": False, "dhcp": False, "dhcp_range": None}
 _NETWORK_SINCE: Record = {
     **{"subnet": None, "gateway": None, "mtu": None, "dns": [], "dns_search": [], "reserved": []},
-    **{"subnet6": None, "routing6": "none", "uplink": None, "vlan_filtering": False},
+    **{"subnet6": None, "addresses6": "advertised", "routing6": "none", "uplink": None, "vlan_filtering": False},
     **UNSERVED,
     **UNPLUGGED,
 }

@@ -168,6 +168,19 @@ def check_ip(address: str, option: str) -> str:
         raise InputError(f"'{address}' is not an IPv4 address", option, "Write it as 10.0.0.2.") from None
 
 
+def check_ip6(address: str, option: str) -> str:
+    """*address* as a canonical IPv6 address that a machine can have beyond its link."""
+    import ipaddress
+
+    try:
+        found = ipaddress.IPv6Address(address.strip())
+    except ValueError:
+        raise InputError(f"'{address}' is not an IPv6 address", option, "Write it as fd00:1:2:3::5.") from None
+    if "%" in address or found.is_link_local or found.is_multicast or found.ipv4_mapped:
+        raise InputError(f"'{address}' is no address of a machine", option, "Use one such as fd00:1:2:3::5.")
+    return str(found)
+
+
 def is_domain(text: str) -> bool:
     """Whether *text* is the name of a domain, in small letters and without a dot at the end."""
     label = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"

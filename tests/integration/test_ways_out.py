@@ -1,11 +1,15 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Guests with several NICs: one default route, over the NIC that published ports lead to, in every kind of guest."""
+"""Guests with several NICs: one default route, over the NIC that published ports lead to, in every kind of guest.
+
+So it is with IPv6, where they are told their addresses.
+"""
 
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.tests.integration.support import cloud_image, containers, images
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import Key, make_key, ssh_words
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
@@ -21,12 +27,15 @@ from ansible_collections.cocoon.microvm.tests.integration.support.networking imp
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
 
 UPLINK, NEIGHBOUR = "198.51.100.2", "198.51.100.1"
+UPLINK6, NEIGHBOUR6, CHOSEN6 = "2001:db8:1::2", "2001:db8:1::1", "fd00:96::77"
+OTHER6 = {"subnet6": "fd00:96::/64"}
+LOOK = "ip route; echo IPv6; ip -6 addr; ip -6 route"
 BOOT = 900
 # The NIC that leads nowhere comes first, so that a guest that takes the first, or the last, is found out.
 NICS: list[dict[str, Any]] = [
     {"network": "lab", "routes": [{"to": "10.77.0.0/16", "via": "10.94.0.9", "metric": 7}]},
     {"network": "pub"},
-    {"network": "other", "dhcp": True},
+    {"network": "other", "dhcp": True, "ip6": CHOSEN6},
 ]
 SMALL = {"cpu": 1, "memory": "96M", "storage": "64M", "accel": "tcg", "nics": NICS, "timeout": BOOT}
 
@@ -72,13 +81,34 @@ class Site:
 
 def check_routes(text: str, metric: bool = True) -> None:
     """One default route, and the extra one of the first NIC."""
-    out = "10.95.0.1 dev eth1"
+    text, out = text.partition("IPv6")[0], "10.95.0.1 dev eth1"
     lines = [" ".join(line.split()) for line in text.splitlines()]
     defaults = [line for line in lines if line.startswith("default")]
     assert len(defaults) == 1 and f"via {out}" in defaults[0], text
     extra = [line for line in lines if line.startswith("10.77.0.0/16")]
     assert len(extra) == 1 and "via 10.94.0.9 dev eth0" in extra[0], text
     assert not metric or "metric 7" in extra[0], text
+
+
+def check_ipv6(site: Site, name: str, text: str, metric: str = "") -> list[str]:
+    """The guest has the addresses that its record says, and no others but by routers; the host reaches them."""
+    found = text.partition("IPv6")[2]
+    nics = site.run("cocoon_vm_info", name=name)["vms"][0]["network_configs"]
+    told = [nic["network6"]["ip"] for nic in nics if nic.get("network6")]
+    words = [word.partition("/")[0] for line in found.splitlines() if "inet6 fd" in line for word in line.split()]
+    heard = [subnets.address6(OTHER6, nic) for nic in nics if nic["network_name"] == "other" and not nic.get("ip6")]
+    assert {word for word in words if word.startswith("fd")} - set(heard) == set(told), text
+    defaults = [" ".join(line.split()) for line in found.splitlines() if line.startswith("default")]
+    way = next(index for index, nic in enumerate(nics) if nic["network_name"] == "pub")
+    assert len(defaults) == 1 and f"via fd00:95::1 dev eth{way}" in defaults[0] and metric in defaults[0], text
+    for ip in told:
+        assert ping6(site.netns, ip), ip
+    return told
+
+
+def ping6(netns: Netns, ip: str) -> bool:
+    words = [*netns.enter(), "ping", "-6", "-n", "-c", "1", "-w", "20", ip]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 def check_asked(site: Site, name: str, port: int) -> None:
@@ -101,10 +131,15 @@ def fixture_site(
     address(netns, "up0", f"{UPLINK}/24")
     address(outside, "out0", f"{NEIGHBOUR}/24")
     route(netns, "default", "via", NEIGHBOUR)
+    for where, link, ip in ((netns, "up0", UPLINK6), (outside, "out0", NEIGHBOUR6)):
+        where.run("ip", "addr", "add", f"{ip}/64", "dev", link, "nodad")
+    netns.run("ip", "-6", "route", "add", "default", "via", NEIGHBOUR6)
+    inside(netns, links.set_sysctl, "ipv6", "all", "forwarding", "1")
     site = Site(modules(netns, make_store()), netns, outside, make_key(tmp_path_factory.mktemp("keys")))
     site.run("cocoon_network", name="lab", subnet="10.94.0.0/24", nat=False)
-    site.run("cocoon_network", name="pub", subnet="10.95.0.0/24", dns=["192.0.2.53"], dns_search=["pub.example"])
-    site.run("cocoon_network", name="other", subnet="10.96.0.0/24", dhcp=True, names=True)
+    pub = {"subnet": "10.95.0.0/24", "subnet6": "fd00:95::/64", "addresses6": "static", "routing6": "nat"}
+    site.run("cocoon_network", name="pub", dns=["192.0.2.53"], dns_search=["pub.example"], **pub)
+    site.run("cocoon_network", name="other", subnet="10.96.0.0/24", dhcp=True, names=True, **OTHER6)
     site.image("tiny", tiny_image)
     yield site
     names = [vm["config"]["name"] for vm in site.run("cocoon_vm_info")["vms"]]
@@ -127,9 +162,14 @@ def one_at_a_time(site: Site) -> Iterator[None]:
 def test_tiny_and_its_clone(site: Site) -> None:
     options = {"image": "tiny", "ssh_keys": [site.key.public], **SMALL}
     made, port = site.vm("one", **options)
-    check_routes(site.ssh(port, "ip route"))
+    found = site.ssh(port, LOOK)
+    check_routes(found)
+    assert len(check_ipv6(site, "one", found)) == 2
     check_asked(site, "one", port)
-    assert "10.96." in site.ssh(port, "nslookup one.other 10.96.0.1 | tail -n +3")
+    named = site.ssh(port, f"nslookup one.other 10.96.0.1 | tail -n +3; ping -6 -c1 -W9 {NEIGHBOUR6}")
+    assert "10.96." in named and CHOSEN6 in named and "1 packets received" in named, named
+    taken = site.run("cocoon_vm", name="thief", image="tiny", nics=[{"network": "other", "ip6": CHOSEN6}], ok=False)
+    assert f"nics[0].ip6: {CHOSEN6} on network 'other' belongs to VM 'one'" in taken["msg"]
     resolver = site.ssh(port, "cat /etc/resolv.conf")
     assert resolver.count("nameserver") == 1  # pub's, as nobody has to ask for any
     assert "search pub.example" in resolver
@@ -140,7 +180,9 @@ def test_tiny_and_its_clone(site: Site) -> None:
     pub = {"network": "pub", "mac": "02:00:00:00:77:01"}
     nics: list[dict[str, Any]] = [{"network": "other", "dhcp": True}, {"network": "lab"}, pub]
     _clone, port = site.vm("two", snapshot="warm", nics=nics, timeout=BOOT)
-    found = site.ssh(port, "ip route")
+    found = site.ssh(port, LOOK)
+    assert len(check_ipv6(site, "two", found)) == 1
+    found = found.partition("IPv6")[0]
     assert found.count("default") == 1 and "default via 10.96.0.1 dev eth0" in found, found
     assert "10.77." not in found
     # A change of the way out is a change of NICs, and the port goes with it.
@@ -153,23 +195,29 @@ def test_tiny_and_its_clone(site: Site) -> None:
 
 def test_a_container(site: Site, scratch: Path, tmp_path: Path) -> None:
     site.image("cocoon/kernel", images.built("kernel", scratch))
-    script = "mkdir -p /www; ip route > /www/index.html; exec httpd -f -p 80 -h /www"
+    script = f"mkdir -p /www; ({LOOK}) > /www/index.html; exec httpd -f -p 80 -h /www"
     config = {"Entrypoint": ["/bin/sh", "-c", script], "Env": ["PATH=/bin"]}
     site.image("web", containers.layout(tmp_path / "web", [containers.busybox_layer(None)], **config))
     _made, port = site.vm("box", 80, image="web", **{**SMALL, "memory": "128M", "storage": "128M"})
-    check_routes(site.fetch(port))
+    found = site.fetch(port)
+    check_routes(found)
+    check_ipv6(site, "box", found)
 
 
 def test_a_debian_and_its_clone(site: Site, debian_image: Path) -> None:
     site.image("debian", debian_image)
     options = {**SMALL, "memory": "384M", "storage": "1G"}
     _made, port = site.vm("deb", image="debian", ssh_keys=[site.key.public], **options)
-    check_routes(site.ssh(port, "ip route"))
+    found = site.ssh(port, LOOK)
+    check_routes(found)
+    assert len(check_ipv6(site, "deb", found)) == 2
     assert "search pub.example" in site.ssh(port, "cat /etc/resolv.conf")
     site.run("cocoon_snapshot", name="deb", vm="deb")
     nics = [{"network": "other", "default_route": False}, {"network": "lab"}, {"network": "pub", "metric": 42}]
     _clone, port = site.vm("deb2", snapshot="deb", nics=nics, timeout=BOOT)
-    found = site.ssh(port, "ip route")
+    found = site.ssh(port, LOOK)
+    check_ipv6(site, "deb2", found, "metric 42")
+    found = found.partition("IPv6")[0]
     assert found.count("default") == 1 and "default via 10.95.0.1 dev eth2" in found, found
     assert "metric 42" in found and "10.77." not in found, found
 
@@ -179,4 +227,6 @@ def test_a_cloud_image(site: Site, scratch: Path) -> None:
     options = {**SMALL, "cpu": 2, "memory": "512M", "storage": "3G"}
     _made, port = site.vm("cloud", image="cloud", user="alice", ssh_keys=[site.key.public], **options)
     # Without netplan, this cloud-init hands no metrics on to systemd-networkd.
-    check_routes(site.ssh(port, "ip route", "alice"), metric=False)
+    found = site.ssh(port, LOOK, "alice")
+    check_routes(found, metric=False)
+    check_ipv6(site, "cloud", found)

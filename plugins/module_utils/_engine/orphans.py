@@ -50,7 +50,10 @@ def _holdings(store: Store) -> t.Iterator[tuple[str, str]]:
     """(id, words) of each thing that bears the id of its holder."""
     networks = os.path.join(store.paths.root, "networks")
     for network in _names(networks):
-        for kind, word in (("leases", "address"), ("ports", "port"), ("users", "use of network")):
+        for kind, word in (
+            *(("leases", "address"), (leases.CHOSEN6, "address")),
+            *(("ports", "port"), ("users", "use of network")),
+        ):
             folder = os.path.join(networks, network, kind)
             for name in _names(folder):
                 holder = leases.holder(os.path.join(folder, name)) or (name if kind == "users" else "")

@@ -87,6 +87,7 @@ _NIC: Record = {
         "network": _NAME,
         "mac": _MAC,
         "ip": _or_null({"type": "string", "maxLength": 15}),
+        "ip6": {"type": "string", "maxLength": 39},
         "mtu": _NUMBER,
         # Absent where an earlier version wrote it.
         "num_queues": document.NIC["properties"]["num_queues"],

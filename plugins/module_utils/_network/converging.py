@@ -129,6 +129,7 @@ def facts_of(store: Store | None, name: str, absent: bool, without: t.Collection
         record=record,
         users=tuple(sorted(leases.vm_name(store, vm_id) for vm_id in users if vm_id not in without)),
         leases=len(leases.names(store, network_id, "leases")),
+        chosen6=len(leases.names(store, network_id, leases.CHOSEN6)),
         ports=tuple(str(ports.of_record(item)) for item in ports.published(store, network_id)),
         missing=tuple(missing),
         nics=nics,

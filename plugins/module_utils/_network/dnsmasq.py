@@ -10,8 +10,7 @@ import ipaddress
 import os
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings, subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, is_domain, rfc3339
 
 PROGRAM = "dnsmasq"
@@ -29,6 +28,7 @@ class Entry(t.NamedTuple):
     ip: str
     mac: str
     vm: str
+    ip6: str | None = None
 
 
 class Place(t.NamedTuple):
@@ -54,7 +54,7 @@ def config(network: Record, place: Place) -> str:
         *("no-hosts", "no-resolv"),
         *(_names(network, place) if network.get("names") else ["port=0"]),
         *(_dhcp(network, place) if network.get("dhcp") else []),
-        *(_advertising(network) if network.get("subnet6") else []),
+        *(_advertising(network) if subnets.is_advertised(network) else []),
     ]
     return "\n".join([*lines, ""])
 
@@ -112,7 +112,7 @@ def names_of(network: Record, vm: str) -> list[str]:
 def host_lines(network: Record, entry: Entry) -> str:
     """The names of each of a NIC's addresses."""
     names = names_of(network, entry.vm)
-    addresses = filter(None, (entry.ip, subnets.address6(network, entry.mac)))
+    addresses = filter(None, (entry.ip, entry.ip6))
     return "".join(f"{ip} {' '.join(names)}\n" for ip in addresses) if names else ""
 
 

@@ -13,8 +13,9 @@ import hashlib
 import ipaddress
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import nftables, subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import nftables
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.ruleset import table_name
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -86,7 +87,7 @@ def _holding(nic: Nic) -> list[str]:
     """What it has no right to send.
 
     Another source MAC, tags of a VLAN; where we gave the address, any but the VM's own in IPv4 and ARP, and in IPv6
-    any but those that follow from the MAC, claims to other neighbours' addresses, and what only routers
+    any but the NIC's own, claims to other neighbours' addresses, and what only routers
     and servers send; where we answer to DHCP, what it asks for others.
     """
     mac = nic.config["mac"]
@@ -118,10 +119,9 @@ def _holding(nic: Nic) -> list[str]:
 
 
 def _own6(nic: Nic) -> list[ipaddress.IPv6Address]:
-    """The IPv6 addresses that a guest makes itself from its MAC: that of the link, and one of the network's subnet."""
-    mac = nic.config["mac"]
-    own = [ipaddress.IPv6Address((0xFE80 << 112) + subnets.interface_id(mac))]
-    wide = subnets.address6(nic.network, mac)
+    """The IPv6 addresses of a guest: that of the link, which follows from its MAC, and one of the network's subnet."""
+    own = [ipaddress.IPv6Address((0xFE80 << 112) + subnets.interface_id(nic.config["mac"]))]
+    wide = subnets.address6(nic.network, nic.config)
     return [*own, ipaddress.IPv6Address(wide)] if wide else own
 
 

@@ -22,7 +22,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ToolError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, subnets, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, wires
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, derive_mac
 
 DEFAULT_MTU = 1500

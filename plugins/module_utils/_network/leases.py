@@ -19,7 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     StateError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import damaged_network, read_network
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     Store,
@@ -35,6 +35,8 @@ REMOVING = "removing"
 NOTE = "dnsmasq.json"
 # Interfaces that plugins have made; the folder is there once there was one.
 ATTACHMENTS = "attachments"
+# Leases of IPv6 addresses, of those that were chosen; all others follow from MACs, of which each is there once.
+CHOSEN6 = "leases6"
 SERVED = ("names", "dhcp", "subnet6", "routing6")
 DAMAGED = (
     "Put it back from a backup, or remove its VMs and then the network by its name (state: absent); until then its"
@@ -105,7 +107,7 @@ def _served(store: Store, network_id: str) -> Record:
 
 def is_served(network: Record) -> bool:
     """Whether a network is to have a dnsmasq of its own."""
-    return bool(network.get("names") or network.get("dhcp") or network.get("subnet6"))
+    return bool(network.get("names") or network.get("dhcp") or subnets.is_advertised(network))
 
 
 def runtime(paths: Paths, network_id: str) -> str:
@@ -274,16 +276,21 @@ def choose_ip(
 
 def lease_holder(store: Store, network_id: str, ip: str) -> str | None:
     """The id of the VM that has *ip*, or ``None``; see :func:`holder`."""
-    return holder(os.path.join(directory(store, network_id, "leases"), ip))
+    return holder(_lease(store, network_id, ip))
+
+
+def _lease(store: Store, network_id: str, ip: str) -> str:
+    return os.path.join(directory(store, network_id, CHOSEN6 if ":" in ip else "leases"), ip)
 
 
 def _leased(store: Store, network: Record, ip: str, vm_id: str) -> ConflictError:
     whose = f"belongs to VM '{vm_name(store, vm_id)}'" if vm_id else "is taken; the file that says by whom is damaged"
-    return ConflictError(f"{ip} on network '{network['name']}' {whose}", "ip", "Use another address.")
+    option = "ip6" if ":" in ip else "ip"
+    return ConflictError(f"{ip} on network '{network['name']}' {whose}", option, "Use another address.")
 
 
 def lease(store: Store, network: Record, ip: str, vm_id: str) -> None:
-    """Take *ip* for the VM; again for the same VM is fine.
+    """Take *ip*, or an IPv6 address that was chosen, for the VM; again for the same VM is fine.
 
     :raises ConflictError: another VM has it, or the network's subnet has changed meanwhile.
     :raises NotFoundError: the network is gone.
@@ -291,10 +298,14 @@ def lease(store: Store, network: Record, ip: str, vm_id: str) -> None:
     record = read_record(store, network["id"])
     if record is None:
         raise _gone(network["name"])
-    if not record.get("subnet") or ipaddress.IPv4Address(ip) not in ipaddress.IPv4Network(record["subnet"]):
-        raise ConflictError(f"{ip} is not in {record.get('subnet')} of network '{record['name']}'", "ip", "Try again.")
-    path = os.path.join(directory(store, network["id"], "leases"), ip)
+    option, subnet = ("ip6", record.get("subnet6")) if ":" in ip else ("ip", record.get("subnet"))
+    if not subnet or ipaddress.ip_address(ip) not in ipaddress.ip_network(subnet):
+        raise ConflictError(f"{ip} is not in {subnet} of network '{record['name']}'", option, "Try again.")
+    path = _lease(store, network["id"], ip)
     try:
+        if option == "ip6":  # a folder that there is only where somebody chooses
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.dirname(path))
         if create_json(path, {"ip": ip, "vm_id": vm_id}):
             return
     except FileNotFoundError:
@@ -320,7 +331,7 @@ def allocate(store: Store, network: Record, vm_id: str, seed: str, wanted: str |
 def release(store: Store, network_id: str, ip: str, vm_id: str) -> None:
     """Give *ip* back if the VM has it."""
     if lease_holder(store, network_id, ip) == vm_id:
-        remove_file(os.path.join(directory(store, network_id, "leases"), ip))
+        remove_file(_lease(store, network_id, ip))
 
 
 def purge(store: Store, vm_id: str) -> bool:
@@ -330,7 +341,7 @@ def purge(store: Store, vm_id: str) -> bool:
     """
     ported = False
     for _name, network_id in every(store):
-        for kind in ("ports", "leases"):
+        for kind in ("ports", "leases", CHOSEN6):
             for name in names(store, network_id, kind):
                 path = os.path.join(directory(store, network_id, kind), name)
                 if holder(path) == vm_id:

@@ -18,7 +18,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     plan,
     ports,
     serving,
-    subnets,
     wires,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_damaged
@@ -87,16 +86,15 @@ def _leases(store: Store, record: Record, vm_name: t.Callable[[str], str]) -> li
         vm_id = leases.lease_holder(store, record["id"], ip)
         if vm_id:
             entry = serving.entry_of(store, record, ip)
-            mac = entry.mac if entry else None
             found.append(
                 {
-                    **{"ip": ip, "ip6": subnets.address6(record, mac) if mac else None, "mac": mac},
+                    **{"ip": ip, "ip6": entry.ip6 if entry else None, "mac": entry.mac if entry else None},
                     **{"vm_id": vm_id, "vm": vm_name(vm_id)},
                     "names": dnsmasq.names_of(record, entry.vm) if entry else [],
                 }
             )
     for item in backends.of(record).given(store, record):
-        found.append({**item, "ip6": None, "vm": vm_name(item["vm_id"]), "names": []})
+        found.append({**item, "vm": vm_name(item["vm_id"]), "names": []})
     return found
 
 

@@ -17,10 +17,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     StateError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.backends import BRIDGE, CNI
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.cni import conflists
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings, subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import GUARDED, UNPLUGGED, UNSERVED, is_damaged
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     Record,
@@ -43,6 +42,7 @@ FIELDS = (
     "subnet",
     "gateway",
     "subnet6",
+    "addresses6",
     "range_start",
     "range_end",
     "reserved",
@@ -72,7 +72,6 @@ MAX_DOMAINS, MAX_SEARCH = 6, 256
 RESERVED_BRIDGES = ("all", "default", "lo")
 MIN_PREFIX, MAX_PREFIX = 8, 30
 MIN_MTU, MAX_MTU, DEFAULT_MTU = 576, 65521, 1500
-PREFIX6 = 64  # what addresses that follow from MACs need
 UNUSABLE6 = tuple(ipaddress.IPv6Network(text) for text in ("::/8", "fe80::/10", "ff00::/8"))
 UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
 
@@ -80,7 +79,7 @@ UNUSABLE = tuple(ipaddress.IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.
 _PLUGGED: Record = {
     **{"backend": CNI, "conflist": None, "cni_conf_dir": CONF_DIR, "cni_bin_dir": list(BIN_DIR)},
     **{"bridge": "", "adopted": True, "uplink": None, "vlan_filtering": False},
-    **{"subnet": None, "gateway": None, "subnet6": None, "routing6": "none"},
+    **{"subnet": None, "gateway": None, "subnet6": None, "addresses6": "advertised", "routing6": "none"},
     **{"range_start": None, "range_end": None, "reserved": [], "nat": False, "isolated": None, "anti_spoofing": None},
     **{"mtu": None, "dns": [], "dns_search": [], **UNSERVED, "labels": {}},
 }
@@ -94,7 +93,7 @@ class Facts:
 
     :param record: the network as recorded, ``None`` if there is none; its phase may be unfinished.
     :param users: names of the VMs that use it.
-    :param leases: how many addresses are leased.
+    :param leases: how many addresses are leased. :param chosen6: how many IPv6 addresses NICs ask for.
     :param ports: its published ports, as users write them.
     :param missing: what the kernel lacks of the recorded network.
     :param nics: NICs of running VMs whose host side is not as it should be, and what is wrong, in words.
@@ -105,6 +104,7 @@ class Facts:
     record: Record | None = None
     users: tuple[str, ...] = ()
     leases: int = 0
+    chosen6: int = 0
     ports: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     nics: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -153,8 +153,7 @@ def define(params: t.Mapping[str, t.Any]) -> Definition:
         found["subnet"] = check_subnet(given["subnet"])
     if "subnet6" in given:
         found["subnet6"] = check_subnet6(given["subnet6"]) if given["subnet6"].strip() else None
-    if "routing6" in given:
-        found["routing6"] = given["routing6"]
+    found.update({key: given[key] for key in ("addresses6", "routing6") if key in given})
     for key in ("gateway", "range_start", "range_end"):
         if key in given:
             found[key] = check_ip(given[key], key)
@@ -224,7 +223,7 @@ def check_subnet6(text: str) -> str:
     except ValueError as exc:
         remedy = "Leave out what comes after the prefix." if "host bits" in str(exc) else "Write it as fd00:1:2:3::/64."
         raise InputError(f"'{text}' is not an IPv6 subnet", "subnet6", remedy) from None
-    if subnet.prefixlen != PREFIX6:
+    if subnet.prefixlen != subnets.PREFIX6:
         raise InputError(f"'{text}' has no usable prefix", "subnet6", "Use one of 64 bits, as in fd00:1:2:3::/64.")
     if any(subnet.overlaps(other) for other in UNUSABLE6):
         raise InputError(f"'{text}' is not for guests", "subnet6", "Use a private one, such as fd00:1:2:3::/64.")
@@ -343,6 +342,7 @@ def _defaults(wanted: Definition, store_id: str | None) -> Record:
         "subnet": subnet,
         "gateway": _first(subnet) if subnet and not adopted else None,
         "subnet6": None,
+        "addresses6": subnets.ADVERTISED,
         "routing6": "none",
         "range_start": None,
         "range_end": None,
@@ -459,8 +459,9 @@ def _check_served(made: Record) -> None:
             "subnet6",
             "Leave it to the router there, who tells the guests.",
         )
-    if made["routing6"] != "none" and not made["subnet6"]:
-        raise InputError("needs an IPv6 subnet", "routing6", "Give the network a subnet6.")
+    for key, plain in (("addresses6", subnets.ADVERTISED), ("routing6", "none")):
+        if made[key] != plain and not made["subnet6"]:
+            raise InputError("needs an IPv6 subnet", key, f"Give the network a subnet6, or use {key}: {plain}.")
     if made["names"] and not is_domain(settings.domain(made)):
         raise InputError(f"'{made['name']}' is no name for a domain", "names", "Give the network another name.")
     if made["names"] and made["gateway"] in made["dns"]:
@@ -563,6 +564,12 @@ def _check_changes(definition: Definition, made: Record, facts: Facts, changes: 
                 key,
                 "Remove those VMs first, or make another network.",
             )
+    if "subnet6" in changes and facts.chosen6:
+        raise ChangeRefusedError(
+            f"cannot change while NICs of VMs ask for {facts.chosen6} addresses of it",
+            "subnet6",
+            "Leave ip6 out of those VMs' nics first.",
+        )
     if "vlan_filtering" in changes and not made["vlan_filtering"] and facts.users:
         raise ChangeRefusedError(
             f"cannot be switched off while network '{record['name']}' has {_users(facts)}",

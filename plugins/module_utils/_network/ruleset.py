@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import subnets
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 # Chains in the order in which the kernel is to get them: what is jumped to comes first.

@@ -22,6 +22,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError, ToolError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import dnsmasq, leases, links
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import (
     SEARCH_PATH,
     Process,
@@ -157,7 +158,8 @@ def entry_of(store: Store, network: Record, ip: str) -> dnsmasq.Entry | None:
         vm = store.load_vm(leases.lease_holder(store, network["id"], ip) or "") or {}
         for config in [*(vm.get("network_configs") or ()), *(vm.get("planned_nics") or ())]:
             if config.get("network_id") == network["id"] and (config.get("network") or {}).get("ip") == ip:
-                return dnsmasq.Entry(ip, config["mac"], vm["config"]["name"])
+                name = vm["config"]["name"]
+                return dnsmasq.Entry(ip, config["mac"], name, subnets.address6(network, config))
     return None
 
 

@@ -155,7 +155,7 @@ def wanted_nics(record: VmRecord | None, definition: Definition) -> list[Definit
             return have
         if not have and not before:
             return [{"network": network, "mac": None, "ip": None}]
-        return [dict(nic, network=network, ip=None) if nic["network"] == before else nic for nic in have]
+        return [_moved(nic, network) if nic["network"] == before else nic for nic in have]
     wanted = []
     # What one entry of the list asks for, another one does not inherit.
     taken = {key: {nic[key] for nic in definition["nics"] if nic.get(key)} for key in ("mac", "ip")}
@@ -171,6 +171,11 @@ def wanted_nics(record: VmRecord | None, definition: Definition) -> list[Definit
         chosen = {"network": name, "mac": nic.get("mac") or old.get("mac"), "ip": nic.get("ip") or kept}
         wanted.append({**chosen, **asked(nic)})
     return wanted
+
+
+def _moved(nic: Definition, network: str) -> Definition:
+    """A NIC on another network, where it gets other addresses."""
+    return {**{key: value for key, value in nic.items() if key != "ip6"}, "network": network, "ip": None}
 
 
 def compare(record: VmRecord, definition: Definition) -> list[Difference]:

@@ -20,6 +20,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     USER_RE,
     check_host_name,
     check_ip,
+    check_ip6,
     check_labels,
     check_mac,
     check_name,
@@ -359,6 +360,10 @@ def mac(value: t.Any, option: str) -> str:
 
 def address(value: t.Any, option: str) -> str:
     return check_ip(str(value), option)
+
+
+def address6(value: t.Any, option: str) -> str:
+    return check_ip6(str(value), option)
 
 
 def data_disks(checks: t.Mapping[str, Check]) -> Check:

@@ -107,9 +107,10 @@ def _unique(definition: Definition) -> t.Iterator[tuple[tuple[str, ...], str, st
     for index, nic in enumerate(definition.get("nics", ())):
         if "mac" in nic:
             yield ("mac", nic["mac"]), nic["mac"], f"nics[{index}].mac"
-        if "ip" in nic:
-            network = nic.get("network") or definition.get("network") or f"of {definition['name']}"
-            yield ("ip", network, nic["ip"]), nic["ip"], f"nics[{index}].ip"
+        network = nic.get("network") or definition.get("network") or f"of {definition['name']}"
+        for key in ("ip", "ip6"):
+            if key in nic:
+                yield ("ip", network, nic[key]), nic[key], f"nics[{index}].{key}"
 
 
 def _port_clashes(definitions: list[tuple[str, Definition]]) -> list[InputError]:

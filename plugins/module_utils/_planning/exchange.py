@@ -37,7 +37,7 @@ def keys_of(nics: t.Iterable[t.Mapping[str, t.Any]], ports: t.Iterable[str]) -> 
     found: set[Key] = {port_key(port) for port in ports}
     for nic in nics:
         found |= {("mac", str(nic["mac"]))} if nic.get("mac") else set()
-        found |= {("ip", str(nic["network"]), str(nic["ip"]))} if nic.get("ip") else set()
+        found |= {("ip", str(nic["network"]), str(nic[key])) for key in ("ip", "ip6") if nic.get(key)}
     return found
 
 
@@ -87,5 +87,6 @@ def first_half(record: VmRecord, plan: Plan, keys: t.Container[Key]) -> Plan:
 
 
 def _without(nic: Definition, keys: t.Container[Key]) -> Definition:
-    mac = None if ("mac", nic["mac"]) in keys else nic["mac"]
-    return {**nic, "mac": mac, "ip": None if ("ip", nic["network"], nic["ip"]) in keys else nic["ip"]}
+    gone = [key for key in ("ip", "ip6") if ("ip", nic["network"], nic.get(key)) in keys]
+    gone += ["mac"] if ("mac", nic["mac"]) in keys else []
+    return {**nic, **dict.fromkeys(gone)}

@@ -126,6 +126,7 @@ _NIC_SPEC, _NIC_CHECKS = _fields(
     ("network", STR, checks.name),
     ("mac", STR, checks.mac),
     ("ip", STR, checks.address),
+    ("ip6", STR, checks.address6),
     ("default_route", BOOL, checks.flag),
     ("gateway", STR, checks.address),
     ("metric", INT, _METRIC),

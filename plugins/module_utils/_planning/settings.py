@@ -5,6 +5,7 @@
 
 A guest has one default route unless it is told to have more: over the NICs that say ``default_route: true``, else
 over the first whose network leads out. Ports lead to that NIC, too, as answers go the way of the default route.
+So it is with IPv6, whose way out may be another NIC.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import Network, NetworkConfig, VmRecord
 
 DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
+# For guests without IPv4.
+DEFAULT_DNS6 = ("2001:4860:4860::8888", "2606:4700:4700::1111")
 MAX_DNS = 2  # as many as the kernel's ip= parameter takes
 # What a NIC may be told besides its network and addresses; as options of a NIC, and in the record.
-ASKED = ("default_route", "gateway", "metric", "routes", "dhcp", "vlan", "limits")
+ASKED = ("ip6", "default_route", "gateway", "metric", "routes", "dhcp", "vlan", "limits")
 MAX_ROUTES = 16
 
 
@@ -42,8 +45,11 @@ class GuestNic:
     """One NIC as its guest is to set it up.
 
     :param name: what the guest calls it where it can (``eth0``).
-    :param address: with prefix; ``None`` to ask by DHCP.
+    :param address: with prefix; ``None`` to ask by DHCP, unless *only6*.
     :param gateway: next hop of a default route; ``None`` for no default route over this NIC, or one by DHCP.
+    :param address6: with prefix; ``None`` to do as the routers say, where there are any. :param gateway6: as *gateway*.
+    :param only6: there is no IPv4, and it is not asked for.
+    :param onlink: next hops outside of the NIC's subnets are its neighbours all the same.
     :param way_out: with DHCP, whether a router that the server names is taken.
     :param metric: of the default route.
     :param dns: name servers, ``search``: domains.
@@ -54,6 +60,10 @@ class GuestNic:
     mac: str
     address: str | None = None
     gateway: str | None = None
+    address6: str | None = None
+    gateway6: str | None = None
+    only6: bool = False
+    onlink: bool = False
     way_out: bool = True
     metric: int | None = None
     routes: tuple[Route, ...] = ()
@@ -62,10 +72,35 @@ class GuestNic:
     mtu: int | None = None
 
     @property
+    def asks(self) -> bool:
+        """Whether it has its IPv4 address by asking."""
+        return self.address is None and not self.only6
+
+    @property
+    def dns4(self) -> tuple[str, ...]:
+        return tuple(server for server in self.dns if not _is_6(server))
+
+    @property
+    def all_routes(self) -> tuple[Route, ...]:
+        """The default ones, and the others."""
+        ways = (("0.0.0.0/0", self.gateway), ("::/0", self.gateway6))
+        return (*(Route(to, via, self.metric) for to, via in ways if via), *self.routes)
+
+    @property
     def options(self) -> str:
-        """All that a guest is told beyond address, gateway and name servers: words with commas between them."""
-        words = [] if self.way_out or self.address else ["noroute"]
-        words += [f"{key}={value}" for key, value in (("metric", self.metric), ("mtu", self.mtu)) if value]
+        """All that a guest is told beyond address, gateway and name servers of IPv4: words with commas between them."""
+        flags = (
+            ("noroute", self.asks and not self.way_out),
+            ("only6", self.only6),
+            ("onlink", self.onlink),
+        )
+        values = (
+            *(("metric", self.metric), ("mtu", self.mtu)),
+            *(("ip6", self.address6), ("gateway6", self.gateway6)),
+            *(("dns", server) for server in self.dns if _is_6(server)),
+        )
+        words = [word for word, said in flags if said]
+        words += [f"{key}={value}" for key, value in values if value]
         words += [f"route={route}" for route in self.routes]
         words += [f"search={domain}" for domain in self.search]
         return ",".join(words)
@@ -77,28 +112,37 @@ def settings_of(record: VmRecord) -> tuple[GuestNic, ...]:
 
 
 def _nic(config: NetworkConfig, name: str) -> GuestNic:
-    network = config.get("network") or {}
+    network, network6 = config.get("network") or {}, config.get("network6") or {}
     common: dict[str, t.Any] = {
         "name": name,
         "mac": config.get("mac") or "",
         "mtu": config.get("mtu") or None,
         "metric": config.get("metric"),
+        "way_out": config.get("way_out", True),
+        "address6": f"{network6['ip']}/{network6['prefix']}" if network6 else None,
+        "gateway6": network6.get("gateway") or None,
     }
-    if not network.get("ip") or config.get("dhcp"):
-        return GuestNic(**common, way_out=config.get("way_out", True))
+    only6 = not network.get("ip") and bool(network6) and "offered" in config
+    if not only6 and (not network.get("ip") or config.get("dhcp")):
+        return GuestNic(**common)
     hop = config.get("next_hop") or network.get("gateway") or ""
     given = [*(config.get("routes") or ()), *((config.get("offered") or {}).get("routes") or ())]
     routes = [Route(item["to"], item.get("via") or hop, item.get("metric")) for item in given]
     servers = DEFAULT_DNS if config.get("dns") is None else config["dns"]
     return GuestNic(
         **common,
-        address=f"{network['ip']}/{network['prefix']}",
+        address=f"{network['ip']}/{network['prefix']}" if not only6 else None,
         gateway=network.get("gateway") or None,
-        way_out=config.get("way_out", True),
+        only6=only6,
+        onlink=bool((config.get("offered") or {}).get("onlink")),
         routes=tuple(routes),
         dns=tuple(servers[:MAX_DNS]),
         search=tuple(config.get("dns_search") or ()),
     )
+
+
+def _is_6(text: str) -> bool:
+    return ":" in text
 
 
 def as_seen(network: Record, config: t.Mapping[str, t.Any]) -> Record:
@@ -106,9 +150,9 @@ def as_seen(network: Record, config: t.Mapping[str, t.Any]) -> Record:
     offered = config.get("offered")
     if not offered:
         return network
-    seen = {**network, **{key: offered[key] for key in ("subnet", "gateway", "mtu") if key in offered}}
-    told = network.get("dns") or offered.get("dns")
-    seen["dns"] = told or (list(DEFAULT_DNS) if seen.get("gateway") else [])
+    seen = {**network, **{key: offered[key] for key in ("subnet", "gateway", "gateway6", "mtu") if key in offered}}
+    usual = DEFAULT_DNS if seen.get("gateway") else DEFAULT_DNS6 if seen.get("gateway6") else ()
+    seen["dns"] = network.get("dns") or offered.get("dns") or list(usual)
     seen["dns_search"] = network.get("dns_search") or offered.get("dns_search") or []
     return seen
 
@@ -148,15 +192,51 @@ def ways_out(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Recor
 
     :param nics: definitions or records of NICs. :param networks: the network of each.
     """
-    told = [index for index, nic in enumerate(nics) if nic.get("default_route")]
+    told = _told_ways(nics)
     if told:
-        return sorted(told, key=lambda index: nics[index].get("metric") or 0)
+        return told
     pairs = [(index, nic, network or {}) for index, (nic, network) in enumerate(zip(nics, networks))]
     open_to = [(index, nic, network) for index, nic, network in pairs if nic.get("default_route") is not False]
     leading = [index for index, nic, network in open_to if nic.get("gateway") or _leads_out(network)]
     # Of a network without a subnet nobody knows what its DHCP server says.
     leading = leading or [index for index, _nic, network in open_to if network and not network.get("subnet")]
     return leading[:1]
+
+
+def _told_ways(nics: t.Sequence[t.Mapping[str, t.Any]]) -> list[int]:
+    told = [index for index, nic in enumerate(nics) if nic.get("default_route")]
+    return sorted(told, key=lambda index: nics[index].get("metric") or 0)
+
+
+def ways_out6(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record]) -> list[int]:
+    """As :func:`ways_out`, of those that are told a static IPv6 address."""
+    leading = [index for index, network in enumerate(networks) if _next_hop6(network)]
+    told = [index for index in _told_ways(nics) if index in leading]
+    return told or [index for index in leading if nics[index].get("default_route") is not False][:1]
+
+
+def _next_hop6(network: Record) -> str:
+    """The gateway by which IPv6 leads out of a network: ours, or what its plugins named."""
+    if network.get("conflist"):
+        return network.get("gateway6") or ""
+    if not network.get("subnet6") or network.get("routing6") in (None, "none"):
+        return ""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
+
+    return subnets.gateway6(network)
+
+
+def _static6(config: NetworkConfig, network: Record) -> Network | None:
+    """The IPv6 address that a NIC is told; ``None`` where it makes one from what routers say."""
+    if network.get("conflist"):
+        return config.get("network6")
+    if not network.get("subnet6"):
+        return None
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
+
+    if subnets.is_advertised(network) and not config.get("ip6"):
+        return None
+    return {"ip": subnets.address6(network, config) or "", "prefix": subnets.PREFIX6, "gateway": ""}
 
 
 def _leads_out(network: Record) -> bool:
@@ -168,12 +248,17 @@ def _leads_out(network: Record) -> bool:
 
 def route(configs: t.Sequence[NetworkConfig], networks: t.Sequence[Record]) -> None:
     """Write into the NICs of a record which of them is the way out, and over which gateway."""
-    ways = ways_out(configs, networks)
+    ways, ways6 = ways_out(configs, networks), ways_out6(configs, networks)
     for index, (config, network) in enumerate(zip(configs, networks)):
         config["way_out"] = index in ways
         if config.get("network"):
             config["next_hop"] = config.get("gateway") or network.get("gateway") or ""
             config["network"]["gateway"] = config["next_hop"] if index in ways else ""
+        told = _static6(config, network)
+        if told:
+            config["network6"] = {**told, "gateway": _next_hop6(network) if index in ways6 else ""}
+        else:
+            config.pop("network6", None)
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------
@@ -190,6 +275,8 @@ def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record |
             continue
         where = f"nics[{index}]"
         _check_plugins(nic, network, where)
+        if nic.get("ip6"):
+            _check_ip6(nic, network, where)
         if nic.get("vlan"):
             _check_vlan(network, where)
         _check_hops(nic, network, where)
@@ -238,13 +325,29 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
 
 def _check_plugins(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
     """:raises InputError: what a conflist says, and nobody else, of the interfaces that its plugins make."""
-    for option, plugin in (("vlan", "bridge or vlan"), ("limits", "bandwidth"), ("dhcp", "bridge without an ipam")):
+    for option, plugin in (
+        *(("vlan", "bridge or vlan"), ("limits", "bandwidth")),
+        *(("dhcp", "bridge without an ipam"), ("ip6", "host-local")),
+    ):
         if network.get("conflist") and nic.get(option):
             raise InputError(
                 f"network '{network['name']}' is made by the plugins of conflist '{network['conflist']}'",
                 f"{where}.{option}",
                 f"Leave it out, and see to it there, by the plugin {plugin}.",
             )
+
+
+def _check_ip6(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+    """:raises InputError: an address that no guest of the network, or not this one, can have."""
+    if not network.get("subnet6"):
+        raise InputError(
+            f"network '{network['name']}' has no IPv6 subnet", f"{where}.ip6", "Leave it out, or give it a subnet6."
+        )
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
+
+    trouble = subnets.why_not6(network, nic["ip6"], nic.get("mac"))
+    if trouble:
+        raise InputError(f"{nic['ip6']} {trouble}", f"{where}.ip6", f"Choose another one of {network['subnet6']}.")
 
 
 def _check_vlan(network: Record, where: str) -> None:
@@ -314,7 +417,7 @@ def kernel_words(nics: t.Iterable[GuestNic], hostname: str) -> list[str]:
         if nic.address:
             interface = ipaddress.IPv4Interface(nic.address)
             ip, netmask = str(interface.ip), str(interface.netmask)
-            words.append("ip=" + ":".join([ip, "", nic.gateway or "", netmask, hostname, nic.name, "off", *nic.dns]))
+            words.append("ip=" + ":".join([ip, "", nic.gateway or "", netmask, hostname, nic.name, "off", *nic.dns4]))
         if nic.options:
             words.append(f"cocoon.nic={nic.name},{nic.options}")
     return words
@@ -332,16 +435,22 @@ def _ethernet(nic: GuestNic) -> Record:
     servers = {"addresses": list(nic.dns), "search": list(nic.search)}
     if any(servers.values()):
         found["nameservers"] = {key: value for key, value in servers.items() if value}
-    if nic.address is None:
+    if nic.asks:
         overrides: Record = {} if nic.way_out else {"use-routes": False}
         if nic.metric:
             overrides["route-metric"] = nic.metric
-        return {**found, "dhcp4": True, **({"dhcp4-overrides": overrides} if overrides else {})}
-    ways = [Route("0.0.0.0/0", nic.gateway, nic.metric)] if nic.gateway else []
-    routes = [
-        {"to": way.to, "via": way.via, **({"metric": way.metric} if way.metric else {})} for way in (*ways, *nic.routes)
-    ]
-    return {**found, "addresses": [nic.address], **({"routes": routes} if routes else {})}
+        found.update({"dhcp4": True, **({"dhcp4-overrides": overrides} if overrides else {})})
+    addresses, routes = list(filter(None, (nic.address, nic.address6))), [_way(nic, way) for way in nic.all_routes]
+    if nic.address6:
+        found["accept-ra"] = False
+    return {**found, **({"addresses": addresses} if addresses else {}), **({"routes": routes} if routes else {})}
+
+
+def _way(nic: GuestNic, route: Route) -> Record:
+    found: Record = {"to": route.to, "via": route.via}
+    if route.metric:
+        found["metric"] = route.metric
+    return {**found, "on-link": True} if nic.onlink else found
 
 
 def identity_lines(nics: t.Iterable[GuestNic], old_macs: t.Iterable[str]) -> list[str]:
@@ -354,6 +463,6 @@ def identity_lines(nics: t.Iterable[GuestNic], old_macs: t.Iterable[str]) -> lis
     for nic, old in zip(nics, old_macs):
         if nic.options:
             lines.append(f"options {nic.options}")
-        servers = ",".join(nic.dns) if nic.address else ""
+        servers = ",".join(nic.dns4) if nic.address else ""
         lines.append(f"nic {old} {nic.mac} {nic.address or '-'} {nic.gateway or '-'} {servers or '-'}")
     return lines

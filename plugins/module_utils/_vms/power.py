@@ -194,6 +194,7 @@ def plug_nics(vm: Vm) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
 
     record, changed = vm.record, False
+    before = [(config.get("network6") or {}).get("ip") for config in record["network_configs"]]
     asked = [nic.get("ip") for nic in record.get("nics") or ()]
     for index, (config, network, ports) in enumerate(_ported(vm)):
         # A guest that goes on has the address that it has.
@@ -203,6 +204,7 @@ def plug_nics(vm: Vm) -> None:
             vm.mark("start.plugged")
         if record.get("resume"):
             _check_mtu(config, index)
+            _check_ip6(config, index, before[index])
     if changed:
         reserve.route_nics(vm.run, record["network_configs"])
         vm.write()
@@ -221,6 +223,18 @@ def _check_mtu(config: NetworkConfig, index: int) -> None:
             f" {before or 'default'}",
             f"nics[{index}].network",
             "Give it the same MTU in its conflist.",
+        )
+
+
+def _check_ip6(config: NetworkConfig, index: int, before: str | None) -> None:
+    """:raises UnsupportedError: plugins gave a guest that goes on another IPv6 address than it has."""
+    given = (config.get("network6") or {}).get("ip")
+    if before and given != before:
+        raise UnsupportedError(
+            f"network '{config['network_name']}' gives {given or 'no IPv6 address'}, and the guest goes on with"
+            f" {before}",
+            f"nics[{index}].network",
+            "Have the plugin with the ipam host-local take the capability ips in its conflist.",
         )
 
 

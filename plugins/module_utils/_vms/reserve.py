@@ -195,6 +195,9 @@ def take_nics(run: Run, record: VmRecord, configs: t.Sequence[NetworkConfig]) ->
         if config.get("network", {}).get("ip") and network.get("subnet"):
             attachments.lease(run.store, network, config["network"]["ip"], record["id"])
             run.mark("create.lease")
+        if config.get("ip6"):
+            attachments.lease(run.store, network, config["ip6"], record["id"])
+            run.mark("create.lease6")
 
 
 def serve_nics(run: Run, record: VmRecord) -> None:
@@ -214,16 +217,21 @@ def give_back_nics(
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     kept_macs = {config["mac"] for config in keep}
-    kept_ips = {(config["network_id"], config.get("network", {}).get("ip")) for config in keep}
+    kept_ips = {(config["network_id"], ip) for config in keep for ip in _addresses(config)}
     kept_networks = {config["network_id"] for config in keep}
     for config in configs:
-        address = config.get("network", {}).get("ip")
-        if address and (config["network_id"], address) not in kept_ips:
-            attachments.release(run.store, config["network_id"], address, record["id"])
+        for address in _addresses(config):
+            if (config["network_id"], address) not in kept_ips:
+                attachments.release(run.store, config["network_id"], address, record["id"])
         if config["mac"] not in kept_macs:
             run.store.index("mac").release(config["mac"], record["id"])
         if config["network_id"] not in kept_networks:
             attachments.detach(run.store, config["network_id"], record["id"])
+
+
+def _addresses(config: NetworkConfig) -> list[str]:
+    """The addresses that a NIC has a lease of."""
+    return [ip for ip in ((config.get("network") or {}).get("ip"), config.get("ip6")) if ip]
 
 
 def drop_guards(run: Run, configs: t.Iterable[NetworkConfig]) -> None:

@@ -103,11 +103,12 @@ def clear(store: Store, network: Record, force: bool) -> None:
 
 
 def given(store: Store, network: Record) -> list[Record]:
-    return [
-        {key: note[key] for key in ("ip", "mac", "vm_id")}
-        for note in attachments.every(store, network["id"])
-        if note.get("ip")
-    ]
+    found = []
+    for note in attachments.every(store, network["id"]):
+        ip6 = (note.get("cidr6") or "").partition("/")[0] or None
+        if note.get("ip") or ip6:
+            found.append({**{key: note.get(key) for key in ("ip", "mac", "vm_id")}, "ip6": ip6})
+    return found
 
 
 def place(config: NetworkConfig, vm_id: str) -> None:
@@ -125,7 +126,7 @@ def plug(store: Store, network: Record, config: NetworkConfig, ports: t.Sequence
     path = attachments.path_of(store, network["id"], vm_id, ifname)
     note, before = attachments.read(path), _seen(config)
     had = config.get("network") or {}
-    wish = Wish(config["mac"], had.get("ip") or None, had.get("prefix") or 0, tuple(ports))
+    wish = Wish(config["mac"], had.get("ip") or None, had.get("prefix") or 0, tuple(ports), _cidr6(config))
     if note is None or not attachments.matches(note, wish) or not _is_there(config):
         if note is not None:
             attachments.delete(path)
@@ -149,7 +150,8 @@ def _add(store: Store, network: Record, config: NetworkConfig, wish: Wish, stays
                     "Use an ipam that gives an address that is asked for (host-local), or leave the address out.",
                 )
             note["mtu"] = _inside(config, lambda: _prepare(ifname, config["mac"]))
-            attachments.complete(path, note, offer.get("ip"))
+            cidr6 = f"{offer['ip6']}/{offer['prefix6']}" if offer.get("ip6") else None
+            attachments.complete(path, note, offer.get("ip"), cidr6)
         except Exception:
             with contextlib.suppress(CocoonError):
                 attachments.delete(path)
@@ -175,12 +177,22 @@ def _take(config: NetworkConfig, offer: Record) -> None:
         config["network"] = {"ip": offer["ip"], "gateway": gateway, "prefix": offer["prefix"]}
     else:
         config.pop("network", None)
-    config["offered"] = {key: value for key, value in offer.items() if key not in ("ip", "prefix")}
+    if offer.get("ip6"):
+        gateway = (config.get("network6") or {}).get("gateway", "")
+        config["network6"] = {"ip": offer["ip6"], "gateway": gateway, "prefix": offer["prefix6"]}
+    else:
+        config.pop("network6", None)
+    config["offered"] = {key: value for key, value in offer.items() if key not in ("ip", "prefix", "ip6", "prefix6")}
 
 
 def _seen(config: NetworkConfig) -> tuple[t.Any, ...]:
     network = config.get("network") or {}
-    return network.get("ip"), network.get("prefix"), dict(config.get("offered") or {})
+    return network.get("ip"), network.get("prefix"), _cidr6(config), dict(config.get("offered") or {})
+
+
+def _cidr6(config: NetworkConfig) -> str | None:
+    network = config.get("network6")
+    return f"{network['ip']}/{network['prefix']}" if network else None
 
 
 def _prepare(ifname: str, mac: str) -> int:

@@ -37,12 +37,16 @@ def checkpoint(_name: str) -> None:
 
 
 class Wish(t.NamedTuple):
-    """What an interface is to have. *ip* and *prefix* are those of earlier, or what the user asked for."""
+    """What an interface is to have. *ip* and *prefix* are those of earlier, or what the user asked for.
+
+    *cidr6* is the IPv6 address of earlier.
+    """
 
     mac: str
     ip: str | None
     prefix: int
     ports: tuple[str, ...]
+    cidr6: str | None = None
 
 
 def path_of(store: Store, network_id: str, vm_id: str, ifname: str) -> str:
@@ -115,6 +119,7 @@ def matches(note: Record, wish: Wish) -> bool:
         and note.get("mac") == wish.mac
         and note.get("ports") == list(wish.ports)
         and wish.ip in (None, note.get("ip"))
+        and wish.cidr6 in (None, note.get("cidr6"))
     )
 
 
@@ -147,9 +152,9 @@ def add(store: Store, network: Record, vm_id: str, ifname: str, wish: Wish) -> R
     return {**note, "state": ADDED, "result": result}
 
 
-def complete(path: str, note: Record, ip: str | None) -> None:
-    """Note that an interface is whole, and which address it has."""
-    write_json(path, {**note, "ip": ip})
+def complete(path: str, note: Record, ip: str | None, cidr6: str | None) -> None:
+    """Note that an interface is whole, and which addresses it has."""
+    write_json(path, {**note, "ip": ip, "cidr6": cidr6})
     checkpoint("cni.complete")
 
 
@@ -204,8 +209,9 @@ def arguments(conflist: conflists.Conflist, wish: Wish) -> str:
 def capabilities(wish: Wish) -> Record:
     """The conventional arguments for plugins that have those capabilities."""
     found: Record = {"mac": wish.mac}
-    if wish.ip and wish.prefix:
-        found["ips"] = [f"{wish.ip}/{wish.prefix}"]
+    asked = [*([f"{wish.ip}/{wish.prefix}"] if wish.ip and wish.prefix else ()), *filter(None, [wish.cidr6])]
+    if asked:
+        found["ips"] = asked
     if wish.ports:
         found["portMappings"] = [_mapping(port) for port in ports.check_ports(wish.ports)]
     return found

@@ -12,7 +12,6 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ToolError, UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, is_domain
 
-EVERYWHERE = ipaddress.IPv4Network("0.0.0.0/0")
 MAX_ROUTES = 16
 
 
@@ -44,42 +43,55 @@ def _garbage(plugin: str, why: str) -> ToolError:
 
 
 def offer(result: Record, ifname: str, plugin: str) -> Record:
-    """What it means for the guest behind the interface: what a network's record says otherwise, and its address.
+    """What it means for the guest behind the interface: what a network's record says otherwise, and its addresses.
 
-    ``ip prefix subnet gateway routes dns dns_search``; without addresses, there is only what is left of these.
+    ``ip prefix subnet gateway``, ``ip6 prefix6 gateway6`` where there is IPv6, ``routes`` of both, ``onlink`` where a
+    next hop is outside of these subnets, ``dns dns_search``; without addresses, there is only what is left of these.
 
     :raises ToolError: it cannot be meant. :raises UnsupportedError: guests cannot be told that.
     """
     try:
         found = _names(result)
-        address = _address(result, ifname)
-        if address is None:
+        addresses = _addresses(result, ifname)
+        if not addresses:
             return found
-        interface, gateway = address
-        ways = _routes(result, gateway)
-        out = [via for to, via in ways if to == EVERYWHERE][:1]
-        beside = [(to, via) for to, via in ways if to not in (EVERYWHERE, interface.network)]
+        ways = _routes(result, addresses)
     except (ValueError, TypeError, AttributeError, LookupError) as exc:
         raise _garbage(plugin, str(exc)[:200]) from exc
-    hops = [via for _to, via in beside] + out
-    if any(via is None or via not in interface.network for via in hops) or len(beside) > MAX_ROUTES:
+    own = [address.interface.network for address in addresses.values()]
+    beside = [way for way in ways if way.to.prefixlen and way.to not in own]
+    if any(way.via is None for way in ways if way.to not in own) or len(beside) > MAX_ROUTES:
         raise UnsupportedError(
-            f"the CNI plugin '{plugin}' gives {interface} ways that lead over no neighbour of it, or too many",
+            f"the CNI plugin '{plugin}' gives {own[0]} ways without a next hop, or too many",
             "conflist",
-            "Guests take gateways inside of their subnet, and 16 routes.",
+            "Guests take routes that name a gateway, and 16 beside the default ones.",
         )
-    return {
-        **found,
-        **{"ip": str(interface.ip), "prefix": interface.network.prefixlen, "subnet": str(interface.network)},
-        "gateway": str(out[0]) if out else None,
-        "routes": [{"to": str(to), "via": str(via)} for to, via in beside],
-    }
+    out = {way.to.version: str(way.via) for way in reversed(ways) if not way.to.prefixlen}
+    if 4 in addresses:
+        mine = addresses[4].interface
+        found.update(ip=str(mine.ip), prefix=mine.network.prefixlen, subnet=str(mine.network), gateway=out.get(4))
+    if 6 in addresses:
+        mine = addresses[6].interface
+        found.update(ip6=str(mine.ip), prefix6=mine.network.prefixlen, gateway6=out.get(6))
+    if any(_is_far(way.via, own) for way in ways if way.to not in own):
+        found["onlink"] = True
+    return {**found, "routes": [{"to": str(way.to), "via": str(way.via)} for way in beside]}
 
 
-def _address(result: Record, ifname: str) -> tuple[ipaddress.IPv4Interface, ipaddress.IPv4Address | None] | None:
-    """The first IPv4 address of the guest's interface, and its gateway; ``None`` where addresses are not given."""
+class Address(t.NamedTuple):
+    interface: t.Any
+    gateway: t.Any
+
+
+class Way(t.NamedTuple):
+    to: t.Any
+    via: t.Any
+
+
+def _addresses(result: Record, ifname: str) -> dict[int, Address]:
+    """The first address of the guest's interface of each version, and its gateway."""
     interfaces = result.get("interfaces") or []
-    others = 0
+    found: dict[int, Address] = {}
     for item in result.get("ips") or []:
         index = item.get("interface")
         if isinstance(index, int) and interfaces:
@@ -87,33 +99,34 @@ def _address(result: Record, ifname: str) -> tuple[ipaddress.IPv4Interface, ipad
             if not there.get("sandbox") or there.get("name") != ifname:
                 continue
         interface = ipaddress.ip_interface(str(item["address"]))
-        if isinstance(interface, ipaddress.IPv6Interface):
-            others += 1
-            continue
-        return interface, ipaddress.IPv4Address(item["gateway"]) if item.get("gateway") else None
-    if others:
-        raise UnsupportedError(
-            "the conflist gives IPv6 addresses alone, which guests are not told",
-            "conflist",
-            "Have its ipam give an IPv4 address, too.",
-        )
-    return None
-
-
-def _routes(
-    result: Record, gateway: ipaddress.IPv4Address | None
-) -> list[tuple[ipaddress.IPv4Network, ipaddress.IPv4Address | None]]:
-    """(subnet, next hop) of each IPv4 route."""
-    found = []
-    for item in result.get("routes") or []:
-        to = ipaddress.ip_network(item["dst"], strict=False)
-        if isinstance(to, ipaddress.IPv4Network):
-            found.append((to, ipaddress.IPv4Address(item["gw"]) if item.get("gw") else gateway))
+        gateway = ipaddress.ip_address(item["gateway"]) if item.get("gateway") else None
+        if gateway is not None and gateway.version != interface.version:
+            raise ValueError(f"{gateway} is no gateway of {interface}")
+        found.setdefault(interface.version, Address(interface, gateway))
     return found
 
 
+def _routes(result: Record, addresses: t.Mapping[int, Address]) -> list[Way]:
+    """Each route of a version that there is an address of."""
+    found = []
+    for item in result.get("routes") or []:
+        to = ipaddress.ip_network(item["dst"], strict=False)
+        if to.version in addresses:
+            via = ipaddress.ip_address(item["gw"]) if item.get("gw") else addresses[to.version].gateway
+            if via is not None and via.version != to.version:
+                raise ValueError(f"{via} is no way to {to}")
+            found.append(Way(to, via))
+    return found
+
+
+def _is_far(via: t.Any, subnets: t.Sequence[t.Any]) -> bool:
+    """Whether a next hop is in none of the guest's subnets, nor of its link, which is what routes go by otherwise."""
+    linked = via.version == 6 and via.is_link_local
+    return not linked and not any(via in subnet for subnet in subnets if subnet.version == via.version)
+
+
 def _names(result: Record) -> Record:
-    """Name servers, as far as guests can be told them, and domains."""
+    """Name servers and domains."""
     dns = result.get("dns") or {}
     servers = [ipaddress.ip_address(text) for text in dns.get("nameservers") or ()]
     search = dns.get("search") or ([dns["domain"]] if dns.get("domain") else [])
@@ -121,5 +134,5 @@ def _names(result: Record) -> Record:
     wrong = [text for text in domains if not is_domain(text)]
     if wrong:
         raise ValueError(f"'{wrong[0]}' is not a domain")
-    found: dict[str, t.Any] = {"dns": [str(server) for server in servers if server.version == 4]}
+    found: dict[str, t.Any] = {"dns": [str(server) for server in servers]}
     return {**found, "dns_search": domains}

@@ -19,6 +19,11 @@ from pathlib import Path
 import pytest
 
 import ansible_collections.cocoon.microvm as collection
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import (
+    GuestNic,
+    Route,
+    identity_lines,
+)
 
 GUEST = Path(next(iter(collection.__path__))) / "roles" / "image" / "files" / "guest"
 SOURCE = (GUEST / "container" / "supervise").read_text(encoding="utf-8")
@@ -268,3 +273,136 @@ def ask(place: Path, line: str) -> t.Any:
         host.connect(str(place))
         host.sendall(line.encode())
         return json.loads(host.makefile("rb").readline())
+
+
+# -- NICs -----------------------------------------------------------------------------------------------------------
+
+FAR = GuestNic(
+    "eth0",
+    "02:00:00:00:00:01",
+    *("10.0.0.5/32", "169.254.1.1", "fd00:1::5/128", "fe80::1"),
+    onlink=True,
+    metric=7,
+    routes=(Route("10.9.0.0/16", "169.254.1.2"), Route("fd00:9::/64", "fe80::2", 3)),
+    dns=("192.0.2.53", "2001:db8::53"),
+    search=("lab",),
+)
+ASKING = GuestNic("eth0", "02:00:00:00:00:01", address6="fd00:1::5/64", gateway6="fd00:1::1", way_out=False)
+ALONE = GuestNic("eth0", "02:00:00:00:00:01", address6="fd00:1::5/64", only6=True)
+PLAIN = GuestNic("eth0", "02:00:00:00:00:01", "10.0.0.5/24", "10.0.0.1", dns=("192.0.2.53", "192.0.2.54"))
+
+
+def in_a_guest(files: t.Sequence[str], nic: GuestNic, call: str, stubs: str = "") -> list[str]:
+    """What the scripts of a guest do about a NIC that they are told of as a clone is."""
+    said = identity_lines([nic], ["old"])
+    _nic, _old, _mac, *words = said[-1].split()
+    options = said[0].partition(" ")[2] if len(said) > 1 else "-"
+    parts = [(GUEST / name).read_text(encoding="utf-8").replace(". /usr/lib/cocoon-microvm/nic", "") for name in files]
+    done = subprocess.run(
+        ["sh", "-c", "\n".join([*parts, stubs, f'{call} eth0 "$@"', 'printf "%s" "$servers"']), "sh", *words, options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode and not done.stderr, done.stderr
+    return [line for line in done.stdout.splitlines() if line]
+
+
+STUBS = """
+ip() { echo "ip $*"; }
+ifconfig() { echo "ifconfig $*"; }
+configure_dhcp() { echo asks; }
+heed_routers() { :; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("nic", "done"),
+    [
+        (
+            FAR,
+            [
+                "ifconfig eth0 10.0.0.5 netmask 255.255.255.255 broadcast + up",
+                "ip -4 route add 169.254.1.1 dev eth0",
+                "ip -4 route add 0.0.0.0/0 via 169.254.1.1 dev eth0 metric 7",
+                "ip -6 addr add fd00:1::5/128 dev eth0",
+                "ip -6 route add fe80::1 dev eth0",
+                "ip -6 route add ::/0 via fe80::1 dev eth0 metric 7",
+                "ip -4 route add 169.254.1.2 dev eth0",
+                "ip -4 route add 10.9.0.0/16 via 169.254.1.2 dev eth0",
+                "ip -6 route add fe80::2 dev eth0",
+                "ip -6 route add fd00:9::/64 via fe80::2 dev eth0 metric 3",
+                *("search lab", "nameserver 192.0.2.53", "nameserver 2001:db8::53"),
+            ],
+        ),
+        (
+            ASKING,
+            ["asks", "ip -6 addr add fd00:1::5/64 dev eth0", "ip -6 route add ::/0 via fd00:1::1 dev eth0"],
+        ),
+        (ALONE, ["ifconfig eth0 up", "ip -6 addr add fd00:1::5/64 dev eth0"]),
+        (
+            PLAIN,
+            [
+                "ifconfig eth0 10.0.0.5 netmask 255.255.255.0 broadcast + up",
+                "ip -4 route add 0.0.0.0/0 via 10.0.0.1 dev eth0",
+                *("nameserver 192.0.2.53", "nameserver 192.0.2.54"),
+            ],
+        ),
+    ],
+)
+def test_what_a_tiny_guest_does_with_a_nic(nic: GuestNic, done: list[str]) -> None:
+    assert in_a_guest(["common/nic", "tiny/functions"], nic, "set_nic", STUBS) == done
+
+
+@pytest.mark.parametrize(
+    ("nic", "sections"),
+    [
+        (
+            FAR,
+            [
+                "[Network] ConfigureWithoutCarrier=yes Address=10.0.0.5/32 Domains=lab DNS=192.0.2.53",
+                "[Route] Destination=0.0.0.0/0 Gateway=169.254.1.1 Metric=7 GatewayOnLink=yes",
+                "[Route] Destination=10.9.0.0/16 Gateway=169.254.1.2 GatewayOnLink=yes",
+                "[Route] Destination=fd00:9::/64 Gateway=fe80::2 Metric=3 GatewayOnLink=yes",
+                "[Network] Address=fd00:1::5/128 IPv6AcceptRA=no DNS=2001:db8::53",
+                "[Route] Destination=::/0 Gateway=fe80::1 Metric=7 GatewayOnLink=yes",
+            ],
+        ),
+        (
+            ASKING,
+            [
+                "[Network] DHCP=ipv4",
+                "[DHCPv4] ClientIdentifier=mac UseGateway=no",
+                "[DHCPv6] DUIDType=link-layer",
+                "[IPv6AcceptRA] UseGateway=no",
+                "[Network] Address=fd00:1::5/64 IPv6AcceptRA=no",
+                "[Route] Destination=::/0 Gateway=fd00:1::1",
+            ],
+        ),
+        (
+            ALONE,
+            ["[Network] ConfigureWithoutCarrier=yes", "[Network] Address=fd00:1::5/64 IPv6AcceptRA=no"],
+        ),
+        (
+            PLAIN,
+            [
+                "[Network] ConfigureWithoutCarrier=yes Address=10.0.0.5/24 DNS=192.0.2.53 DNS=192.0.2.54",
+                "[Route] Destination=0.0.0.0/0 Gateway=10.0.0.1",
+            ],
+        ),
+    ],
+)
+def test_the_unit_of_a_nic_in_a_debian_guest(nic: GuestNic, sections: list[str], tmp_path: Path) -> None:
+    (tmp_path / "address").write_text("02:00:00:00:00:01\n", encoding="ascii")
+    units = tmp_path / "units"
+    units.write_text(
+        (GUEST / "debian/units")
+        .read_text(encoding="utf-8")
+        .replace("/run/systemd/network", str(tmp_path))
+        .replace("/sys/class/net/$1", str(tmp_path)),
+        encoding="utf-8",
+    )
+    assert in_a_guest(["common/nic", str(units)], nic, "write_unit") == []
+    text = (tmp_path / "10-cocoon-eth0.network").read_text(encoding="utf-8")
+    found = [" ".join(part.split()) for part in text.split("\n\n")]
+    assert found == ["[Match] MACAddress=02:00:00:00:00:01", *sections]

@@ -37,8 +37,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     plan,
     ports,
     ruleset,
-    subnets,
 )
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import boot_id
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
 
@@ -53,6 +53,7 @@ OLD: dict[str, Any] = {
     "subnet": "10.1.0.0/24",
     "gateway": "10.1.0.1",
     "subnet6": None,
+    "addresses6": "advertised",
     "routing6": "none",
     "range_start": None,
     "range_end": None,
@@ -151,6 +152,7 @@ def add(store: Store, record: dict[str, Any]) -> None:
         ({"subnet6": "fe80::/64"}, "subnet6"),
         ({**SUBNET, "adopt": True, "bridge": "br0", "subnet6": "fd00::/64"}, "subnet6"),
         ({**SUBNET, "routing6": "nat"}, "routing6"),
+        ({**SUBNET, "addresses6": "static"}, "addresses6"),
         ({"names": True}, "names"),
         ({"dhcp": True}, "dhcp"),
         ({**SUBNET, "adopt": True, "bridge": "br0", "dhcp": True}, "dhcp"),
@@ -224,8 +226,8 @@ def test_what_dnsmasq_is_told() -> None:
 def test_names_of_a_guest(vm: str, line: str) -> None:
     entry = dnsmasq.Entry("10.1.0.5", "02:00:00:00:00:01", vm)
     assert dnsmasq.host_lines(network(name="Lab", names=True), entry) == line
-    dual = dnsmasq.host_lines(network(name="Lab", names=True, subnet6="fd00:1::/64"), entry)
-    assert dual == line + line.replace("10.1.0.5", "fd00:1::ff:fe00:1")
+    dual = dnsmasq.host_lines(network(name="Lab", names=True), entry._replace(ip6="fd00:1::5"))
+    assert dual == line + line.replace("10.1.0.5", "fd00:1::5")
     assert dnsmasq.host_lines(network(), entry) == ""
     assert dnsmasq.reservation(entry) == "02:00:00:00:00:01,10.1.0.5,12h\n"
 
@@ -339,6 +341,7 @@ def test_an_unfinished_network_is_finished() -> None:
     [
         ({"subnet": "10.2.0.0/24"}, {"users": ("web1", "web2")}, ChangeRefusedError, "VMs: web1, web2"),
         ({"subnet": "10.2.0.0/24"}, {"leases": 3}, ChangeRefusedError, "3 leased addresses"),
+        ({"subnet6": "fd00:2::/64"}, {"chosen6": 2}, ChangeRefusedError, "NICs of VMs ask for 2 addresses of it"),
         ({"gateway": "10.1.0.9"}, {"users": ("web1",)}, ChangeRefusedError, "^gateway: "),
         ({"bridge": "br7"}, {}, ChangeRefusedError, "^bridge: .*never changed"),
         ({"adopt": True}, {}, ChangeRefusedError, "^adopt: |^nat: "),
@@ -490,6 +493,9 @@ def test_what_is_advertised() -> None:
     assert "dhcp-option=option6:dns-server,[fd00:1::1]" in lines
     out = dnsmasq.config(network(subnet6="fd00:1::/64", routing6="nat"), PLACE)
     assert "ra-param" not in out and "dns-server" not in out and "port=0" in out
+    told = network(subnet6="fd00:1::/64", addresses6="static")
+    assert not leases.is_served(told) and leases.is_served({**told, "names": True})
+    assert "enable-ra" not in dnsmasq.config({**told, "names": True}, PLACE)
 
 
 def test_the_whole_text() -> None:
@@ -677,6 +683,45 @@ def test_a_network_that_goes_takes_no_users(store: Store) -> None:
     assert attachments.load(store, "lab") is None
     with pytest.raises(NotFoundError):
         attachments.attach(store, "nothing", "vm1")
+
+
+def test_ipv6_addresses_that_are_chosen(store: Store) -> None:
+    write_json(os.path.join(leases.directory(store, OLD["id"]), "network.json"), network(subnet6="fd00:1::/64"))
+    for vm_id in ("vm1", "vm1"):
+        attachments.lease(store, network(), "fd00:1::5", vm_id)
+    with pytest.raises(ConflictError, match="ip6: fd00:1::5 on network 'lab' belongs to VM 'vm1'"):
+        attachments.lease(store, network(), "fd00:1::5", "vm2")
+    with pytest.raises(ConflictError, match="ip6: fd00:2::5 is not in fd00:1::/64"):
+        attachments.lease(store, network(), "fd00:2::5", "vm2")
+    with pytest.raises(NotFoundError):
+        attachments.lease(store, network(id="gone"), "fd00:1::6", "vm1")
+    attachments.release(store, OLD["id"], "fd00:1::5", "vm2")
+    assert attachments.lease_holder(store, OLD["id"], "fd00:1::5") == "vm1"
+    attachments.release(store, OLD["id"], "fd00:1::5", "vm1")
+    attachments.lease(store, network(), "fd00:1::5", "vm2")
+    leases.purge(store, "vm2")
+    assert leases.names(store, OLD["id"], leases.CHOSEN6) == []
+
+
+@pytest.mark.parametrize(
+    ("ip", "mac", "words"),
+    [
+        ("fd00:1::5", None, None),
+        ("fd00:1::ff:fe00:1", "02:00:00:00:00:01", None),
+        ("fd00:1::ff:fe00:1", None, "follows from another MAC"),
+        ("fd00:1::ff:fe00:1", "02:00:00:00:00:02", "follows from another MAC"),
+        ("fd00:1::1", None, "is the host's"),
+        ("fd00:1::", None, "is the host's"),
+        ("fd00:2::5", None, "is not in fd00:1::/64"),
+    ],
+)
+def test_which_ipv6_addresses_a_guest_can_have(ip: str, mac: str | None, words: str | None) -> None:
+    trouble = subnets.why_not6(network(subnet6="fd00:1::/64"), ip, mac)
+    assert words in trouble if words and trouble else trouble is words
+    nic = {"mac": "02:00:00:00:00:01"}
+    assert subnets.address6(network(subnet6="fd00:1::/64"), nic) == "fd00:1::ff:fe00:1"
+    assert subnets.address6(network(subnet6="fd00:1::/64"), {**nic, "ip6": ip}) == ip
+    assert subnets.address6(network(), nic) is None
 
 
 def test_purge(store: Store) -> None:

@@ -21,6 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     UnsupportedError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, plan
+from ansible_collections.cocoon.microvm.plugins.module_utils._network.backends import cni
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.cni import (
     attachments,
     conflists,
@@ -157,6 +158,7 @@ def test_conflists_that_mean_nothing(tmp_path: Path, document: Record, words: st
 def test_what_each_plugin_is_told() -> None:
     wish = Wish("02:00:00:00:00:01", "10.0.0.5", 24, ("8080:80", "192.0.2.1:53:5353/udp"))
     told = attachments.capabilities(wish)
+    assert attachments.capabilities(wish._replace(cidr6="fd00::5/64"))["ips"] == ["10.0.0.5/24", "fd00::5/64"]
     assert told["portMappings"] == [
         {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
         {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "192.0.2.1"},
@@ -183,12 +185,15 @@ def test_what_each_plugin_is_told() -> None:
         ({}, True),
         ({"ip": None}, True),
         ({"ip": "10.0.0.6"}, False),
+        ({"cidr6": "fd00::5/64"}, True),
+        ({"cidr6": "fd00::6/64"}, False),
         ({"mac": "02:00:00:00:00:09"}, False),
         ({"ports": ("8081:80",)}, False),
     ],
 )
 def test_interfaces_that_are_as_they_are_to_be(changes: Record, matches: bool) -> None:
     note = {"state": attachments.ADDED, "mac": "02:00:00:00:00:01", "ip": "10.0.0.5", "ports": ["8080:80"]}
+    note["cidr6"] = "fd00::5/64"
     wish = Wish("02:00:00:00:00:01", "10.0.0.5", 24, ("8080:80",))._replace(**changes)
     assert attachments.matches(note, wish) is matches
     assert not attachments.matches({**note, "state": attachments.ADDING}, wish)
@@ -209,7 +214,36 @@ def test_interfaces_that_are_as_they_are_to_be(changes: Record, matches: bool) -
         ),
         (
             {"ips": [{"address": "fd00::5/64"}, {"address": "10.0.0.5/24", "gateway": "10.0.0.1"}], "routes": [OUT]},
-            {"ip": "10.0.0.5", "prefix": 24, "subnet": "10.0.0.0/24", "gateway": "10.0.0.1", "routes": []},
+            {
+                **{"ip": "10.0.0.5", "prefix": 24, "subnet": "10.0.0.0/24", "gateway": "10.0.0.1", "routes": []},
+                **{"ip6": "fd00::5", "prefix6": 64, "gateway6": None},
+            },
+        ),
+        (
+            {
+                "ips": [{"address": "10.0.0.5/24"}, {"address": "fd00::5/64", "gateway": "fd00::1"}],
+                "routes": [{"dst": "::/0"}, {"dst": "fd00:8::/64"}, {"dst": "fd00::/64"}],
+            },
+            {
+                **{"ip": "10.0.0.5", "prefix": 24, "subnet": "10.0.0.0/24", "gateway": None},
+                **{"ip6": "fd00::5", "prefix6": 64, "gateway6": "fd00::1"},
+                "routes": [{"to": "fd00:8::/64", "via": "fd00::1"}],
+            },
+        ),
+        # As Calico has it: next hops outside of the subnet, and those of the link.
+        (
+            {
+                "ips": [{"address": "10.0.0.5/32", "gateway": "169.254.1.1"}, {"address": "fd00::5/128"}],
+                "routes": [OUT, {"dst": "::/0", "gw": "fe80::1"}],
+            },
+            {
+                **{"ip": "10.0.0.5", "prefix": 32, "subnet": "10.0.0.5/32", "gateway": "169.254.1.1", "routes": []},
+                **{"ip6": "fd00::5", "prefix6": 128, "gateway6": "fe80::1", "onlink": True},
+            },
+        ),
+        (
+            {"ips": [{"address": "fd00::5/64", "gateway": "fe80::1"}], "routes": [{"dst": "::/0"}, OUT]},
+            {"ip6": "fd00::5", "prefix6": 64, "gateway6": "fe80::1", "routes": []},
         ),
         (
             {
@@ -235,7 +269,7 @@ def test_what_a_result_means(result: Record, meant: Record) -> None:
 def test_names_of_a_result() -> None:
     dns = {"nameservers": ["fd00::1", "192.0.2.53"], "domain": "Lab.example.", "search": []}
     found = results.offer({"dns": dns}, "eth0", "bridge")
-    assert found == {"dns": ["192.0.2.53"], "dns_search": ["lab.example"]}
+    assert found == {"dns": ["fd00::1", "192.0.2.53"], "dns_search": ["lab.example"]}
 
 
 @pytest.mark.parametrize(
@@ -245,6 +279,8 @@ def test_names_of_a_result() -> None:
         {"ips": [{"address": 7}]},
         {"ips": [{}]},
         {"ips": [{"address": "10.0.0.5/24", "gateway": "x"}]},
+        {"ips": [{"address": "10.0.0.5/24", "gateway": "fd00::1"}]},
+        {"ips": [{"address": "10.0.0.5/24"}], "routes": [{**OUT, "gw": "fd00::1"}]},
         {"interfaces": [], "ips": [{"address": "10.0.0.5/24"}], "routes": [{}]},
         {"interfaces": ENDS, "ips": [{"interface": 9, "address": "10.0.0.5/24"}]},
         {"dns": {"nameservers": ["x"]}},
@@ -261,9 +297,11 @@ def test_results_that_cannot_be_meant(result: Record) -> None:
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        ({"ips": [{"address": "fd00::5/64"}]}, "IPv6 addresses alone"),
-        ({"ips": [{"address": "10.0.0.5/32", "gateway": "169.254.1.1"}], "routes": [OUT]}, "over no neighbour"),
-        ({"ips": [{"address": "10.0.0.5/24"}], "routes": [OUT]}, "over no neighbour"),
+        ({"ips": [{"address": "10.0.0.5/24"}], "routes": [OUT]}, "without a next hop"),
+        (
+            {"ips": [{"address": "10.0.0.5/24", "gateway": "10.0.0.1"}], "routes": [{"dst": "10.9.0.0/16"}] * 17},
+            "or too many",
+        ),
     ],
 )
 def test_results_that_guests_cannot_be_told(result: Record, words: str) -> None:
@@ -282,9 +320,8 @@ def test_what_is_no_result(data: bytes) -> None:
 
 def told(network: Record, **result: t.Any) -> settings.GuestNic:
     found = results.offer(result, "eth0", "bridge")
-    config: t.Any = {"mac": IN_BOX["mac"], "network_name": "pods", "offered": {**found, "mtu": 1400}}
-    if found.get("ip"):
-        config["network"] = {"ip": found["ip"], "gateway": "", "prefix": found["prefix"]}
+    config: t.Any = {"mac": IN_BOX["mac"], "network_name": "pods"}
+    cni._take(config, {**found, "mtu": 1400})
     seen = settings.as_seen(network, config)
     config.update(mtu=seen.get("mtu") or 0, dns=settings.servers(seen), dns_search=settings.domains(seen))
     settings.route([config], [seen])
@@ -303,6 +340,11 @@ def test_what_a_guest_is_told() -> None:
     named = told(network, ips=ips, routes=[OUT], dns={"nameservers": ["192.0.2.1"], "search": ["lab"]})
     assert (named.dns, named.search) == (("192.0.2.1",), ("lab",))
     assert told({**network, "dns": ["192.0.2.9"]}, ips=ips).dns == ("192.0.2.9",)
+    dual = told(network, ips=[*ips, {"address": "fd00::5/64", "gateway": "fd00::1"}], routes=[OUT, {"dst": "::/0"}])
+    assert (dual.address, dual.address6, dual.gateway6, dual.only6) == ("10.0.0.5/24", "fd00::5/64", "fd00::1", False)
+    six = told(network, ips=[{"address": "fd00::5/64", "gateway": "fd00::1"}], routes=[{"dst": "::/0"}])
+    assert (six.address, six.only6, six.asks, six.gateway6) == (None, True, False, "fd00::1")
+    assert six.dns == settings.DEFAULT_DNS6
     asking = told(network)
     assert (
         asking.address is None

@@ -105,6 +105,7 @@ NETWORKS = {
     "lab": {"name": "lab", "subnet": "10.1.0.0/24", "gateway": "10.1.0.1"},
     "dmz": {"name": "dmz", "subnet": "10.2.0.0/24", "gateway": "10.2.0.1"},
     "flat": {"name": "flat", "subnet": None, "gateway": None},
+    "dual": {"name": "dual", "subnet": "10.6.0.0/24", "gateway": "10.6.0.1", "subnet6": "fd00:1::/64"},
 }
 
 
@@ -228,7 +229,7 @@ def in_order(names):
 
 
 def _nic_configs(nics):
-    chosen = {"lab": "10.1.0.77", "dmz": "10.2.0.77", "flat": None}
+    chosen = {"lab": "10.1.0.77", "dmz": "10.2.0.77", "flat": None, "dual": "10.6.0.77"}
     return [
         {
             "network_name": nic["network"],
@@ -432,6 +433,7 @@ ROWS = [
     ("nic network", {}, {"nics": [{"network": "dmz"}]}, "restart", ["set_nics"]),
     ("nic added", {}, {"nics": [{}, {"network": "flat"}]}, "restart", ["set_nics"]),
     ("nic metric", {}, {"nics": [{"metric": 5}]}, "restart", ["set_nics"]),
+    ("nic ip6", {}, {"nics": [{"network": "dual", "ip6": "fd00:1::5"}]}, "restart", ["set_nics"]),
     ("nic limits", {}, {"nics": [{"limits": {"tx": {"rate": "10M"}}}]}, "restart", ["set_nics"]),
     ("nic route", {}, {"nics": [{"routes": [{"to": "10.9.0.0/16"}]}]}, "restart", ["set_nics"]),
     ("nic no way out", {}, {"nics": [{"default_route": False}]}, "restart", ["set_nics"]),

@@ -22,6 +22,11 @@ OFFICE: Record = {"name": "office", "subnet": "10.3.0.0/24", "gateway": "10.3.0.
 ISLAND: Record = {"name": "island", "subnet": "10.5.0.0/24", "gateway": None, "nat": False, "adopted": True}
 LAN: Record = {"name": "lan", "subnet": None, "gateway": None, "nat": False, "adopted": True}
 FLAT: Record = {"name": "flat", "subnet": None, "gateway": None, "nat": False, "adopted": False}
+DUAL: Record = {**NAT, "name": "dual", "subnet6": "fd00:1::/64", "routing6": "nat", "addresses6": "advertised"}
+STATIC6: Record = {**DUAL, "addresses6": "static"}
+INSIDE6: Record = {**STATIC6, "name": "lab6", "subnet6": "fd00:2::/64", "routing6": "none"}
+ONLY6: Record = {**FLAT, "name": "six", "subnet6": "fd00:6::/64", "routing6": "routed", "addresses6": "static"}
+FAR: Record = {**FLAT, "name": "pods", "conflist": "pods"}
 YES, NO = {"default_route": True}, {"default_route": False}
 
 
@@ -203,6 +208,103 @@ CASES: list[tuple[list[tuple[Record, Record]], list[str], list[str], list[Record
             {"addresses": ["10.1.0.7/24"]},
         ],
     ),
+    (
+        # What routers say is nothing to tell; a chosen address is.
+        [(DUAL, {}), (DUAL, {"ip6": "fd00:1::5", "metric": 5})],
+        [
+            "ip=10.1.0.7::10.1.0.1:255.255.255.0:web1:eth0:off",
+            "ip=10.1.0.7:::255.255.255.0:web1:eth1:off",
+            "cocoon.nic=eth1,metric=5,ip6=fd00:1::5/64",
+        ],
+        [
+            "nic old0 02:00:00:00:00:00 10.1.0.7/24 10.1.0.1 -",
+            "options metric=5,ip6=fd00:1::5/64",
+            "nic old1 02:00:00:00:00:01 10.1.0.7/24 - -",
+        ],
+        [
+            {"addresses": ["10.1.0.7/24"], "routes": [{"to": "0.0.0.0/0", "via": "10.1.0.1"}]},
+            {"addresses": ["10.1.0.7/24", "fd00:1::5/64"], "accept-ra": False},
+        ],
+    ),
+    (
+        # The way out of IPv6 is where it leads out.
+        [(INSIDE6, {}), (STATIC6, {"default_route": False}), (STATIC6, {"dhcp": True, "metric": 7})],
+        [
+            "ip=10.1.0.7::10.1.0.1:255.255.255.0:web1:eth0:off",
+            "cocoon.nic=eth0,ip6=fd00:2::ff:fe00:0/64",
+            "ip=10.1.0.7:::255.255.255.0:web1:eth1:off",
+            "cocoon.nic=eth1,ip6=fd00:1::ff:fe00:1/64",
+            "cocoon.nic=eth2,noroute,metric=7,ip6=fd00:1::ff:fe00:2/64,gateway6=fd00:1::1",
+        ],
+        [
+            "options ip6=fd00:2::ff:fe00:0/64",
+            "nic old0 02:00:00:00:00:00 10.1.0.7/24 10.1.0.1 -",
+            "options ip6=fd00:1::ff:fe00:1/64",
+            "nic old1 02:00:00:00:00:01 10.1.0.7/24 - -",
+            "options noroute,metric=7,ip6=fd00:1::ff:fe00:2/64,gateway6=fd00:1::1",
+            "nic old2 02:00:00:00:00:02 - - -",
+        ],
+        [
+            {
+                "addresses": ["10.1.0.7/24", "fd00:2::ff:fe00:0/64"],
+                "routes": [{"to": "0.0.0.0/0", "via": "10.1.0.1"}],
+                "accept-ra": False,
+            },
+            {"addresses": ["10.1.0.7/24", "fd00:1::ff:fe00:1/64"], "accept-ra": False},
+            {
+                "dhcp4": True,
+                "dhcp4-overrides": {"use-routes": False, "route-metric": 7},
+                "addresses": ["fd00:1::ff:fe00:2/64"],
+                "routes": [{"to": "::/0", "via": "fd00:1::1", "metric": 7}],
+                "accept-ra": False,
+            },
+        ],
+    ),
+    (
+        # Somebody may answer by DHCP on a bridge without a subnet; where plugins gave no IPv4, nobody does.
+        [(ONLY6, {})],
+        ["cocoon.nic=eth0,ip6=fd00:6::ff:fe00:0/64,gateway6=fd00:6::1"],
+        ["options ip6=fd00:6::ff:fe00:0/64,gateway6=fd00:6::1", "nic old0 02:00:00:00:00:00 - - -"],
+        [
+            {
+                "dhcp4": True,
+                "addresses": ["fd00:6::ff:fe00:0/64"],
+                "routes": [{"to": "::/0", "via": "fd00:6::1"}],
+                "accept-ra": False,
+            }
+        ],
+    ),
+    (
+        [
+            (
+                {**FAR, "gateway6": "fe80::1"},
+                {
+                    "network6": {"ip": "fd00:9::5", "prefix": 128, "gateway": "left"},
+                    "offered": {"routes": [{"to": "fd00:8::/64", "via": "fd00:7::1"}], "onlink": True},
+                    "dns": ["2001:db8::53", "192.0.2.53"],
+                },
+            )
+        ],
+        [
+            "cocoon.nic=eth0,only6,onlink,ip6=fd00:9::5/128,gateway6=fe80::1,dns=2001:db8::53,"
+            "route=fd00:8::/64@fd00:7::1@"
+        ],
+        [
+            "options only6,onlink,ip6=fd00:9::5/128,gateway6=fe80::1,dns=2001:db8::53,route=fd00:8::/64@fd00:7::1@",
+            "nic old0 02:00:00:00:00:00 - - -",
+        ],
+        [
+            {
+                "addresses": ["fd00:9::5/128"],
+                "routes": [
+                    {"to": "::/0", "via": "fe80::1", "on-link": True},
+                    {"to": "fd00:8::/64", "via": "fd00:7::1", "on-link": True},
+                ],
+                "accept-ra": False,
+                "nameservers": {"addresses": ["2001:db8::53", "192.0.2.53"]},
+            }
+        ],
+    ),
 ]
 
 
@@ -219,6 +321,7 @@ def test_every_writer_says_the_same(
         match = {"match": {"macaddress": f"02:00:00:00:00:0{index}"}, "set-name": f"eth{index}"}
         assert document["ethernets"][f"eth{index}"] == {**match, **expected}
     assert sum(nic.gateway is not None for nic in found) <= 1, "one default route"
+    assert sum(nic.gateway6 is not None for nic in found) <= 1, "one default route"
 
 
 def test_a_record_of_an_earlier_version() -> None:
@@ -242,6 +345,11 @@ def test_a_record_of_an_earlier_version() -> None:
         ([{"routes": [{"to": "10.9.0.0/16", "via": "10.1.0.1"}]}], [LAN], "nics[0].routes[0].via"),
         ([{"dhcp": True}], [NAT], "nics[0].dhcp"),
         ([{"vlan": 20}], [FLAT], "nics[0].vlan"),
+        ([{"ip6": "fd00:1::5"}], [NAT], "nics[0].ip6"),
+        ([{"ip6": "fd00:1::5"}], [FAR], "nics[0].ip6"),
+        ([{"ip6": "fd00:1::1"}], [DUAL], "nics[0].ip6"),
+        ([{"ip6": "fd00:2::5"}], [DUAL], "nics[0].ip6"),
+        ([{"ip6": "fd00:1::ff:fe00:1"}], [DUAL], "nics[0].ip6"),
         ([{"vlan": 20}], [{**INSIDE, "vlan_filtering": True}], "nics[0].vlan"),
         ([{"dhcp": True, "gateway": "10.1.0.9"}], [{**NAT, "dhcp": True}], "nics[0].gateway"),
         ([{"dhcp": True, "routes": [{"to": "10.9.0.0/16"}]}], [{**NAT, "dhcp": True}], "nics[0].routes[0].via"),
@@ -263,6 +371,7 @@ def test_routes_that_cannot_work(nics: list[Record], networks: list[Record], opt
         ([YES], [INSIDE]),
         ([{"dhcp": True}, {"dhcp": True}], [{**NAT, "dhcp": True}, FLAT]),
         ([{"dhcp": True}], [{**INSIDE, "dhcp": True}]),
+        ([{"ip6": "fd00:1::5"}, {"ip6": "fd00:6::5"}], [DUAL, ONLY6]),
         ([{"vlan": 20}, {"vlan": 30}], [{**FLAT, "vlan_filtering": True}, LAN]),
         ([{"gateway": "10.5.0.1", "routes": [{"to": "10.9.0.0/16"}]}], [ISLAND]),
     ],

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which addresses a network has: arithmetic on its record."""
+"""Which addresses a network has: arithmetic on its record. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import ipaddress
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+PREFIX6 = 64  # what addresses that follow from MACs need
+# How guests come to their IPv6 addresses.
+ADVERTISED, STATIC = "advertised", "static"
 
 
 def bounds(network: Record) -> tuple[int, int]:
@@ -22,9 +26,14 @@ def bounds(network: Record) -> tuple[int, int]:
     return first, last
 
 
-def gateway6(network: Record) -> str:
+def gateway6(network: t.Mapping[str, t.Any]) -> str:
     """The host's IPv6 address on a network that has a subnet for it."""
     return str(ipaddress.IPv6Network(network["subnet6"])[1])
+
+
+def is_advertised(network: t.Mapping[str, t.Any]) -> bool:
+    """Whether guests make their IPv6 addresses from what a router of ours says."""
+    return bool(network.get("subnet6")) and network.get("addresses6") != STATIC
 
 
 def interface_id(mac: str) -> int:
@@ -33,11 +42,23 @@ def interface_id(mac: str) -> int:
     return int.from_bytes(bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:], "big")
 
 
-def address6(network: Record, mac: str) -> str | None:
-    """The address that a guest makes itself on a network with IPv6."""
+def address6(network: t.Mapping[str, t.Any], nic: t.Mapping[str, t.Any]) -> str | None:
+    """The address of a NIC on a network with IPv6: the one that was chosen, else the one that follows from its MAC."""
     if not network.get("subnet6"):
         return None
-    return str(ipaddress.IPv6Network(network["subnet6"])[interface_id(mac)])
+    return nic.get("ip6") or str(ipaddress.IPv6Network(network["subnet6"])[interface_id(nic["mac"])])
+
+
+def why_not6(network: t.Mapping[str, t.Any], ip: str, mac: str | None) -> str | None:
+    """What keeps a guest with that MAC (``None``: one that is still to be made up) from having an IPv6 address."""
+    subnet, address = ipaddress.IPv6Network(network["subnet6"]), ipaddress.IPv6Address(ip)
+    if address not in subnet:
+        return f"is not in {subnet}"
+    if int(address) - int(subnet.network_address) < 2:
+        return f"is the host's on {subnet}"
+    if int(address) >> 24 & 0xFFFF == 0xFFFE and (mac is None or int(address) & (1 << 64) - 1 != interface_id(mac)):
+        return "is one that follows from another MAC"
+    return None
 
 
 def ranges(*texts: str | None) -> list[tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]]:

@@ -94,11 +94,19 @@ gateway:
   type: str
 subnet6:
   description:
-    - IPv6 subnet of 64 bits, such as V(fd00:1:2:3::/64), beside O(subnet) or without it. A dnsmasq of the network's own
-      advertises it, and guests make their addresses from it and their MACs (SLAAC, EUI-64), and so always the same.
+    - IPv6 subnet of 64 bits, such as V(fd00:1:2:3::/64), beside O(subnet) or without it. Each guest has the address of
+      it that follows from its MAC (EUI-64), and so always the same, or the one that its NIC asks for.
     - The host has its first address. Not for adopted bridges. An empty string takes it away.
-    - None where omitted at creation. May be changed at any time, and guests follow.
+    - None where omitted at creation. May be changed unless NICs of VMs ask for addresses of it.
   type: str
+addresses6:
+  description:
+    - How guests come to their addresses of O(subnet6). With V(advertised) a dnsmasq of the network's own advertises it,
+      and guests make their addresses themselves (SLAAC), unless a NIC asks for a certain one.
+    - With V(static) guests are told their addresses and the gateway, as those of O(subnet), and nothing is advertised.
+    - V(advertised) where omitted at creation. Guests do as it says from their next start on.
+  type: str
+  choices: [advertised, static]
 routing6:
   description:
     - How guests get out with O(subnet6). With V(none) they do not, with V(nat) behind the host's address (NAT66), and

@@ -121,6 +121,12 @@ nics:
         - IPv4 address from the network's subnet; allocated and kept where omitted.
         - Of a network of CNI plugins, what they are asked for at the VM's start; what they give where omitted.
       type: str
+    ip6:
+      description:
+        - IPv6 address from the C(subnet6) of the network, see M(cocoon.microvm.cocoon_network), which the guest is told
+          and has instead of the one that follows from its MAC. Not kept where omitted.
+        - Other addresses that follow from MACs are refused, as the NICs with those MACs have them.
+      type: str
     default_route:
       description:
         - V(true) leads the guest's default route over this NIC, and V(false) never does.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import closed_words
@@ -139,14 +140,18 @@ def check_plugins(facts: Facts) -> Check:
 
 def check_forwarding(facts: Facts) -> Check:
     """An accept of ours does not help against a drop elsewhere: every chain of a hook has its say."""
-    if not facts.forward_drops:
-        return check("forwarding", PASS, "nobody else drops it by policy")
-    return check(
-        "forwarding",
-        WARN,
-        f"dropped by policy in: {', '.join(facts.forward_drops)}",
-        "Let the networks' bridges pass in that firewall, or guests with NAT do not reach the outside.",
+    if not facts.firewalls:
+        return check("forwarding", PASS, "no other firewall drops it")
+    shut = [wall for wall in facts.firewalls if wall.open]
+    detail = ", ".join(f"{wall.name} ({wall.place})" for wall in shut or facts.firewalls)
+    if not shut:
+        return check("forwarding", PASS, f"let through by {detail}")
+    commands = "; ".join(" ".join(map(shlex.quote, words)) for wall in shut for words in wall.open)
+    remedy = (
+        "Guests with NAT do not reach the outside. Let the networks' bridges pass there, as the role"
+        f" cocoon.microvm.host does with host_firewall: open, by: {commands}"
     )
+    return check("forwarding", WARN, f"dropped by {detail}", remedy)
 
 
 def check_devices(facts: Facts) -> list[Check]:

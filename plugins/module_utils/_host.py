@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _firewalls as firewalls
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths, closed_directories
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
@@ -50,7 +50,7 @@ class Facts:
     :param tools: by name, ``{"path": …, "version": …}`` or ``None``.
     :param libraries: by import name, the version or ``None``.
     :param closed: by option, the first directory on the way to it that other users cannot pass.
-    :param forward_drops: chains of others that drop forwarded packets by policy.
+    :param firewalls: others that drop forwarded packets.
     :param nft_error: why nft could not list chains, if so.
     :param default_kernel: the image with the kernel for images that bring none.
     :param halted: of VMs whose guests do nothing though nobody asked for it, the name and why.
@@ -72,7 +72,7 @@ class Facts:
     memory: Record
     disk: Record
     closed: dict[str, str]
-    forward_drops: list[str]
+    firewalls: list[firewalls.Firewall]
     nft_error: str | None
     systemd: bool
     store: Record
@@ -88,7 +88,7 @@ def gather(paths: Paths) -> Facts:
     """Everything at once."""
     store, document = _store(paths)
     tools = {name: _tool(name, arguments) for name, arguments in TOOLS.items()}
-    drops, nft_error = forward_drops() if tools["nft"] else ([], None)
+    walls, nft_error = _other_firewalls(document)
     return Facts(
         architecture=platform.machine(),
         kernel=platform.release(),
@@ -102,7 +102,7 @@ def gather(paths: Paths) -> Facts:
         memory=_memory(),
         disk=_disk(paths.root),
         closed=closed_directories(paths),
-        forward_drops=drops,
+        firewalls=walls,
         nft_error=nft_error,
         systemd=os.path.isdir("/run/systemd/system"),
         store=store,
@@ -118,7 +118,7 @@ def gather(paths: Paths) -> Facts:
 def as_result(facts: Facts) -> Record:
     """The facts as ``cocoon_host_info`` returns them."""
     result = dataclasses.asdict(facts)
-    looked_at = ("closed", "halted", "orphans", "damaged", "forward_drops", "nft_error", "uid_overlaps", "plugins")
+    looked_at = ("closed", "halted", "orphans", "damaged", "nft_error", "uid_overlaps", "plugins")
     for internal in ("tun", "bridge", *looked_at):
         del result[internal]
     return result
@@ -251,24 +251,14 @@ def _has_module(name: str) -> bool:
     return False
 
 
-def forward_drops() -> tuple[list[str], str | None]:
-    """Chains of others that drop forwarded packets by policy, and why nft cannot say if it cannot."""
-    text = _output(["nft", "-j", "list", "chains"])
-    try:
-        return parse_forward_drops(json.loads(text)), None
-    except ValueError:
-        return [], " ".join(text.split())[:200] or "no answer"
+def _other_firewalls(store: Store | None) -> tuple[list[firewalls.Firewall], str | None]:
+    """Other firewalls that drop what is forwarded, and why nft cannot say if it cannot."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
 
-
-def parse_forward_drops(document: Record) -> list[str]:
-    """From the output of ``nft -j list chains``; our own tables do not count."""
-    found = []
-    for entry in document.get("nftables", []):
-        chain = entry.get("chain", {})
-        if chain.get("hook") == "forward" and chain.get("policy") == "drop":
-            if not chain["table"].startswith("cocoon_") and chain["family"] in ("ip", "inet"):
-                found.append(f"{chain['family']} {chain['table']} {chain['name']}")
-    return found
+    records = [leases.seen(store, network_id, name) for name, network_id in leases.every(store)] if store else []
+    bridges = [record["bridge"] for record in records if record and record.get("bridge") and not record["adopted"]]
+    tools = {name for name in firewalls.TOOLS if shutil.which(name, path=SEARCH_PATH)}
+    return firewalls.look(bridges, tools, _output)
 
 
 def _store(paths: Paths) -> tuple[Record, Store | None]:

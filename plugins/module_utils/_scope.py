@@ -1,7 +1,7 @@
 # Copyright (c) 2026, The cocoon.microvm authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Moving a process into a systemd scope of its own, so that it outlives the login that started it.
+"""Having systemd keep what outlives the login that started it: hypervisors in scopes, servers as services.
 
 ``systemd-run --scope`` would do it as root between our fork and the hypervisor's exec, where a run
 that is killed leaves a process that does not look like ours yet. Asking systemd to adopt the running,
@@ -10,6 +10,7 @@ unprivileged process leaves no such moment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -69,6 +70,26 @@ def wait_adopted(pid: int, unit: str, timeout: float = 10.0) -> None:
         if time.monotonic() > deadline:
             raise HypervisorError(f"systemd did not move process {pid} into {unit} within {timeout:g} s")
         time.sleep(0.005)
+
+
+def service_name(object_id: str) -> str:
+    return f"cocoon-microvm-{object_id}.service"
+
+
+def service(unit: str, argv: list[str], description: str) -> list[str]:
+    """The call that has systemd start a program that goes to the background, and start it again when it crashes.
+
+    The unit is gone with a reboot, as is all that the program serves.
+    """
+    properties = ("Type=forking", "Restart=on-failure", "RestartSec=1", "CollectMode=inactive-or-failed")
+    words = ["systemd-run", "--quiet", f"--unit={unit}", f"--slice={SLICE}", f"--description={description}"]
+    return [*words, *(f"--property={word}" for word in properties), "--", *argv]
+
+
+def stop_service(unit: str) -> None:
+    """End a service, if there is one, and have it not be started again."""
+    with contextlib.suppress(ToolError):  # there is none
+        run_tool(["systemctl", "stop", "--quiet", unit], timeout=120, package="systemd")
 
 
 def in_unit(pid: int, unit: str) -> bool:

@@ -147,6 +147,22 @@ host:
       type: dict
       returned: success
       sample: {path: /var/lib/cocoon-microvm, total: 67350540288, free: 50142535680}
+    firewalls:
+      description:
+        - Other firewalls that drop what is forwarded, which are C(docker), C(ufw), C(firewalld), C(iptables) or
+          C(nftables), and the chain in which they do.
+        - C(open) are the commands by which one lets the bridges of networks pass, none if it does already; C(close)
+          those that take it back.
+      type: list
+      elements: dict
+      returned: success
+      sample:
+        - name: docker
+          place: iptables-nft FORWARD
+          open: []
+          close:
+            - [iptables-nft, -w, -D, DOCKER-USER, -i, cm-+, -m, comment, --comment, cocoon-microvm, -j, ACCEPT]
+            - [iptables-nft, -w, -D, DOCKER-USER, -o, cm-+, -m, comment, --comment, cocoon-microvm, -j, ACCEPT]
     systemd:
       description: Whether systemd runs the host.
       type: bool

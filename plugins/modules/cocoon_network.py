@@ -24,7 +24,7 @@ description:
     everything back. The same goes for rules that somebody else has flushed.
 requirements:
   - nftables, pyroute2 0.7.2 or newer
-  - dnsmasq, for networks with O(names), O(dhcp) or O(subnet6)
+  - dnsmasq, for networks with O(names), O(dhcp), or O(subnet6) and O(addresses6=advertised)
   - the plugins of the conflist (containernetworking-plugins), for networks of O(type=cni)
 extends_documentation_fragment:
   - cocoon.microvm.network
@@ -172,6 +172,11 @@ network:
       type: str
       returned: success
       sample: fd00:89::/64
+    addresses6:
+      description: How guests come to their IPv6 addresses.
+      type: str
+      returned: success
+      sample: advertised
     routing6:
       description: How guests get out with IPv6.
       type: str

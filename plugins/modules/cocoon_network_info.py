@@ -67,7 +67,7 @@ networks:
         - {id: 6p2hq7w3ovx4n5m6k7j2r3s4t5, name: web1}
     leases:
       description:
-        - The addresses that VMs have, in order, with the NIC's C(mac), and C(ip6) where the network has a C(subnet6).
+        - The addresses that VMs have, in order, with the NIC's C(mac), and C(ip6) where it has one.
         - C(names) are those under which it is found in the network, none without C(names) of the network.
       type: list
       elements: dict

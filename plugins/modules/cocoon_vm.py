@@ -94,6 +94,10 @@ vm:
           ip: 10.88.0.17
           gateway: 10.88.0.1
           prefix: 24
+        network6:
+          ip: fd00:88::5e:12ff:fe00:1234
+          gateway: fd00:88::1
+          prefix: 64
     first_booted: true
 actions:
   description: What was done, or in check mode what would be done, in order.

@@ -42,6 +42,21 @@ from ansible_collections.cocoon.microvm.tests.integration.support.running import
 BIN = next((path for path in ("/usr/lib/cni", "/opt/cni/bin") if os.access(f"{path}/bridge", os.X_OK)), "")
 SUBNET, GATEWAY = "10.99.0.0/24", "10.99.0.1"
 HOST, NEIGHBOUR = "198.51.100.2", "198.51.100.1"
+# As Calico does it: addresses without a subnet, a gateway that all have, and a result that says nothing of routes.
+FAR, GATEWAY6, FAR6 = "169.254.1.1", "fe80::1", "fd00:99::5"
+FAR_PLUGIN = f"""[ "$CNI_COMMAND" = ADD ] || {{ cat >/dev/null; exit 0; }}
+run() {{ nsenter --net="$CNI_NETNS" ip "$@" >&2; }}
+run route add {FAR} dev eth0 && run route add default via {FAR} dev eth0 || exit
+run addr add {FAR6}/128 dev eth0 nodad && run -6 route add default via {GATEWAY6} dev eth0 || exit
+exec python3 -c '
+import json, sys
+result = json.load(sys.stdin)["prevResult"]
+address = result["ips"][0]
+address.update(address=address["address"].split("/")[0] + "/32")
+address.pop("gateway")
+result["ips"].append({{**address, "address": "{FAR6}/128"}})
+print(json.dumps(result))'
+"""
 VM: dict[str, Any] = {"name": "one", **GUEST, "network": "pods"}
 
 
@@ -201,18 +216,32 @@ def _taken_apart(pods: Pods, options: dict[str, Any], space: Netns, nic: Any) ->
 
 
 def _cloned(pods: Pods, nic: Any) -> None:
-    """A clone is let on with a MAC and an address of its own, by an ADD of its own."""
+    """A clone is let on with a MAC and addresses of its own, by an ADD of its own."""
+    ipam = {"type": "host-local", "dataDir": str(pods.folder / "ipam"), "ranges": [[{"subnet": SUBNET}]]}
+    pods.plugin("far", FAR_PLUGIN)
+    pods.conflist("far", {"type": "bridge", "bridge": "cnb0", "mtu": 1400, "ipam": ipam}, {"type": "far"})
+    pods.network("far")
+    for cidr in (f"{FAR}/32", "fd00:99::1/128", f"{GATEWAY6}/64"):
+        pods.netns.run("ip", "addr", "add", cidr, "dev", "cnb0", *(["nodad"] if ":" in cidr else []))
+    pods.netns.run("ip", "route", "add", FAR6, "dev", "cnb0")
     wait = {"state": "started", "wait_for": "port", "wait_port": 22, "timeout": 240, "accel": "tcg"}
-    two = pods.run("cocoon_vm", name="two", snapshot="warm", network="pods", **wait)["vm"]["network_configs"][0]
+    two = pods.run("cocoon_vm", name="two", snapshot="warm", network="far", **wait)["vm"]["network_configs"][0]
+    assert (two["network"]["gateway"], two["network"]["prefix"]) == (FAR, 32)
+    assert two["network6"] == {"ip": FAR6, "prefix": 128, "gateway": GATEWAY6}
     assert two["mac"] != nic["mac"] and two["network"]["ip"] != nic["network"]["ip"]
     assert (
         ping(pods.netns, two["network"]["ip"])
         and len(inside(in_namespace(pods.engine.record("two")), redirect.joined)) == 2
     )
-    script = "cat /sys/class/net/eth*/address; ip route"
+    script = "cat /sys/class/net/eth*/address; ip route; ip -6 route"
     said = pods.outside.run(*ssh_words("root", two["network"]["ip"], pods.key), script, timeout=60)
-    assert two["mac"] in said and nic["mac"] not in said and f"default via {GATEWAY}" in said
+    assert two["mac"] in said and nic["mac"] not in said and f"default via {FAR}" in said, said
+    assert f"default via {GATEWAY6}" in said, said
+    pods.netns.run("ping", "-6", "-n", "-c", "1", "-w", "20", FAR6)
+    leased = pods.run("cocoon_network_info", name="far")["networks"][0]["leases"]
+    assert [lease["ip6"] for lease in leased] == [FAR6]
     pods.run("cocoon_vm", name="two", state="absent", force=True)
+    pods.network("far", state="absent")
     pods.run("cocoon_snapshot", name="warm", state="absent")
 
 
@@ -313,10 +342,9 @@ TROUBLE = {
     "nothing": ("", ("printed what is no result: nothing",)),
     "list": ("echo '{\"ips\": 7}'", ("its ips are no list of objects",)),
     "address": ('echo \'{"ips": [{"address": "10.0.0.300/24"}]}\'', ("printed a wrong result", "10.0.0.300")),
-    "ipv6": ('echo \'{"ips": [{"address": "fd00::5/64"}]}\'', ("IPv6 addresses alone",)),
-    "far": (
-        'echo \'{"ips": [{"address": "10.0.0.5/32"}], "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}]}\'',
-        ("over no neighbour",),
+    "way": (
+        'echo \'{"ips": [{"address": "10.0.0.5/32"}], "routes": [{"dst": "0.0.0.0/0"}]}\'',
+        ("without a next hop",),
     ),
     "absent": ("echo '{}'", ("made no interface eth0",)),
     "hangs": ("echo waiting >&2; sleep 300 & wait", ("did not finish ADD within 1 s: waiting",)),

@@ -68,6 +68,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.networking imp
     udp_reaches,
 )
 from ansible_collections.cocoon.microvm.tests.integration.support.packets import OPENER, arp_request
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
 
 TAP = "cmtestaaaa-0"
 
@@ -101,6 +102,49 @@ def test_nobody_outside_gets_to_guests(lab: Host) -> None:
     assert udp_blocked(lab.outside, one.netns, one.ip, 53)
     lab.netns.run("nft", "flush", "ruleset")  # so it was the rules that stopped them
     assert tcp_reaches(lab.outside, one.netns, one.ip, 80) == "198.51.100.1"
+
+
+# As firewalld has it: the policy is accept, and the last rule rejects.
+WALLS = """
+table inet wall {
+    chain fwd { type filter hook forward priority 10; policy drop; }
+}
+table inet firewalld {
+    chain filter_FORWARD {
+        type filter hook forward priority 11; policy accept;
+        ct state established,related accept
+        iifname lo accept
+        reject with icmpx type admin-prohibited
+    }
+}
+"""
+
+
+def test_other_firewalls_are_opened_where_somebody_says_so(lab: Host, scratch: Path) -> None:
+    """Docker's, an old iptables, rules of somebody's own, and those of firewalld, each of which drops."""
+    docker = ["iptables-nft -P FORWARD DROP", "iptables-nft -N DOCKER-USER", "iptables-nft -A FORWARD -j DOCKER-USER"]
+    for line in (*docker, "iptables-legacy -P FORWARD DROP"):
+        lab.netns.run(*line.split())
+    (scratch / "walls.nft").write_text(WALLS, encoding="ascii")
+    lab.netns.run("nft", "-f", scratch / "walls.nft")
+    one, before = lab.guest("lab", 10), lab.rules()
+    lab.publish("lab", lab.vm("web1"), one.ip, "8080:80")
+    assert tcp_blocked(one.netns, lab.outside, INTERNET, 80)
+    folders = {f"cocoon_{name}": path for name, path in lab.dirs.items()}
+    play = Playbooks(lab.netns, scratch, {**folders, "cocoon_install": False, "host_show_table": True})
+    role = [{"hosts": "all", "gather_facts": False, "roles": ["cocoon.microvm.host"]}]
+
+    def said(firewall: str) -> str:
+        run = play(role, variables={"cocoon_firewall": firewall}, ok=None)
+        lines = run.result("cocoon.microvm.host : Show what the doctor says")["msg"]
+        return next(line for line in lines if line.startswith("forwarding"))
+
+    assert "PASS" in said("open")
+    assert tcp_reaches(one.netns, lab.outside, INTERNET, 80) == UPLINK
+    assert tcp_reaches(lab.outside, one.netns, UPLINK, 8080, at=80)
+    shut = said("closed")
+    assert "WARN" in shut and "docker (iptables-nft FORWARD)" in shut, shut
+    assert tcp_blocked(one.netns, lab.outside, INTERNET, 80) and lab.rules() == before
 
 
 def test_networks_do_not_reach_each_other(lab: Host) -> None:

@@ -35,7 +35,7 @@ USER = "ops"
 PYTHON = "/usr/bin/python3"
 HOST = {"image": "host", "cpu": 1, "memory": "1G", "storage": "4G"}
 BOOT = 300
-NETWORK = {"name": "lab", "subnet": "10.92.0.0/24", "nat": False}
+NETWORK = {"name": "lab", "subnet": "10.92.0.0/24", "nat": False, "names": True}
 VM = {"name": "inner", "image": "idle", "cpu": 1, "memory": "64M", "storage": "32M", "network": "lab"}
 STARTED = {**VM, "state": "started"}
 # As strict as a host can be about what users leave behind; and a process that is left behind by one.
@@ -203,13 +203,27 @@ def test_a_vm_outlives_the_end_of_all_users(host: Host, inner: Record) -> None:
 
 def test_a_second_run_changes_nothing_and_nothing_stays_of_a_vm(host: Host, inner: Record) -> None:
     """Neither process nor unit, neither record nor mount, once it has been stopped and removed."""
+    service = restarted(host)
     run = host.run(
+        module("cocoon_network", **NETWORK),
         module("cocoon_vm", **STARTED),
         {**module("cocoon_vm", **VM, state="stopped", force=True), "name": "stop"},
         {**module("cocoon_vm", name="inner", state="absent"), "name": "remove"},
+        {**module("cocoon_network", name="lab", state="absent"), "name": "take down"},
     )
+    # What systemd has started anew is the network's own.
+    assert not run.result("cocoon_network").changed
     assert not run.result("cocoon_vm").changed and run.result("cocoon_vm")["vm"]["pid"] == inner["pid"]
     assert run.result("stop")["vm"]["reason"] == "powered off"
-    units = "systemctl list-units --all --plain --no-legend 'cocoon-microvm*.scope'"
-    left = "ls /var/lib/cocoon-microvm/vms; grep cocoon-microvm/ /proc/mounts; pgrep -a qemu-system || true"
+    units = f"systemctl list-units --all --plain --no-legend 'cocoon-microvm*.scope' {service}"
+    left = "ls /var/lib/cocoon-microvm/vms; grep cocoon-microvm/ /proc/mounts; pgrep -a 'qemu-system|dnsmasq' || true"
     assert host.shell(f"{units}; {left}") == ""
+
+
+def restarted(host: Host) -> str:
+    """The dnsmasq of the network is a service of systemd's, which starts it again when it crashes; the service."""
+    unit = "grep -o 'cocoon-microvm-[a-z2-7]*.service' /proc/$pid/cgroup"
+    found = host.shell(f"pid=$(pgrep dnsmasq); {unit}; kill -9 $pid")
+    assert found.startswith("cocoon-microvm-") and "\n" not in found
+    host.until(f"systemctl show --property=NRestarts --value {found}; pgrep -c dnsmasq || true", "1\n1")
+    return found

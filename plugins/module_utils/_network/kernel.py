@@ -181,6 +181,20 @@ def _addresses(ipr: t.Any, index: int) -> list[str]:
     ]
 
 
+def ways(name: str) -> list[dict[str, str]]:
+    """The routes over an interface that name a next hop, of both families, as a result of CNI plugins says them."""
+    index, found = links.index_of(name), []
+    with route_socket() as ipr:
+        for family, everywhere in ((AF_INET, "0.0.0.0"), (AF_INET6, "::")):
+            for message in ipr.get_routes(family=family):
+                to, via = message.get_attr("RTA_DST") or everywhere, message.get_attr("RTA_GATEWAY")
+                # A kernel without IPv6 answers with what it has.
+                mine = message["family"] == family and message.get_attr("RTA_OIF") == index
+                if via and mine and message.get_attr("RTA_TABLE") == RT_TABLE_MAIN:
+                    found.append({"dst": f"{to}/{message['dst_len']}", "gw": via})
+    return found
+
+
 def create(record: Record) -> None:
     """Make the bridge, down and without an address; one of ours that is there is fine.
 

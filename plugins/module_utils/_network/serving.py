@@ -19,6 +19,7 @@ import shutil
 import signal
 import typing as t
 
+from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError, ToolError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import dnsmasq, leases, links
@@ -62,7 +63,7 @@ def missing(store: Store, network: Record) -> list[str]:
     if not leases.is_served(network):
         return ["dnsmasq"] if leases.was_served(store, network["id"]) else []
     note = _note(store, network["id"])
-    process = _find(note)
+    process = _find(store, network["id"], note)
     if process is None:
         return ["dnsmasq"]
     process.close()
@@ -90,7 +91,7 @@ def ensure(store: Store, network: Record) -> None:
             _write_entry(store.paths, network, entry)
         _remove_entries(store.paths, network["id"], surplus)
         note = _note(store, network["id"])
-        process = _find(note)
+        process = _find(store, network["id"], note)
         if process is not None and _is_current(store, network, note or {}):
             with process:
                 process.signal(signal.SIGHUP)
@@ -251,8 +252,12 @@ def _note(store: Store, network_id: str) -> Record | None:
         return {}
 
 
-def _find(note: Record | None) -> Process | None:
-    return Process.find(note.get("process")) if note else None
+def _find(store: Store, network_id: str, note: Record | None) -> Process | None:
+    """The instance that was noted, or the one that systemd has started in its place when it crashed."""
+    process = Process.find(note.get("process")) if note else None
+    if process is None and note and scope.present():
+        process = next(iter(_scan(_config_path(store, network_id))), None)
+    return process
 
 
 def _is_current(store: Store, network: Record, note: Record) -> bool:
@@ -288,7 +293,7 @@ def _restart(store: Store, network: Record) -> None:
     place = _place(store, network["id"])
     for name in _listed(os.path.join(place.folder, FORMER)):
         remove_file(os.path.join(place.folder, FORMER, name))
-    config, text = os.path.join(place.folder, dnsmasq.CONFIG), dnsmasq.config(network, place)
+    config, text = _config_path(store, network["id"]), dnsmasq.config(network, place)
     _write(config, text, os.stat(place.folder).st_gid)
     entries = [entry_of(store, network, ip) for ip in leases.names(store, network["id"], "leases")]
     for entry in filter(None, entries):
@@ -296,7 +301,7 @@ def _restart(store: Store, network: Record) -> None:
     stale = dnsmasq.outdated(network, _leased(store, network["id"]), filter(None, entries))
     if stale:
         _write(place.leases, dnsmasq.without(_text(place.leases) or "", stale), 0)
-    _start(config)
+    _start(network, config)
     process = next(iter(_scan(config)), None)
     if process is None:
         raise ToolError(f"dnsmasq of network '{network['name']}' ended at once", remedy="See what the system log says.")
@@ -306,10 +311,20 @@ def _restart(store: Store, network: Record) -> None:
         write_json(_note_path(store, network["id"]), note)
 
 
-def _start(config: str) -> None:
-    """It goes to the background by itself once it listens, and says on its standard error why it cannot."""
+def _start(network: Record, config: str) -> None:
+    """It goes to the background by itself once it listens, and says on its standard error why it cannot.
+
+    Where systemd runs, it is a service, which is started again when it crashes. One that does not start there does not
+    without it either, and says why; if it does, it is taken for what it is.
+    """
+    command = [dnsmasq.PROGRAM, f"--conf-file={config}"]
+    if scope.present():
+        unit, words = scope.service_name(network["id"]), f"names and addresses of network {network['name']}"
+        with contextlib.suppress(ToolError):
+            run_tool(scope.service(unit, command, words), timeout=60, package="systemd")
+            return
     try:
-        run_tool([dnsmasq.PROGRAM, f"--conf-file={config}"], timeout=60, package=dnsmasq.PACKAGE)
+        run_tool(command, timeout=60, package=dnsmasq.PACKAGE)
     except ToolError as exc:
         if "already in use" in exc.message:
             exc.remedy = "Another name or DHCP server of the host listens on all addresses: bind it to its own ones."
@@ -318,9 +333,7 @@ def _start(config: str) -> None:
 
 def _adopt(network: Record, pid: int) -> None:
     """Where systemd runs, it is not part of the login, or of the service, that this run belongs to."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
-
-    if scope.present():
+    if scope.present() and not scope.in_unit(pid, scope.service_name(network["id"])):
         unit = scope.adopt(network["id"], pid, f"names and addresses of network {network['name']}")
         scope.wait_adopted(pid, unit)
 
@@ -339,10 +352,14 @@ def _leased(store: Store, network_id: str) -> dict[str, str]:
 
 
 def _reread(store: Store, network_id: str) -> None:
-    process = _find(_note(store, network_id))
+    process = _find(store, network_id, _note(store, network_id))
     if process is not None:
         with process:
             process.signal(signal.SIGHUP)
+
+
+def _config_path(store: Store, network_id: str) -> str:
+    return os.path.join(leases.runtime(store.paths, network_id), dnsmasq.CONFIG)
 
 
 def _scan(config: str) -> list[Process]:
@@ -366,9 +383,10 @@ def _words(pid: int) -> list[bytes]:
 
 
 def _end_processes(store: Store, network_id: str) -> None:
-    noted = _find(_note(store, network_id))
-    config = os.path.join(leases.runtime(store.paths, network_id), dnsmasq.CONFIG)
-    for process in (noted, *_scan(config)):
+    if scope.present():
+        scope.stop_service(scope.service_name(network_id))
+    noted = Process.find((_note(store, network_id) or {}).get("process"))
+    for process in (noted, *_scan(_config_path(store, network_id))):
         if process is not None:
             with process:
                 process.end()

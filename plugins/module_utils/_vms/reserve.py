@@ -196,7 +196,10 @@ def take_nics(run: Run, record: VmRecord, configs: t.Sequence[NetworkConfig]) ->
             attachments.lease(run.store, network, config["network"]["ip"], record["id"])
             run.mark("create.lease")
         if config.get("ip6"):
-            attachments.lease(run.store, network, config["ip6"], record["id"])
+            try:
+                attachments.lease(run.store, network, config["ip6"], record["id"])
+            except ConflictError as exc:
+                raise ConflictError(exc.message, f"nics[{index}].ip6", exc.remedy or "") from exc
             run.mark("create.lease6")
 
 

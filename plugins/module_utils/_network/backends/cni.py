@@ -142,6 +142,7 @@ def _add(store: Store, network: Record, config: NetworkConfig, wish: Wish, stays
     try:
         note = attachments.add(store, network, vm_id, ifname, wish)
         try:
+            note["ways"] = _ways(config, note["result"])
             offer = _offer(note)
             if stays and wish.ip and offer.get("ip") != wish.ip:
                 raise ConflictError(
@@ -162,10 +163,20 @@ def _add(store: Store, network: Record, config: NetworkConfig, wish: Wish, stays
     return note
 
 
+def _ways(config: NetworkConfig, result: Record) -> list[dict[str, str]]:
+    """The routes that plugins have made and said nothing of, as Calico does."""
+    if result.get("routes") or not result.get("ips"):
+        return []
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
+
+    return _inside(config, lambda: kernel.ways(_ifname(config)))
+
+
 def _offer(note: Record) -> Record:
     plugin, mtu = note["conflist"]["plugins"][-1]["type"], note.get("mtu") or 0
+    result = note["result"] or {}
     return {
-        **results.offer(note["result"] or {}, note["ifname"], plugin),
+        **results.offer({**result, "routes": result.get("routes") or note.get("ways")}, note["ifname"], plugin),
         "mtu": 0 if mtu == wires.DEFAULT_MTU else mtu,
     }
 

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
-import typing as t
 
 import pytest
 
@@ -36,35 +34,6 @@ def paths_in(directory: pathlib.Path) -> Paths:
 )
 def test_versions(text: str, version: str | None) -> None:
     assert host.first_version(text) == version
-
-
-def chain(**fields: t.Any) -> dict[str, t.Any]:
-    usual = {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}
-    return {"chain": {**usual, **fields}}
-
-
-@pytest.mark.parametrize(
-    ("entries", "found"),
-    [
-        ([], []),
-        ([chain()], ["ip filter FORWARD"]),
-        ([chain(family="inet", table="firewall", name="f")], ["inet firewall f"]),
-        ([chain(policy="accept")], []),
-        ([chain(hook="input")], []),
-        ([chain(family="ip6")], []),
-        ([chain(table="cocoon_abcdefgh")], []),
-        ([{"chain": {"family": "ip", "table": "nat", "name": "DOCKER"}}, {"metainfo": {}}], []),
-    ],
-)
-def test_chains_that_drop_what_is_forwarded(entries: list[dict[str, t.Any]], found: list[str]) -> None:
-    assert host.parse_forward_drops({"nftables": entries}) == found
-
-
-def test_nft_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_output", lambda _argv: "Operation not permitted (you must be root)\n")
-    assert host.forward_drops() == ([], "Operation not permitted (you must be root)")
-    monkeypatch.setattr(host, "_output", lambda _argv: json.dumps({"nftables": [chain()]}))
-    assert host.forward_drops() == (["ip filter FORWARD"], None)
 
 
 @pytest.mark.parametrize(

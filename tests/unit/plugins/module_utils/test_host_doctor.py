@@ -10,6 +10,7 @@ import typing as t
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _doctor as doctor
+from ansible_collections.cocoon.microvm.plugins.module_utils._firewalls import Firewall
 from ansible_collections.cocoon.microvm.plugins.module_utils._host import LIBRARIES, TOOLS, Facts
 
 QEMU = {
@@ -32,7 +33,7 @@ GOOD = Facts(
     memory={"total": 8 << 30, "available": 7 << 30},
     disk={"path": "/var/lib/x", "total": 60 << 30, "free": 40 << 30},
     closed={},
-    forward_drops=[],
+    firewalls=[],
     nft_error=None,
     systemd=True,
     store=STORE,
@@ -91,7 +92,10 @@ def tools(**missing: None) -> dict[str, t.Any]:
         ({"tools": tools(zstd=None)}, "zstd", "WARN", "Install zstd"),
         ({"tools": tools(skopeo=None)}, "skopeo", "WARN", "Install skopeo"),
         ({"nft_error": "Operation not permitted"}, "nftables", "FAIL", "nf_tables"),
-        ({"forward_drops": ["ip filter FORWARD"]}, "forwarding", "WARN", "firewall"),
+        (
+            {"firewalls": [Firewall("docker", "iptables-nft FORWARD", [["iptables", "-i", "cm +"]], [])]},
+            *("forwarding", "WARN", "host_firewall: open, by: iptables -i 'cm +'"),
+        ),
         ({"tun": False}, "tun", "FAIL", "modprobe tun"),
         ({"halted": {"web1": "io-error"}}, "guests", "WARN", "state: started"),
         ({"bridge": False}, "bridge", "WARN", "module bridge"),
@@ -111,6 +115,12 @@ def test_each_thing_that_is_wrong_has_a_remedy(changes: dict[str, t.Any], name: 
     assert found[name]["status"] == status
     assert words in found[name]["remedy"]
     assert found[name]["detail"]
+
+
+def test_a_firewall_that_lets_guests_pass_is_no_trouble() -> None:
+    wall = Firewall("docker", "iptables-nft FORWARD", [], [["iptables-nft", "-D"]])
+    (row,) = [row for row in doctor.examine(dataclasses.replace(GOOD, firewalls=[wall])) if row["name"] == "forwarding"]
+    assert row["status"] == doctor.PASS and row["detail"] == "let through by docker (iptables-nft FORWARD)"
 
 
 def test_no_hypervisor_at_all() -> None:

@@ -17,7 +17,7 @@ PACKAGE = "ansible_collections.cocoon.microvm.plugins.module_utils"
 FLOORS = (
     ("_errors", "_plain", "_progress", "_words"),
     ("_config", "_process", "_sparse", "_types"),
-    ("_argspec", "_documents", "_record_types", "_records", "_scope"),
+    ("_argspec", "_documents", "_firewalls", "_record_types", "_records", "_scope"),
     ("_state",),
     ("_planning",),
     ("_hypervisors", "_network", "_images"),

@@ -41,3 +41,11 @@ def test_a_process_that_is_not_moved_is_an_error() -> None:
     assert not scope.in_unit(os.getpid(), "no.scope")
     with pytest.raises(HypervisorError, match="did not move"):
         scope.wait_adopted(os.getpid(), "no.scope", -1)
+
+
+def test_a_server_is_started_again_when_it_crashes() -> None:
+    unit = scope.service_name("abc")
+    words = scope.service(unit, ["dnsmasq", "--conf-file=/x"], "names of network lab")
+    assert words[:3] == ["systemd-run", "--quiet", "--unit=cocoon-microvm-abc.service"]
+    assert {"--property=Type=forking", "--property=Restart=on-failure", "--slice=cocoon-microvm.slice"} <= set(words)
+    assert words[-3:] == ["--", "dnsmasq", "--conf-file=/x"]

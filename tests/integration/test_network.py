@@ -107,7 +107,7 @@ def test_nobody_outside_gets_to_guests(lab: Host) -> None:
 # As firewalld has it: the policy is accept, and the last rule rejects.
 WALLS = """
 table inet wall {
-    chain fwd { type filter hook forward priority 10; policy drop; }
+    chain through { type filter hook forward priority 10; policy drop; }
 }
 table inet firewalld {
     chain filter_FORWARD {

@@ -88,12 +88,7 @@ def _by_plugins(fleet: Fleet, folder: str, runs: int) -> list[Row]:
     network, store = _cni_network(fleet, folder), _store(fleet)
     turns = [_plugin_turn(store, network) for _turn in range(runs)]
     made, gone, their_made, their_gone = zip(*turns)
-    paths = []
-    for _turn in range(runs):
-        pods = [Pod(store, network, number) for number in (1, 2)]
-        paths.append(_path([pod.attach() for pod in pods], [pod.config["mac"] for pod in pods]))
-        for pod in pods:
-            pod.detach()
+    paths = [_plugin_path(store, network) for _turn in range(runs)]
     return [
         _row("a NIC by CNI plugins: made, beyond their own time", made, CNI_AIM),
         _row("a NIC by CNI plugins: given back, beyond their own time", gone, CNI_AIM),
@@ -130,6 +125,15 @@ def _plugin_turn(store: Store, network: Any) -> tuple[float, float, float, float
     with _plugins_timed() as second:
         gone = _ms(pod.detach)
     return made - sum(first), gone - sum(second), sum(first), sum(second)
+
+
+def _plugin_path(store: Store, network: Any) -> tuple[float, float]:
+    pods = [Pod(store, network, number) for number in (1, 2)]
+    try:
+        return _path([pod.attach() for pod in pods], [pod.config["mac"] for pod in pods])
+    finally:
+        for pod in pods:
+            pod.detach()
 
 
 # -- the way of a frame ---------------------------------------------------------------------------------------------

@@ -131,19 +131,20 @@ def test_other_firewalls_are_opened_where_somebody_says_so(lab: Host, scratch: P
     lab.publish("lab", lab.vm("web1"), one.ip, "8080:80")
     assert tcp_blocked(one.netns, lab.outside, INTERNET, 80)
     folders = {f"cocoon_{name}": path for name, path in lab.dirs.items()}
-    play = Playbooks(lab.netns, scratch, {**folders, "cocoon_install": False, "host_show_table": True})
+    play = Playbooks(lab.netns, scratch, {**folders, "cocoon_install": False})
     role = [{"hosts": "all", "gather_facts": False, "roles": ["cocoon.microvm.host"]}]
 
-    def said(firewall: str) -> str:
+    def said(firewall: str) -> Any:
         run = play(role, variables={"cocoon_firewall": firewall}, ok=None)
-        lines = run.result("cocoon.microvm.host : Show what the doctor says")["msg"]
-        return next(line for line in lines if line.startswith("forwarding"))
+        checks = run.result("cocoon.microvm.host : Look at the host with them")["checks"]
+        return next(check for check in checks if check["name"] == "forwarding")
 
-    assert "PASS" in said("open")
+    assert said("open")["status"] == "PASS"
     assert tcp_reaches(one.netns, lab.outside, INTERNET, 80) == UPLINK
     assert tcp_reaches(lab.outside, one.netns, UPLINK, 8080, at=80)
     shut = said("closed")
-    assert "WARN" in shut and "docker (iptables-nft FORWARD)" in shut, shut
+    assert shut["status"] == "WARN" and "docker (iptables-nft FORWARD)" in shut["detail"], shut
+    assert "inet wall through" in shut["detail"] and "host_firewall: open" in shut["remedy"], shut
     assert tcp_blocked(one.netns, lab.outside, INTERNET, 80) and lab.rules() == before
 
 

@@ -217,7 +217,9 @@ def _taken_apart(pods: Pods, options: dict[str, Any], space: Netns, nic: Any) ->
 
 def _cloned(pods: Pods, nic: Any) -> None:
     """A clone is let on with a MAC and addresses of its own, by an ADD of its own."""
-    ipam = {"type": "host-local", "dataDir": str(pods.folder / "ipam"), "ranges": [[{"subnet": SUBNET}]]}
+    # Each list counts from its own beginning.
+    ranges = [[{"subnet": SUBNET, "rangeStart": "10.99.0.100"}]]
+    ipam = {"type": "host-local", "dataDir": str(pods.folder / "ipam"), "ranges": ranges}
     pods.plugin("far", FAR_PLUGIN)
     pods.conflist("far", {"type": "bridge", "bridge": "cnb0", "mtu": 1400, "ipam": ipam}, {"type": "far"})
     pods.network("far")
@@ -228,7 +230,7 @@ def _cloned(pods: Pods, nic: Any) -> None:
     two = pods.run("cocoon_vm", name="two", snapshot="warm", network="far", **wait)["vm"]["network_configs"][0]
     assert (two["network"]["gateway"], two["network"]["prefix"]) == (FAR, 32)
     assert two["network6"] == {"ip": FAR6, "prefix": 128, "gateway": GATEWAY6}
-    assert two["mac"] != nic["mac"]
+    assert two["mac"] != nic["mac"] and two["network"]["ip"] != nic["network"]["ip"]
     assert (
         ping(pods.netns, two["network"]["ip"])
         and len(inside(in_namespace(pods.engine.record("two")), redirect.joined)) == 2

@@ -119,10 +119,9 @@ def _holding(nic: Nic) -> list[str]:
 
 
 def _own6(nic: Nic) -> list[ipaddress.IPv6Address]:
-    """The IPv6 addresses of a guest: that of the link, which follows from its MAC, and one of the network's subnet."""
-    own = [ipaddress.IPv6Address((0xFE80 << 112) + subnets.interface_id(nic.config["mac"]))]
-    wide = subnets.address6(nic.network, nic.config)
-    return [*own, ipaddress.IPv6Address(wide)] if wide else own
+    """The IPv6 addresses of a guest: that of the link, which follows from its MAC, and those of the subnet."""
+    link = ipaddress.IPv6Address((0xFE80 << 112) + subnets.interface_id(nic.config["mac"]))
+    return [link, *map(ipaddress.IPv6Address, subnets.owned6(nic.network, nic.config))]
 
 
 def _digest(nic: Nic) -> str:

@@ -26,6 +26,7 @@ MAX_DNS = 2  # as many as the kernel's ip= parameter takes
 # What a NIC may be told besides its network and addresses; as options of a NIC, and in the record.
 ASKED = ("ip6", "default_route", "gateway", "metric", "routes", "dhcp", "vlan", "limits")
 MAX_ROUTES = 16
+EVERYWHERE6 = "::/0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class GuestNic:
     @property
     def all_routes(self) -> tuple[Route, ...]:
         """The default ones, and the others."""
-        ways = (("0.0.0.0/0", self.gateway), ("::/0", self.gateway6))
+        ways = (("0.0.0.0/0", self.gateway), (EVERYWHERE6, self.gateway6))
         return (*(Route(to, via, self.metric) for to, via in ways if via), *self.routes)
 
     @property
@@ -440,7 +441,11 @@ def _ethernet(nic: GuestNic) -> Record:
         if nic.metric:
             overrides["route-metric"] = nic.metric
         found.update({"dhcp4": True, **({"dhcp4-overrides": overrides} if overrides else {})})
-    addresses, routes = list(filter(None, (nic.address, nic.address6))), [_way(nic, way) for way in nic.all_routes]
+    addresses, ways = list(filter(None, (nic.address, nic.address6))), nic.all_routes
+    if nic.gateway6 and not nic.onlink:
+        # Among the routes, cloud-init hands it on to systemd-networkd as one to ::/64. This way it has no metric.
+        found["gateway6"], ways = nic.gateway6, tuple(way for way in ways if way.to != EVERYWHERE6)
+    routes = [_way(nic, way) for way in ways]
     if nic.address6:
         found["accept-ra"] = False
     return {**found, **({"addresses": addresses} if addresses else {}), **({"routes": routes} if routes else {})}

@@ -49,6 +49,13 @@ def address6(network: t.Mapping[str, t.Any], nic: t.Mapping[str, t.Any]) -> str 
     return nic.get("ip6") or str(ipaddress.IPv6Network(network["subnet6"])[interface_id(nic["mac"])])
 
 
+def owned6(network: t.Mapping[str, t.Any], nic: t.Mapping[str, t.Any]) -> list[str]:
+    """All that a guest may use there: where prefixes are advertised, not each can be kept from what its MAC makes."""
+    told = address6(network, nic)
+    heard = address6(network, {"mac": nic["mac"]}) if network.get("addresses6") != "static" else None
+    return list(dict.fromkeys(address for address in (told, heard) if address))
+
+
 def why_not6(network: t.Mapping[str, t.Any], ip: str, mac: str | None) -> str | None:
     """What keeps a guest with that MAC (``None``: one that is still to be made up) from having an IPv6 address."""
     subnet, address = ipaddress.IPv6Network(network["subnet6"]), ipaddress.IPv6Address(ip)

@@ -110,9 +110,11 @@ def test_a_guest_with_ipv6_has_the_addresses_that_follow_from_its_mac() -> None:
         assert ("ip saddr != { 10.1.0.7 } drop" in found) is (config is WITH_ADDRESS)
 
 
-def test_a_guest_with_a_chosen_address_has_that_and_no_other() -> None:
-    (nic,) = guard.nics([{**NIC, "ip6": "fd00:1::5"}], lambda _config: {**OURS, "subnet6": "fd00:1::/64"})
-    assert "ip6 saddr != { ::, fe80::ab:ff:fe00:a, fd00:1::5 } drop" in guard.rules(nic)
+def test_a_guest_with_a_chosen_address_has_that_and_what_advertisements_may_give_it() -> None:
+    for addresses6, heard in (("static", ""), ("advertised", ", fd00:1::ab:ff:fe00:a")):
+        network = {**OURS, "subnet6": "fd00:1::/64", "addresses6": addresses6}
+        (nic,) = guard.nics([{**NIC, "ip6": "fd00:1::5"}], lambda _config, network=network: network)
+        assert f"ip6 saddr != {{ ::, fe80::ab:ff:fe00:a, fd00:1::5{heard} }} drop" in guard.rules(nic)
 
 
 def test_how_fast_a_guest_may_send() -> None:

@@ -255,7 +255,7 @@ CASES: list[tuple[list[tuple[Record, Record]], list[str], list[str], list[Record
                 "dhcp4": True,
                 "dhcp4-overrides": {"use-routes": False, "route-metric": 7},
                 "addresses": ["fd00:1::ff:fe00:2/64"],
-                "routes": [{"to": "::/0", "via": "fd00:1::1", "metric": 7}],
+                "gateway6": "fd00:1::1",
                 "accept-ra": False,
             },
         ],
@@ -269,7 +269,7 @@ CASES: list[tuple[list[tuple[Record, Record]], list[str], list[str], list[Record
             {
                 "dhcp4": True,
                 "addresses": ["fd00:6::ff:fe00:0/64"],
-                "routes": [{"to": "::/0", "via": "fd00:6::1"}],
+                "gateway6": "fd00:6::1",
                 "accept-ra": False,
             }
         ],

@@ -52,7 +52,7 @@ def check(run: Run, record: VmRecord | None, plan: Plan) -> Plan:
         _check_ports(run, vm_id, create.wanted["nics"], create.wanted["ports"])
     if nics:
         _check_nics(run, vm_id, nics.nics, nics.network)
-        _check_ports(run, vm_id, nics.nics, nics.ports or ())
+        _check_ports(run, vm_id, nics.nics, (record or {}).get("ports") or () if nics.ports is None else nics.ports)
     if ports and record:
         _check_ports(run, vm_id, current_nics(record), ports.ports)
     _check_state(run, record, plan)
@@ -160,4 +160,4 @@ def _check_ports(run: Run, vm_id: str | None, nics: t.Sequence[Record], ports: t
     if target is not None:
         network = t.cast(Record, networks[target])
         free = [port for port in ports if port_key(port) not in run.passing]
-        attachments.check_free(run.store, network, vm_id, attachments.check_ports(free))
+        attachments.check_free(run.store, network, vm_id, attachments.check_ports(free), moving=True)

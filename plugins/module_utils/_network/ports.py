@@ -130,9 +130,10 @@ def read_port(document: Record) -> Record:
     return document
 
 
-def check_free(store: Store, network: Record, vm_id: str | None, ports: t.Iterable[Port]) -> None:
+def check_free(store: Store, network: Record, vm_id: str | None, ports: t.Iterable[Port], moving: bool = False) -> None:
     """That the VM (``None``: one to be made) may publish these ports on this network.
 
+    :param moving: those that it has on another network are given back first.
     :raises ChangeRefusedError: the network has no NAT, and no plugin for it.
     :raises ConflictError: another VM or a process of the host has one of them; the message names the holder.
     """
@@ -147,7 +148,7 @@ def check_free(store: Store, network: Record, vm_id: str | None, ports: t.Iterab
             holder = leases.holder(os.path.join(leases.directory(store, network_id, "ports"), port.key))
             if holder is None:
                 continue
-            if holder != vm_id or network_id != network["id"]:
+            if holder != vm_id or not (moving or network_id == network["id"]):
                 raise _taken(store, port, name, holder)
             ours = True
         if not ours:

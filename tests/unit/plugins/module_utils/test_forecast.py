@@ -13,13 +13,14 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils._api import vms
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine import batch, lookup
-from ansible_collections.cocoon.microvm.plugins.module_utils._network import leases
+from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments, leases
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Observed
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 from ansible_collections.cocoon.microvm.tests.unit.documents import document
 
-NETWORKS = {"lab": "10.0.0.0/24", "dmz": "10.1.0.0/29", "flat": None}
+NETWORKS = {"lab": "10.0.0.0/24", "dmz": "10.1.0.0/29", "quiet": "10.2.0.0/24", "flat": None}
+OUT = ("lab", "dmz")
 LIMITS = {"lock_timeout": 1, "memory_reserve": "0", "memory_overcommit": 1.0, "disk_overcommit": 100.0}
 
 
@@ -37,7 +38,13 @@ def fixture_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
         for folder in ("leases", "ports", "users"):
             os.makedirs(leases.directory(store, network_id(name), folder))
         gateway = subnet and subnet.rpartition(".")[0] + ".1"
-        changes = {"name": name, "bridge": f"cm-{name}", "subnet": subnet, "gateway": gateway, "nat": bool(subnet)}
+        changes = {
+            "name": name,
+            "bridge": f"cm-{name}",
+            "subnet": subnet,
+            "gateway": gateway,
+            "nat": name in ("lab", "dmz"),
+        }
         record = document("network-3-search", id=network_id(name), **changes)
         write_json(leases.directory(store, network_id(name), "network.json"), record)
     for number, name in enumerate(("web1", "web2"), 2):
@@ -62,6 +69,23 @@ def planned(params: Record, *definitions: Record) -> list[Record]:
     results = vms.converge_vms(params, allowed, check=True)
     assert [result["msg"] for result in results if result.get("failed")] == []
     return results
+
+
+def test_published_ports_go_along_to_another_network(params: Record) -> None:
+    """They are the VM's own; on one that publishes none, or where another VM has one, the plan says so."""
+    store = Store.open(Paths.from_params(params))
+    for name, ports in (("web1", ["127.0.0.1:58080:80"]), ("web2", ["127.0.0.1:58081:80"])):
+        vm = store.vm_record(name)
+        assert vm is not None
+        attachments.publish(store, {"id": network_id("lab"), "name": "lab", "nat": True}, vm["id"], "10.0.0.2", ports)
+        store.write_vm({**vm, "ports": ports})
+    more = ["127.0.0.1:58080:80", "127.0.0.1:58082:80"]
+    for ports in ({}, {"ports": more}):
+        assert planned(params, {"name": "web1", "network": "dmz", **ports})
+    refused: list[Record] = [{"network": "flat"}, {"network": "quiet"}, {"network": "quiet", "ports": more}]
+    for definition in (*refused, {"network": "dmz", "ports": ["127.0.0.1:58081:80"]}):
+        (result,) = vms.converge_vms(params, [{"name": "web1", "allow_restart": True, **definition}], check=True)
+        assert result.get("failed") and "ports" in result["msg"], definition
 
 
 def test_a_vm_on_another_network_shows_its_new_address_and_its_restart(params: Record) -> None:

@@ -19,7 +19,6 @@ import shutil
 import signal
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError, ToolError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import dnsmasq, leases, links
@@ -59,7 +58,7 @@ def check_installed(network: Record) -> None:
 
 
 def missing(store: Store, network: Record) -> list[str]:
-    """What is not as it should be: ``dnsmasq``, ``names``. Files and a pidfd are looked at, nothing else."""
+    """What is not as it should be: ``dnsmasq``, ``names``. Files and a pidfd are looked at, after a crash processes."""
     if not leases.is_served(network):
         return ["dnsmasq"] if leases.was_served(store, network["id"]) else []
     note = _note(store, network["id"])
@@ -255,9 +254,11 @@ def _note(store: Store, network_id: str) -> Record | None:
 def _find(store: Store, network_id: str, note: Record | None) -> Process | None:
     """The instance that was noted, or the one that systemd has started in its place when it crashed."""
     process = Process.find(note.get("process")) if note else None
-    if process is None and note and scope.present():
-        process = next(iter(_scan(_config_path(store, network_id))), None)
-    return process
+    if process is not None or not note:
+        return process
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
+
+    return next(iter(_scan(_config_path(store, network_id))), None) if scope.present() else None
 
 
 def _is_current(store: Store, network: Record, note: Record) -> bool:
@@ -317,6 +318,8 @@ def _start(network: Record, config: str) -> None:
     Where systemd runs, it is a service, which is started again when it crashes. One that does not start there does not
     without it either, and says why; if it does, it is taken for what it is.
     """
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
+
     command = [dnsmasq.PROGRAM, f"--conf-file={config}"]
     if scope.present():
         unit, words = scope.service_name(network["id"]), f"names and addresses of network {network['name']}"
@@ -333,6 +336,8 @@ def _start(network: Record, config: str) -> None:
 
 def _adopt(network: Record, pid: int) -> None:
     """Where systemd runs, it is not part of the login, or of the service, that this run belongs to."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
+
     if scope.present() and not scope.in_unit(pid, scope.service_name(network["id"])):
         unit = scope.adopt(network["id"], pid, f"names and addresses of network {network['name']}")
         scope.wait_adopted(pid, unit)
@@ -383,6 +388,8 @@ def _words(pid: int) -> list[bytes]:
 
 
 def _end_processes(store: Store, network_id: str) -> None:
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
+
     if scope.present():
         scope.stop_service(scope.service_name(network_id))
     noted = Process.find((_note(store, network_id) or {}).get("process"))

@@ -171,7 +171,6 @@ class VmRecord(t.TypedDict, total=False):
     exit_code: int | None
     ready: Record | None
     host_keys: list[str]
-    console_from: int
 
     uid: int
     promised_disk: int

@@ -52,7 +52,7 @@ _VM_SINCE: Record = {
     "hostname": "",
     "cpu_max": 0,
     **{"firmware": None, "memory_backing": "ram", "own_kernel": None, "blob_digests": None},
-    **{"relogin": False, "host_keys": [], "console_from": 0},
+    **{"relogin": False, "host_keys": []},
 }
 _SNAPSHOT_SINCE: Record = {
     **_CONTAINER,

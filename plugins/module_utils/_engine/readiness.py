@@ -164,7 +164,7 @@ def _settle(run: Run, item: Waiting, target: Target) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys
 
     # A reboot of the host takes the console's log.
-    keys = host_keys(target.console_log, (item.record or {}).get("console_from", 0))
+    keys = host_keys(target.console_log)
     known = {"host_keys": keys} if keys else {}
     _write_down(run, item, ready={"condition": condition_of(item.definition), "seconds": target.seconds}, **known)
 

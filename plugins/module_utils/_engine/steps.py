@@ -483,7 +483,6 @@ def set_ports(job: Job, step: steps.SetPorts) -> None:
 
 def rebuild(job: Job, step: steps.Rebuild) -> None:
     """A new system disk from the wanted image; id, MACs, addresses and data disks stay."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._guest import console
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import fresh_pins
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
     from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
@@ -507,7 +506,6 @@ def rebuild(job: Job, step: steps.Rebuild) -> None:
         login=reserve.login_of(wanted),
         relogin="relogin" in image["features"],
         host_keys=[],
-        console_from=console.size(run.store.paths.console_log(record["id"])),
         first_booted=False,
         phase=PHASE_REBUILD,
         **fresh_pins(run.driver(wanted["hypervisor"]), wanted["accel"]),

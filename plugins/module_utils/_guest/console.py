@@ -24,28 +24,19 @@ BLOCK_RE = re.compile(rb"-----BEGIN SSH HOST KEY KEYS-----(.*?)-----END SSH HOST
 THEIR_KEY_RE = re.compile(rb"^(" + KEY + rb")[^\r\n]*(?:[\r\n]|\Z)", re.M)
 
 
-def host_keys(console_log: str, since: int = 0) -> list[str]:
-    """The public host keys that the guest has named last, beyond *since* bytes of the log.
+def host_keys(console_log: str) -> list[str]:
+    """The public host keys that the guest has named last in this run of it: a start begins with an empty log.
 
     Only root of the guest can write there, and nobody between the guest and us.
     """
     try:
         with open(console_log, "rb") as stream:
-            stream.seek(since)
             text = stream.read(MOST)
     except OSError:
         return []
     ours, blocks = OUR_KEY_RE.findall(text), BLOCK_RE.findall(text)
     found = ours[-1:] or [key for block in blocks[-1:] for key in THEIR_KEY_RE.findall(block)]
     return [key.decode() for key in found]
-
-
-def size(console_log: str) -> int:
-    """How much the guest has said."""
-    try:
-        return os.stat(console_log).st_size
-    except OSError:
-        return 0
 
 
 def last_lines(path: str, count: int) -> list[str]:

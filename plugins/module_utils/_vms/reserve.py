@@ -71,7 +71,7 @@ def fresh_record(run: Run, wanted: Record, image: ImageRecord) -> VmRecord:
         "detached_disks": [],
         "login": login_of(wanted),
         "relogin": "relogin" in image["features"],
-        **{"host_keys": [], "console_from": 0},
+        "host_keys": [],
         "promised_disk": disk_bytes(wanted, None),
     }
     return t.cast("VmRecord", record)

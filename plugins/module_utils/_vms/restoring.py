@@ -16,7 +16,6 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
-from ansible_collections.cocoon.microvm.plugins.module_utils._guest import console
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import store as images
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_RESTORE
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import machine_of, with_values
@@ -103,7 +102,6 @@ def _merged(vm: Vm, snapshot: SnapshotRecord) -> VmRecord:
         **{key: snapshot.get(key) for key in (*AGAIN, *pinned)},
         **{key: value for key, value in snapshot.items() if key in AGAIN_IF_KNOWN and value is not None},
         "host_keys": snapshot.get("host_keys") or [],
-        "console_from": console.size(vm.paths.console_log(vm.id)),
         "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
         "detached_disks": others,
     }

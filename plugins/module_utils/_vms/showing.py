@@ -95,7 +95,7 @@ def view(record: VmRecord | None, paths: Paths) -> Record | None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import host_keys, panicked
 
     observed = observe(record, paths)
-    said = host_keys(paths.console_log(record["id"]), record.get("console_from", 0))
+    said = host_keys(paths.console_log(record["id"]))
     if said:  # what it said when it was last waited for may be older
         shown["host_keys"] = said
     if observed.halted:

@@ -103,14 +103,14 @@ images:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._api import images
+from ansible_collections.cocoon.microvm.plugins.module_utils._api import image_info
 from ansible_collections.cocoon.microvm.plugins.module_utils._argspec import store_options
 from ansible_collections.cocoon.microvm.plugins.module_utils._module import run_module
 
 
 def main() -> None:
     spec = {"name": {"type": "str"}, **store_options()}
-    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), images.info)
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), image_info.info)
 
 
 if __name__ == "__main__":

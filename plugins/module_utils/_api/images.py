@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._api.answers import Answer, Params
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
-from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging, listing
+from ansible_collections.cocoon.microvm.plugins.module_utils._images import converging
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.wanted import wanted_of
 
 
@@ -29,11 +29,6 @@ def converge(params: Params, check: bool) -> Answer:
         "diff": outcome.diff,
         "warnings": outcome.warnings,
     }
-
-
-def info(params: Params, _check: bool) -> Answer:
-    """The images, or the one named: ``images``."""
-    return {"changed": False, "images": listing.info(Paths.from_params(params), params["name"])}
 
 
 def prune(params: Params, check: bool) -> Answer:

@@ -109,10 +109,16 @@ class Qmp:
     def negotiate(self, timeout: float) -> None:
         """Read the greeting and leave capabilities mode.
 
+        QEMU may send an event to a connection that it has just taken before it greets: of what was before we came.
+
         :raises TimeoutError: no greeting in time.
         """
         deadline = time.monotonic() + timeout
         message = self._receive(deadline)
+        while "event" in message:
+            self._keep(message)
+            message = self._receive(deadline)
+        self._events.clear()
         if not isinstance(message.get("QMP"), dict):
             raise HypervisorError("the hypervisor sent something that is not a QMP greeting")
         self.greeting = message["QMP"]

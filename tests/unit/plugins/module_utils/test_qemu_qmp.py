@@ -48,6 +48,21 @@ def test_greeting_and_version(pair: tuple[Qmp, socket.socket]) -> None:
     assert requests(theirs) == [{"execute": "qmp_capabilities", "id": 1}]
 
 
+def test_events_before_the_greeting_are_of_no_concern(pair: tuple[Qmp, socket.socket]) -> None:
+    client, theirs = pair
+    feed(theirs, {"event": "NIC_RX_FILTER_CHANGED"}, {"event": "RESUME"}, GREETING, {"return": {}, "id": 1})
+    client.negotiate(5)
+    assert client.version() == "7.2.22"
+    assert client.wait_event("RESUME", 0.01) is None, "it was of before"
+
+
+def test_a_flood_before_the_greeting(pair: tuple[Qmp, socket.socket]) -> None:
+    client, theirs = pair
+    feed(theirs, *[b'{"event": "X"}\n'] * (qmp.MAX_EVENTS + 1))
+    with pytest.raises(HypervisorError, match="floods"):
+        client.negotiate(5)
+
+
 def test_execute(pair: tuple[Qmp, socket.socket]) -> None:
     client, theirs = pair
     feed(theirs, {"return": {"status": "running"}, "id": 1}, {"return": {}, "id": 2})

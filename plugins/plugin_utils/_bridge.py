@@ -21,7 +21,7 @@ MODULES = (
     *("_config", "_errors", "_process", "_records", "_state", "_types"),
     *("_guest/agent", "_guest/cocoon_agent", "_guest/line", "_guest/standard_agent"),
     *("_hypervisors/base", "_hypervisors/channels", "_hypervisors/replies", "_hypervisors/rest"),
-    *("_hypervisors/firecracker/places", "_hypervisors/qemu/sockets", "_hypervisors/vsock"),
+    *("_hypervisors/qemu/sockets", "_hypervisors/vsock"),
     *("_engine/bridge", "_vms/guests"),
 )
 # What stands before an answer; before that may be what the host and become say to who logs in.

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import select
 import socket
 import subprocess
 import threading
+import time
 import typing as t
 from pathlib import Path
 
@@ -20,9 +19,19 @@ import ansible_collections.cocoon.microvm as collection
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import identify
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
-from ansible_collections.cocoon.microvm.tests.unit import documents
+from ansible_collections.cocoon.microvm.tests.unit import cocoon, documents
 
-AGENT = Path(next(iter(collection.__path__))) / "roles" / "image" / "files" / "guest" / "common" / "agent"
+COMMON = Path(next(iter(collection.__path__))) / "roles" / "image" / "files" / "guest" / "common"
+AGENT = COMMON / "agent"
+OUR_AGENT = ("perl", str(AGENT), "-", "/", "/bin/true")
+# What listens at a guest's vsock does so at a unix socket here, wherever it is, for a host at the address in CID.
+PLACES = {
+    "exit 0 if !has_vsock();": "",
+    "($VSOCK, $LOCAL, $STREAM) = (40, 1, 1)": "($VSOCK, $LOCAL, $STREAM) = (1, 1, 1)",
+    "pack 'S S L L x4', $VSOCK, 0, $PORT, $ANY": "pack 'S a108', 1, $ENV{PLACE}",
+    "unpack 'S S L L', $peer": "unpack 'S S L L', pack 'S S L L x4', 40, 0, 1 << 30, $ENV{CID}",
+    "my ($PATIENCE, $LONG) = (10, 60);": "my ($PATIENCE, $LONG) = (1, 2);",
+}
 Serve = t.Callable[[socket.socket], None]
 
 
@@ -87,8 +96,7 @@ class Port:
     def __init__(self) -> None:
         self.end, inside = socket.socketpair()
         with inside:
-            words = ["perl", str(AGENT), "-", "/", "/bin/true"]
-            self.process = subprocess.Popen(words, stdin=inside, stdout=inside)
+            self.process = subprocess.Popen(OUR_AGENT, stdin=inside, stdout=inside)
 
     def serve(self, client: socket.socket) -> None:
         while True:
@@ -104,47 +112,81 @@ class Port:
         self.process.wait()
 
 
+class Vsock:
+    """What listens at the vsock of a guest of ours, and the hypervisor in front of it.
+
+    :param agent: what it is told of the agent. :param command: of clones. :param cid: who connects; 2 is the host.
+    """
+
+    def __init__(self, folder: Path, agent: t.Sequence[str], command: t.Sequence[str] = ("true",), cid: int = 2):
+        source = (COMMON / "vsock").read_text(encoding="utf-8")
+        for mine, here in PLACES.items():
+            assert mine in source
+            source = source.replace(mine, here)
+        script, self.place = folder / "vsock", folder / "s"
+        script.write_text(source, encoding="utf-8")
+        environment = {**os.environ, "PLACE": str(self.place), "CID": str(cid)}
+        self.process = subprocess.Popen(["perl", script, *agent, "--", *command], env=environment)
+        self._await_listener()
+
+    def _await_listener(self) -> None:
+        """A socket is there before somebody listens at it; a connection that says nothing is let go of."""
+        deadline = time.monotonic() + 20
+        while True:
+            assert self.process.poll() is None and time.monotonic() < deadline
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), self.connect():
+                return
+            time.sleep(0.02)
+
+    def connect(self) -> socket.socket:
+        """A connection, as the guest sees it."""
+        line = socket.socket(socket.AF_UNIX)
+        line.settimeout(20)
+        try:
+            line.connect(str(self.place))
+        except OSError:
+            line.close()
+            raise
+        return line
+
+    def serve(self, client: socket.socket) -> None:
+        """Have a client of the hypervisor's connected."""
+        head = b""
+        while not head.endswith(b"\n"):
+            data = client.recv(1)
+            if not data:
+                return
+            head += data
+        assert head == b"CONNECT 1024\n"
+        with self.connect() as line:
+            client.sendall(b"OK 1073741824\n")
+            while True:
+                for ready in select.select([client, line], [], [])[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    (line if ready is client else client).sendall(data)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Vsock:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
 class Cocoon:
-    """A double of the Cocoon agent behind vsock: a command for each connection, run here."""
+    """A double of the Cocoon agent behind vsock."""
 
     def __init__(self) -> None:
         self.commands: list[dict[str, t.Any]] = []
 
     def serve(self, client: socket.socket) -> None:
         stream = client.makefile("rwb")
-
-        def say(**document: t.Any) -> None:
-            stream.write(json.dumps(document).encode() + b"\n")
+        if stream.readline() == b"CONNECT 1024\n":
+            stream.write(b"OK 1073741824\n")
             stream.flush()
-
-        if stream.readline() != b"CONNECT 1024\n":
-            return
-        stream.write(b"OK 1073741824\n")
-        stream.flush()
-        try:
-            asked = json.loads(stream.readline())
-        except ValueError:
-            return
-        if asked.get("type") != "exec":
-            say(type="error", message=f'expected first frame type "exec" or "reseed", got "{asked.get("type", "")}"')
-            return
-        self.commands.append(asked)
-        data = b""
-        for line in stream:
-            frame = json.loads(line)
-            if frame["type"] == "stdin_close":
-                break
-            data += base64.b64decode(frame["data"])
-        try:
-            child = subprocess.Popen(
-                asked["argv"], env=asked["env"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        except OSError as exc:
-            say(type="error", message=f"start: {exc}")
-            return
-        say(type="started", pid=child.pid)
-        printed = child.communicate(data)
-        for kind, text in zip(("stdout", "stderr"), printed):
-            for start in range(0, len(text), 32 << 10):
-                say(type=kind, data=base64.b64encode(text[start : start + (32 << 10)]).decode())
-        say(type="exit", **({"exit_code": child.returncode} if child.returncode else {}))
+            cocoon.answer(t.cast(t.BinaryIO, stream), self.commands.append)

@@ -22,13 +22,11 @@ def guest_channel(name: str, run_dir: str) -> Channel:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import sockets
 
         return sockets.guest_channel(run_dir)
-    if name == "firecracker":
-        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
+    if name in ("cloud-hypervisor", "firecracker"):
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
 
-        return places.guest_channel(run_dir)
-    raise UnsupportedError(
-        f"{name} has no way to an agent in the guest yet", "hypervisor", "Use qemu or firecracker, or ssh."
-    )
+        return vsock.channel(vsock.own(run_dir))
+    raise UnsupportedError(f"{name} has no way to an agent in the guest", "hypervisor", "Use another one, or ssh.")
 
 
 def console(name: str, run_dir: str) -> str | None:

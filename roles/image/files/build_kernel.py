@@ -27,8 +27,9 @@ MODULES = [
     "?virtio_balloon",
     "?i6300esb",
     "?vmgenid",
+    "?vmw_vsock_virtio_transport",
 ]
-# Perl runs the command (container/supervise), hears the host (common/agent), sets a clone's clock (common/identity).
+# Perl runs the command (container/supervise), hears the host (common/agent, vsock), sets a clone's clock (identity).
 PROGRAMS = ["usr/bin/perl", "usr/sbin/resize2fs"]
 GUEST_FILES = {
     "container/init": ("init", 0o755),
@@ -40,6 +41,7 @@ GUEST_FILES = {
     "common/disks": ("usr/lib/cocoon-microvm/disks", 0o644),
     "common/identity": ("usr/lib/cocoon-microvm/identity", 0o644),
     "common/nic": ("usr/lib/cocoon-microvm/nic", 0o644),
+    "common/vsock": ("usr/lib/cocoon-microvm/vsock", 0o644),
     "tiny/functions": ("usr/lib/cocoon-microvm/functions", 0o644),
     "tiny/hotplug": ("usr/lib/cocoon-microvm/hotplug", 0o755),
     "tiny/dhcp": ("usr/lib/cocoon-microvm/dhcp", 0o755),

@@ -76,6 +76,7 @@ class CloudHypervisorDriver(VsockDriver):
     name = "cloud-hypervisor"
     capabilities = Capabilities(
         hotplug_disks=True,
+        agent=True,
         balloon=True,
         watchdog=True,
         live_disk_resize=True,

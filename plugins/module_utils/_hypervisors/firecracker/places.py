@@ -17,7 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import Rest
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel, Endpoints, Launch
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Endpoints, Launch
 
 WHO = "Firecracker"
 API = "api.sock"
@@ -42,11 +42,6 @@ def endpoints(run_dir: str) -> Endpoints:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Endpoints
 
     return Endpoints(api_path(run_dir))
-
-
-def guest_channel(run_dir: str) -> Channel:
-    """:raises FileNotFoundError: it does not run."""
-    return vsock.channel(vsock.own(run_dir))
 
 
 def connect(run_dir: str, timeout: float) -> Rest:

@@ -30,7 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._guest.line import 
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Channel
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
-from ansible_collections.cocoon.microvm.tests.unit.agents import AGENT, Cocoon, Port, Serve, Server
+from ansible_collections.cocoon.microvm.tests.unit.agents import AGENT, OUR_AGENT, Cocoon, Port, Serve, Server, Vsock
 
 NEEDS_PERL = pytest.mark.skipif(not shutil.which("perl"), reason="needs perl")
 BYTES = bytes(range(256))
@@ -53,13 +53,20 @@ def fixture_ours(tmp_path: Path) -> t.Iterator[StandardAgent]:
     port.close()
 
 
-@pytest.fixture(name="any_agent", params=["ours", "theirs"])
+@pytest.fixture(name="ours_by_vsock")
+def fixture_ours_by_vsock(tmp_path: Path) -> t.Iterator[StandardAgent]:
+    """Our own agent, behind what listens at a guest's vsock."""
+    with Vsock(tmp_path, OUR_AGENT) as guest, Server(tmp_path / "agent.sock", guest.serve, parallel=True):
+        yield t.cast(StandardAgent, agents.find(access(tmp_path, "vsock"), soon()))
+
+
+@pytest.fixture(name="any_agent", params=["ours", "ours_by_vsock", "theirs"])
 def fixture_any_agent(request: pytest.FixtureRequest, tmp_path: Path) -> t.Iterator[Agent]:
-    """Ours and Cocoon's: what holds of both."""
-    if request.param == "ours":
+    """Ours, by each of the ways to it, and Cocoon's: what holds of all."""
+    if request.param != "theirs":
         if not shutil.which("perl"):
             pytest.skip("needs perl")
-        yield request.getfixturevalue("ours")
+        yield request.getfixturevalue(request.param)
         return
     with Server(tmp_path / "agent.sock", Cocoon().serve, parallel=True):
         yield agents.find(access(tmp_path, "vsock"), soon())
@@ -209,7 +216,7 @@ def test_what_a_guest_claims_is_bounded(tmp_path: Path) -> None:
         ("guest-file-read", {"handle": 7, "count": -1}, "invalid for argument count"),
         ("guest-file-open", {"path": "/x", "mode": "z"}, "invalid file open mode"),
         ("guest-file-write", {"handle": 7, "buf-b64": "!"}, "refused file-write"),
-        ("guest-shutdown", {"mode": "reboot"}, "refused shutdown"),
+        ("guest-shutdown", {"mode": "halt"}, "refused shutdown"),
         ("guest-set-time", {"time": 5}, "no time in nanoseconds"),
     ],
 )

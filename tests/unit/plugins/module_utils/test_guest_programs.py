@@ -12,7 +12,6 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 import typing as t
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings 
     Route,
     identity_lines,
 )
+from ansible_collections.cocoon.microvm.tests.unit.agents import OUR_AGENT, Server, Vsock
 
 GUEST = Path(next(iter(collection.__path__))) / "roles" / "image" / "files" / "guest"
 SOURCE = (GUEST / "container" / "supervise").read_text(encoding="utf-8")
@@ -184,15 +184,6 @@ def test_which_disks_are_mounted_by_their_serials(tmp_path: Path, serial: str, m
     assert bool(done.stdout) == mounted
 
 
-VSOCK = (GUEST / "common" / "vsock").read_text(encoding="utf-8")
-# The same at a unix socket, wherever it is, for a host that is at the address in CID.
-PLACES = {
-    "exit 0 if !has_vsock();": "",
-    "($VSOCK, $LOCAL, $STREAM) = (40, 1, 1)": "($VSOCK, $LOCAL, $STREAM) = (1, 1, 1)",
-    "pack 'S S L L x4', $VSOCK, 0, $PORT, $ANY": "pack 'S a108', 1, $ENV{PLACE}",
-    "unpack 'S S L L', $peer": "unpack 'S S L L', pack 'S S L L x4', 40, 0, 1 << 30, $ENV{CID}",
-    "my ($PATIENCE, $LONG) = (10, 60);": "my ($PATIENCE, $LONG) = (1, 2);",
-}
 ECHO = """exec 3<&0 < /dev/null
 while read -r line <&3; do
     case $line in
@@ -224,55 +215,90 @@ echo ok >&3
 )
 def test_who_listens_at_the_vsock(tmp_path: Path, request_line: str, answer: str) -> None:
     """Whatever one request is like, the next one is answered."""
-    with listening(tmp_path) as place:
-        assert ask(place, request_line) == {"type": "identity", "answer": answer}
-        assert ask(place, '{"type": "identity", "message": "end\\n"}\n')["answer"] == "ok"
+    with Vsock(tmp_path, ["true"], ["sh", "-c", ECHO]) as guest:
+        assert ask(guest, request_line) == {"type": "identity", "answer": answer}
+        assert ask(guest, '{"type": "identity", "message": "end\\n"}\n')["answer"] == "ok"
 
 
 @NEEDS_PERL
 @pytest.mark.parametrize("cid", [1, 3, 7])
 def test_only_the_host_is_heard(tmp_path: Path, cid: int) -> None:
-    with listening(tmp_path, cid) as place, socket.socket(socket.AF_UNIX) as somebody:
-        somebody.settimeout(20)
-        somebody.connect(str(place))
+    with Vsock(tmp_path, ["true"], cid=cid) as guest, guest.connect() as somebody:
         assert somebody.recv(1) == b""
 
 
-@contextlib.contextmanager
-def listening(tmp_path: Path, cid: int = 2) -> t.Iterator[Path]:
-    """Where what listens at the vsock does, for the host, or for somebody at another address."""
-    source = VSOCK
-    for mine, here in PLACES.items():
-        assert mine in source
-        source = source.replace(mine, here)
-    script, place = tmp_path / "vsock", tmp_path / "s"
-    script.write_text(source, encoding="utf-8")
-    environment = {**os.environ, "PLACE": str(place), "CID": str(cid)}
-    with subprocess.Popen(["perl", script, "sh", "-c", ECHO], env=environment) as child:
-        try:
-            await_listener(place, child)
-            yield place
-        finally:
-            child.kill()
-
-
-def await_listener(place: Path, child: subprocess.Popen[bytes]) -> None:
-    """A socket is there before somebody listens at it; a connection that says nothing is let go of."""
-    deadline = time.monotonic() + 20
-    while True:
-        assert child.poll() is None and time.monotonic() < deadline
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as host:
-            host.connect(str(place))
-            return
-        time.sleep(0.02)
-
-
-def ask(place: Path, line: str) -> t.Any:
-    with socket.socket(socket.AF_UNIX) as host:
-        host.settimeout(20)
-        host.connect(str(place))
+def ask(guest: Vsock, line: str) -> t.Any:
+    with guest.connect() as host:
         host.sendall(line.encode())
         return json.loads(host.makefile("rb").readline())
+
+
+SYNC = b'{"execute": "guest-sync", "arguments": {"id": %d}}\n'
+IDENTITY = '{"type": "identity", "message": "end\\n"}\n'
+
+
+def sync(host: socket.socket, number: int, before: bytes = b"") -> None:
+    """Have the agent say a number."""
+    host.sendall(before + SYNC % number)
+    assert json.loads(host.makefile("rb").readline()) == {"return": number}
+
+
+@NEEDS_PERL
+def test_the_agent_and_clones_are_at_the_same_vsock(tmp_path: Path) -> None:
+    """Whoever has said nothing yet, or half of it, is in nobody's way; nor is the agent in that of a clone."""
+    with Vsock(tmp_path, OUR_AGENT, ["sh", "-c", ECHO]) as guest, guest.connect(), guest.connect() as slow:
+        slow.sendall(IDENTITY[:9].encode())
+        with guest.connect() as host:
+            sync(host, 1)
+            assert ask(guest, IDENTITY)["answer"] == "ok"
+            sync(host, 2)
+            slow.sendall(IDENTITY[9:].encode())
+            assert json.loads(slow.makefile("rb").readline())["answer"] == "ok"
+            sync(host, 3)
+
+
+@NEEDS_PERL
+def test_who_comes_last_has_the_agent(tmp_path: Path) -> None:
+    """A connection that a snapshot has kept is of nobody; half of what it said, and the answers to it, are as well."""
+    with Vsock(tmp_path, OUR_AGENT) as guest, guest.connect() as gone:
+        gone.sendall(SYNC % 1 + b'{"execute": "guest-ping"}\n' * 2000 + b'{"execute": "gue')
+        with guest.connect() as host:
+            host.sendall(b"\xff" + SYNC.replace(b"-sync", b"-sync-delimited") % 2)
+            stream, said = host.makefile("rb"), b""
+            while b"\xff" not in said:
+                said = stream.readline()
+            assert json.loads(said.rpartition(b"\xff")[2]) == {"return": 2}
+            with contextlib.suppress(ConnectionResetError):
+                while gone.recv(1 << 16):
+                    pass
+            sync(host, 3)
+
+
+@NEEDS_PERL
+def test_an_agent_that_ends_is_started_again(tmp_path: Path) -> None:
+    with Vsock(tmp_path, ["sh", "-c", "read line; echo heard; exit 1"]) as guest:
+        for _time in range(2):
+            with guest.connect() as host:
+                host.sendall(SYNC % 1)
+                assert host.makefile("rb").read() == b"heard\n"
+
+
+@NEEDS_PERL
+def test_an_agent_that_listens_has_a_connection_for_each_client(tmp_path: Path) -> None:
+    def serve(client: socket.socket) -> None:
+        heard = client.makefile("rb").readline()
+        client.sendall(heard)
+
+    with Vsock(tmp_path, [str(tmp_path / "agent")]) as guest:
+        with guest.connect() as host:  # nobody is there yet
+            host.sendall(SYNC % 1)
+            assert host.recv(1) == b""
+        with Server(tmp_path / "agent", serve) as server:
+            for number in range(2):
+                with guest.connect() as host:
+                    host.sendall(SYNC % number)
+                    assert host.makefile("rb").read() == b"\xff" + SYNC % number
+            assert server.clients == 2
 
 
 # -- NICs -----------------------------------------------------------------------------------------------------------

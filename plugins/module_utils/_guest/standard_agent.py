@@ -210,13 +210,14 @@ class StandardAgent:
 
     # The machine.
 
-    def shut_down(self, deadline: float) -> None:
+    def shut_down(self, deadline: float, reboot: bool = False) -> None:
         """Have the guest shut itself down. The agent says nothing when it does, only when it will not.
 
+        :param reboot: and then reboot, as a machine does that has no power to switch off.
         :raises AgentError: it will not.
         """
         with self._turn(deadline) as talk, contextlib.suppress(GuestTimeoutError, AgentClosedError):
-            talk.ask("guest-shutdown", time.monotonic() + OBJECTION, mode="powerdown")
+            talk.ask("guest-shutdown", time.monotonic() + OBJECTION, mode="reboot" if reboot else "powerdown")
 
     def set_time(self, seconds: float, deadline: float) -> None:
         """Set the guest's clock.

@@ -54,11 +54,12 @@ def agent_of(vm: Vm, patience: float) -> StandardAgent:
 
 
 def shut_down(vm: Vm, patience: float) -> bool:
-    """Have a guest shut itself down; whether it was told. Only where that ends the VM."""
-    if vm.driver.guest_actions.poweroff != "ends":
+    """Have a guest shut itself down, in the way that ends the VM; whether it was told."""
+    ends = vm.driver.guest_actions
+    if "ends" not in (ends.poweroff, ends.reboot):
         return False
     with contextlib.suppress(CocoonError, OSError):
-        agent_of(vm, patience).shut_down(time.monotonic() + patience)
+        agent_of(vm, patience).shut_down(time.monotonic() + patience, reboot=ends.poweroff != "ends")
         return True
     return False
 

@@ -35,6 +35,7 @@ from ansible_collections.cocoon.microvm.tests.unit.agents import Cocoon, Server,
 from ansible_collections.cocoon.microvm.tests.unit.children import reap
 
 SET_TIME = "guest-set-time"
+SHUT_DOWN = "guest-shutdown"
 SILENT = None
 REFUSED = {"error": {"class": "GenericError", "desc": "not now"}}
 
@@ -48,7 +49,9 @@ class Guest:
     def __init__(self, folder: Path, freeze: t.Any = 2, thaw: t.Sequence[t.Any] = (2,), vsock: bool = False) -> None:
         self.path, self.vsock = folder / ("vsock.sock" if vsock else "agent.sock"), vsock
         self.answers: dict[str, list[t.Any]] = {FREEZE: [freeze], THAW: list(thaw), SET_TIME: [{"return": {}}]}
+        self.answers[SHUT_DOWN] = [SILENT]
         self.asked: list[str] = []
+        self.arguments: list[t.Any] = []
         self.thawed = threading.Event()
         self.server = Server(self.path, self.serve)
 
@@ -67,6 +70,7 @@ class Guest:
                 client.sendall(b"\xff" + json.dumps({"return": asked["arguments"]["id"]}).encode() + b"\n")
                 continue
             self.asked.append(asked["execute"])
+            self.arguments.append(asked.get("arguments"))
             answers = self.answers[asked["execute"]]
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             if answer is not SILENT:
@@ -223,3 +227,15 @@ def test_waking(tmp_path: Path, listens: bool) -> None:
         with Server(folder / "vsock.sock", lambda _client: None):
             asking.wake(vm, 20.0)
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(("name", "mode"), [("cloud-hypervisor", "powerdown"), ("firecracker", "reboot")])
+def test_shutting_down(tmp_path: Path, name: str, mode: str) -> None:
+    """In the way that ends the VM, which is another one where there is no power to switch off."""
+    store = Store.open(Paths(*(str(tmp_path / name) for name in ("a", "r", "l"))))
+    folder = make_vm(store, "web1", name, "own")
+    vm = Vm(Run(store, Options()), t.cast(Record, store.vm_record("web1")))
+    with Guest(folder, vsock=True) as guest:
+        assert asking.shut_down(vm, 20.0)
+        assert (guest.asked, guest.arguments) == ([SHUT_DOWN], [{"mode": mode}])
+    assert not asking.shut_down(vm, 0.5)  # nobody listens any more

@@ -97,13 +97,25 @@ class Site:
         assert not result["failed"], result.get("msg", result)
         return result
 
+    def in_guest(self, name: str, module: str, args: str) -> tuple[int, str]:
+        """Run a module inside a guest, by the connection plugin. :returns: whether it failed, and what was said."""
+        host = {"ansible_connection": "cocoon.microvm.guest", "cocoon_host": "lab"}
+        (self.folder / "guests.json").write_text(json.dumps({"all": {"hosts": {name: host}}}), encoding="utf-8")
+        words = ["ansible", "-i", self.folder / "hosts.json", "-i", self.folder / "guests.json", name, "-m", module]
+        done = self._done(*words, "-a", args)
+        return done.returncode, done.stdout + done.stderr
+
     def shell(self, command: str, timeout: float = 120) -> str:
         return self.lab.ssh(command, timeout)
 
     def _run(self, *words: str | Path, ok: tuple[int, ...] = (0,)) -> str:
-        line = [str(word) for word in words]
-        done = subprocess.run(
-            line,
+        done = self._done(*words)
+        assert done.returncode in ok, f"{words[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+        return done.stdout
+
+    def _done(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(word) for word in words],
             env=self.env,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
@@ -112,8 +124,6 @@ class Site:
             check=False,
             timeout=600,
         )
-        assert done.returncode in ok, f"{line[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-        return done.stdout
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +152,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             result = made.module(name, **args)
             assert not result["failed"], result
         yield made
+
+
+@pytest.fixture(scope="session")
+def debian(site: Site) -> str:
+    """The name of the image `debian`, whose guests have a systemd, a Python and qemu-guest-agent."""
+    site.lab.copy(built("debian", site.folder), "/root/debian.tar")
+    result = site.module("cocoon_image", name="debian", source="/root/debian.tar")
+    assert not result["failed"], result
+    site.shell("rm /root/debian.tar")
+    return "debian"
 
 
 @pytest.fixture(scope="module", params=["cloud-hypervisor", "firecracker"])

@@ -188,6 +188,8 @@ class VmRecord(t.TypedDict, total=False):
     resume: SavedMemory | None
     memory_mode: str | None
     identity_pending: list[str] | None
+    untold_nics: list[str] | None
+    hotplug_nics: bool | None
     blob_digests: dict[str, str] | None
     cidata_given: bool
     moving: Record

@@ -26,7 +26,7 @@ if t.TYPE_CHECKING:
 
 def await_guests(run: Run, items: t.Sequence[Waiting]) -> None:
     """Wait for the guests that were started, or whose earlier wait did not come to its end."""
-    introduce(run, [item for item in items if item.job and item.record and item.record.get("identity_pending")])
+    introduce(run, [item for item in items if item.job and item.record and awaits_word(item.record)])
     answering = [item for item in items if item.error is None]
     pairs = [(item, target) for item in answering for target in [_target(run, item)] if target is not None]
     if not pairs:
@@ -48,8 +48,13 @@ def await_guests(run: Run, items: t.Sequence[Waiting]) -> None:
             target.process.close()
 
 
+def awaits_word(record: VmRecord) -> bool:
+    """Whether a guest is to be told who it is, or of other NICs."""
+    return bool(record.get("identity_pending") or record.get("untold_nics"))
+
+
 def introduce(run: Run, items: t.Sequence[Waiting]) -> None:
-    """Tell clones who they are, and put each on its network once it has understood."""
+    """Tell clones who they are, and others of their NICs, and put each on its networks once it has understood."""
     if not items:
         return
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.identity import tell_all
@@ -65,9 +70,9 @@ def introduce(run: Run, items: t.Sequence[Waiting]) -> None:
                 item.error = GuestTimeoutError(f"VM '{item.name}': {found.error}", "timeout")
                 continue
             try:
-                _write_down(run, item, identity_pending=None)
+                _write_down(run, item, identity_pending=None, untold_nics=None)
             except (CocoonError, OSError) as exc:
-                item.error = CocoonError(f"VM '{item.name}' is on its network, which could not be written down: {exc}")
+                item.error = CocoonError(f"VM '{item.name}' is on its networks, which could not be written down: {exc}")
     finally:
         for _item, found in pairs:
             found.process.close()

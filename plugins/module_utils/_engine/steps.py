@@ -33,6 +33,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     cidata,
     container,
     mounts,
+    nics,
     power,
     reserve,
     resuming,
@@ -44,7 +45,11 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import DataDisk, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        DataDisk,
+        NetworkConfig,
+        VmRecord,
+    )
 
 
 class Job:
@@ -407,33 +412,68 @@ def set_cpus(job: Job, step: steps.SetCpus) -> None:
 
 
 def set_nics(job: Job, step: steps.SetNics) -> None:
-    """New NICs for a VM that does not run, and their ports: what both lists share is kept, the rest released or taken.
+    """Other NICs, and their ports: what both lists share is kept, the rest released or taken.
 
     While it lasts the record lists the new ones under ``planned_nics``, so that whoever comes after
-    a crash can give them back, and the old ones still stand where the planner compares them.
+    a crash can give them back, and the old ones still stand where the planner compares them. Of a VM that runs those
+    go first that are not to be; what it is to be given or told after that stands under ``untold_nics``.
     """
     vm, run, record = job.vm, job.run, job.known
-    old = list(record["network_configs"])
-    ports = list(record.get("ports") or []) if step.ports is None else list(step.ports)
+    old, live = list(record["network_configs"]), vm.runs()
     default = record["config"]["network"] if step.network is None else step.network
     with locked(vm.paths, ["host"], run.options.lock_timeout):
-        reserve.give_back_nics(run, record, record.get("planned_nics") or [], keep=old)
-        new = reserve.plan_nics(run, record, [{"network": default, **nic} for nic in step.nics])
-        vm.write(planned_nics=new)
-        vm.mark("set_nics.planned")
+        new = _plan_nics(vm, [{"network": default, **nic} for nic in step.nics])
+    untold = []
+    if live:
+        new = nics.kept(vm, new)
+        untold = nics.untold(vm, new)
         try:
-            reserve.take_nics(run, record, new)
+            nics.pull(vm, new)
         except CocoonError:
-            reserve.give_back_nics(run, record, new, keep=old)
-            vm.write(planned_nics=[])
+            with locked(vm.paths, ["host"], run.options.lock_timeout):
+                reserve.give_back_nics(run, record, new, keep=old)
+            gone = nics.lacking(vm)
+            vm.write(planned_nics=[], untold_nics=gone or record.get("untold_nics"))
             raise
-        vm.mark("set_nics.taken")
+        vm.mark("set_nics.pulled")
+    with locked(vm.paths, ["host"], run.options.lock_timeout):
         reserve.give_back_ports(run, record, reserve.all_ports(record))
         record["config"]["network"] = default
-        vm.write(network_configs=new, planned_nics=old, nics=list(step.nics), ports=ports, planned_ports=[])
+        ports = list(record.get("ports") or []) if step.ports is None else list(step.ports)
+        fields: Record = {"network_configs": new, "planned_nics": old, "nics": list(step.nics)}
+        vm.write(**fields, ports=ports, planned_ports=[], untold_nics=untold or None)
         vm.mark("set_nics.written")
         _settle_nics(vm)
     vm.mark("set_nics.done")
+
+
+def _plan_nics(vm: Vm, wanted: t.Sequence[Record]) -> list[NetworkConfig]:
+    """Take what other NICs need beside those that there are. The host's lock is held.
+
+    :raises CocoonError: it cannot be had; nothing has changed.
+    """
+    run, record = vm.run, vm.record
+    old = list(record["network_configs"])
+    reserve.give_back_nics(run, record, record.get("planned_nics") or [], keep=old)
+    new = reserve.plan_nics(run, record, wanted)
+    vm.write(planned_nics=new)
+    vm.mark("set_nics.planned")
+    try:
+        reserve.take_nics(run, record, new)
+    except CocoonError:
+        reserve.give_back_nics(run, record, new, keep=old)
+        vm.write(planned_nics=[])
+        raise
+    vm.mark("set_nics.taken")
+    return new
+
+
+def plug_nics(job: Job, _step: steps.PlugNics) -> None:
+    """Plug NICs into a running VM that it lacks, each off its network until its guest has been told."""
+    if job.vm.runs():
+        power.ready_networks(job.vm)
+        nics.plug(job.vm)
+        job.run.sync_networks()
 
 
 def _settle_nics(vm: Vm) -> None:
@@ -613,6 +653,7 @@ EXECUTORS: dict[type[steps.Step], t.Callable[[Job, t.Any], None]] = {
     steps.SetPorts: set_ports,
     steps.Start: start,
     steps.MendNics: mend_nics,
+    steps.PlugNics: plug_nics,
     steps.Resume: resume,
     steps.Pause: pause,
     steps.Hibernate: hibernate,

@@ -51,6 +51,13 @@ def message(record: VmRecord, old_macs: t.Sequence[str], guest_uuid: str) -> byt
     return "\n".join(lines).encode() + b"\n"
 
 
+def nics_message(record: VmRecord, macs: t.Container[str]) -> bytes:
+    """What the guest of *record* is told when it has those NICs anew, or is to set them up in another way."""
+    nics = [nic for nic in settings_of(record) if nic.mac in macs]
+    lines = [f"cocoon-identity {VERSION}", *identity_lines(nics, [nic.mac for nic in nics]), "end"]
+    return "\n".join(lines).encode() + b"\n"
+
+
 def answer_of(line: bytes) -> str:
     """What a guest has answered, which may be anything."""
     text = line.decode(errors="replace").strip()
@@ -68,6 +75,9 @@ class Newcomer:
     :param tell: plugs the line in and sends the message; called again when no answer comes.
     :param admit: called once the guest has answered that all is done.
     :param deadline: monotonic seconds.
+    :param silence: what it means that no answer has come until then.
+    :param patient: the guest may not have seen yet what it is told of: what it answers until the deadline is heard
+        again.
     """
 
     name: str
@@ -75,6 +85,11 @@ class Newcomer:
     tell: t.Callable[[], socket.socket]
     admit: t.Callable[[], None]
     deadline: float
+    silence: str = (
+        "its guest did not answer when it was told its new identity, so it is kept off the network; its image may lack"
+        " the handler for it (docs/guest-images.md)"
+    )
+    patient: bool = False
     line: socket.socket | None = None
     again: float = 0.0
     received: bytes = b""
@@ -113,13 +128,22 @@ class Newcomer:
             return
         said = answer_of(answer)
         if said != "ok":
-            self.error = f"its guest did not take its new identity: {printable(said, MOST_WORDS)}"
+            what = "what it was told of its NICs" if self.patient else "its new identity"
+            self._refused(f"its guest did not take {what}: {printable(said, MOST_WORDS)}")
             return
         try:
             self.admit()
             self.done = True
         except CocoonError as exc:
             self.error = f"its guest has not taken its new identity: {exc.message}"
+
+    def _refused(self, words: str) -> None:
+        if not self.patient:
+            self.error = words
+            return
+        self.silence = words
+        self.hang_up()
+        self.again = time.monotonic() + ANOTHER_TRY
 
     def hang_up(self) -> None:
         if self.line is not None:
@@ -148,10 +172,7 @@ def _turn(waiting: t.Sequence[Newcomer]) -> None:
     for newcomer in waiting:
         newcomer.say(now)
         if now >= newcomer.deadline:
-            newcomer.error = (
-                "its guest did not answer when it was told its new identity, so it is kept off the network;"
-                " its image may lack the handler for it (docs/guest-images.md)"
-            )
+            newcomer.error = newcomer.silence
         if newcomer.line is not None:
             by_fd[newcomer.line.fileno()] = newcomer
             poller.register(newcomer.line, select.POLLIN)

@@ -10,6 +10,7 @@ import socket
 import typing as t
 import uuid
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -469,6 +470,27 @@ class Driver(t.Protocol):
         :raises GuestTimeoutError: the guest did not let go of it in *timeout* seconds.
         """
 
+    def frees_nics(self, layout: Layout | None) -> bool:
+        """Whether NICs can come to and go from a machine that runs.
+
+        :param layout: of the saved state that it went on from; ``None`` for one that has booted.
+        """
+
+    def plugged_nics(self, run_dir: str) -> list[int]:
+        """The NICs that can be unplugged, by their places."""
+
+    def attach_nic(self, run_dir: str, number: int, nic: Nic) -> None:
+        """Hot-add a NIC, its link down until :meth:`admit`; nothing happens if one is in that place.
+
+        :raises ResourceError: no free slot.
+        """
+
+    def detach_nic(self, run_dir: str, number: int, timeout: float) -> None:
+        """Hot-remove a NIC, with the guest's agreement, and close its TAP; nothing happens if it is not there.
+
+        :raises GuestTimeoutError: the guest did not let go of it in *timeout* seconds.
+        """
+
     def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
         """Grow a disk to *size* bytes, file and device; the guest sees it at once.
 
@@ -531,6 +553,18 @@ class VsockDriver(Driver):
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
 
         return vsock.announce(vsock.channel(vsock.own(run_dir)), message)
+
+    def frees_nics(self, layout: Layout | None) -> bool:
+        return False
+
+    def plugged_nics(self, run_dir: str) -> list[int]:
+        return []
+
+    def attach_nic(self, run_dir: str, number: int, nic: Nic) -> None:
+        raise UnsupportedError(f"{self.name} attaches no NICs to a running VM", "nics", "Restart it.")
+
+    def detach_nic(self, run_dir: str, number: int, timeout: float) -> None:
+        raise UnsupportedError(f"{self.name} detaches no NICs from a running VM", "nics", "Restart it.")
 
     def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
         """It does not know what addresses its guest has given itself; the network lets no others through."""

@@ -112,6 +112,7 @@ def is_settled(record: t.Mapping[str, t.Any]) -> bool:
         record.get("state") in (RUNNING, PAUSED)
         and not record.get("phase")
         and not record.get("identity_pending")
+        and not record.get("untold_nics")
         and bool(record.get("network_configs"))
     )
 

@@ -72,6 +72,7 @@ class Difference:
     :param online: done instead of *values* if the VM runs throughout.
     :param reason: why it is refused, and the remedy; of a change that is not, another way than a restart.
     :param pulls: the data disk that goes, which a guest may be using: without leave only over a restart.
+    :param told: the guest has to be told at once, and to answer.
     :param login: login data that the guest is told of. Where that may not be, it stays as it is, and the rest goes on.
     """
 
@@ -85,6 +86,7 @@ class Difference:
     online: Step | None = None
     reason: tuple[str, str] = ("", "")
     pulls: str | None = None
+    told: bool = False
     login: Definition = dataclasses.field(default_factory=dict)
 
     def change(self, how: str) -> Change:
@@ -337,6 +339,8 @@ def _nics(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
         (before or None) if moved else have,
         after if moved else want,
         NICS_DIFFER,
+        capability="hotplug_nics",
+        told=True,
         steps=(SetNics(want, after or before, definition.get("ports")),),
     )
 

@@ -115,7 +115,7 @@ class DropDisk(Step):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SetNics(Step):
-    """New NICs for a VM that does not run, and its ports with them.
+    """Other NICs, and the VM's ports with them; of a VM that runs those go that are not to be.
 
     :param nics: ``{network, mac, ip}`` each. :param ports: the ports from then on; ``None`` = as before.
     """
@@ -256,6 +256,13 @@ class MendNics(Step):
 class Resume(Step):
     name = "resume"
     rank = 155
+
+
+class PlugNics(Step):
+    """Plug NICs into a running VM that it lacks. Its guest is told of them as :class:`Identify` says."""
+
+    name = "plug_nics"
+    rank = 158
 
 
 class Identify(Step):

@@ -48,6 +48,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     Identify,
     MendNics,
     Pause,
+    PlugNics,
     Rebuild,
     Remove,
     Restore,
@@ -335,7 +336,7 @@ class _Existing:
         wanted = self._rebuilt() if rebuild else None
         steps = self._power_steps(stop, runs) + self._change_steps(stop, wanted)
         if self.running and not stop:
-            steps += self._mend_nics(changes)
+            steps += self._mend_nics(changes) + self._plug_nics(steps)
         steps = self._ordered(steps, resumed=self.suspended and not stop)
         names = {step.name for step in steps}
         if self.differences or names & {"start", "hibernate"}:
@@ -384,6 +385,12 @@ class _Existing:
         changes += [Change(nic, trouble, "in order", LIVE) for nic, trouble in self.observed.nics.items()]
         return [MendNics()] if self.observed.nics else []
 
+    def _plug_nics(self, steps: t.Iterable[Step]) -> list[Step]:
+        """What a change of NICs of a running VM ends with, or one that was cut short."""
+        untold = bool(self.record.get("untold_nics")) and not self.observed.halted and self.state != "paused"
+        changed = any(isinstance(step, SetNics) for step in steps)
+        return [PlugNics()] if changed or (untold and not self.observed.paused) else []
+
     def _stops(self) -> bool:
         """Whether the state asked for means to shut a running VM down, or to drop the memory of a hibernated one.
 
@@ -429,11 +436,17 @@ class _Existing:
             return how
         if not (self.running or self.suspended) or (self.state == "stopped" and self.running):
             return OFFLINE
-        if difference.capability and self._lets_go(difference.pulls):
+        if difference.capability and self._lets_go(difference.pulls) and (self._hears() or not difference.told):
             capabilities = self.context.capabilities[self.record["hypervisor"]]
             if getattr(capabilities, difference.capability):
                 return LIVE
         return RESTART
+
+    def _hears(self) -> bool:
+        """Whether the guest can be told of NICs that come and go: it runs on, and has a handler for what it is told."""
+        record, observed = self.record, self.observed
+        stands = not self.running or observed.paused or observed.halted or record.get("identity_pending")
+        return self.state in ("present", "started") and not stands and bool(record.get("hotplug_nics"))
 
     def _lets_go(self, disk: str | None) -> bool:
         """Whether *disk* can be pulled out of the running guest without loss."""
@@ -597,7 +610,7 @@ class _Existing:
             return "rebuild"
         if self.differences:
             return "update"
-        if "mend_nics" in names:
+        if names & {"mend_nics", "plug_nics"}:
             return "repair"
         if self.state == "restarted" or restarts:
             return "restart"

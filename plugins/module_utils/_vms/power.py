@@ -140,6 +140,8 @@ def _begin(vm: Vm, driver: Driver) -> tuple[Process, float]:
         resuming.give_memory(vm)
     image = _bootable(vm)
     record["blob_digests"] = vm.run.blob_digests(record["image_id"])
+    layout = vm.saved["layout"] if record.get("resume") else None
+    record["hotplug_nics"] = "nics" in image["features"] and driver.frees_nics(layout)
     _refresh_nics(vm)
     style, limit = driver.boot_style(record["accel"]), driver.limits.command_line
     record["boot_config"] = {**boot.boot_config(record, image, style, limit), **_firmware(vm)}
@@ -165,6 +167,7 @@ def _taken_up(record: VmRecord, driver: Driver) -> Record:
         "resume": None,
         "memory_mode": PRIVATE if private else None,
         "identity_pending": saved["macs"] if saved.get("hold") else None,
+        "untold_nics": None,
     }
 
 
@@ -293,7 +296,7 @@ def _bootable(vm: Vm) -> ImageRecord:
     if default is None:
         raise no_kernel(record["config"]["image"])
     container.prepare(vm.paths, record, image)
-    return {**image, "boot": default["boot"]}
+    return {**image, "boot": default["boot"], "features": default["features"]}
 
 
 def _unpacked_kernel(run: Run, path: str) -> str:
@@ -327,7 +330,7 @@ def _spawn(vm: Vm, image: ImageRecord) -> tuple[Process, float]:
     try:
         driver = vm.driver
         hold = bool((record.get("resume") or {}).get("hold"))
-        nics = [_nic(driver, config, fds, hold) for config in record["network_configs"]]
+        nics = [nic_of(driver, config, fds, hold) for config in record["network_configs"]]
         vm.mark("start.tap")
         os.makedirs(vm.run_dir, 0o700, exist_ok=True)
         mount_log(vm.paths.vm_log(vm.id))
@@ -378,7 +381,7 @@ def _start(driver: Driver, launch: Launch, configs: t.Sequence[NetworkConfig], h
     return driver.start(launch, dataclasses.replace(jail, enter=make), take)
 
 
-def _nic(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -> Nic:
+def nic_of(driver: Driver, config: NetworkConfig, opened: list[int], hold: bool) -> Nic:
     """A NIC on a TAP of its own, which is kept off the bridge while the guest takes itself for another one."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Nic
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends
@@ -522,8 +525,8 @@ def stop(vm: Vm, timeout: float, force: bool, keep: bool = False) -> None:
 
 def not_running() -> Record:
     """Fields of a VM whose process is gone."""
-    gone = dict.fromkeys(("process", "phase", "ready", "memory_mode", "identity_pending"))
-    return {**gone, "pid": 0, "socket_path": "", "stopped_at": types.now()}
+    now = ("process", "phase", "ready", "memory_mode", "identity_pending", "untold_nics", "hotplug_nics")
+    return {**dict.fromkeys(now), "pid": 0, "socket_path": "", "stopped_at": types.now()}
 
 
 def _shut_down(vm: Vm, process: Process, timeout: float) -> bool:

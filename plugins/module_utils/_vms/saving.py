@@ -9,7 +9,7 @@ import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import open_disk
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ResourceError
+from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ResourceError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import FREEZE_NO, PHASE_SAVE, PRIVATE
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots.store import settle
 from ansible_collections.cocoon.microvm.plugins.module_utils._sparse import can_clone, copy_data
@@ -86,6 +86,12 @@ def save_running(
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 
     record = vm.record
+    if machine and record.get("untold_nics"):
+        raise StateError(
+            f"the guest of VM '{vm.name}' has not taken the NICs yet that it was given",
+            "state",
+            "Run the VM's task again, or restart it.",
+        )
     shared = record.get("memory_mode") != PRIVATE
     memory = record["config"]["memory"]
     memory_file, driver = vm.ram, vm.driver

@@ -73,6 +73,8 @@ PRIVATE = frozenset(
         "promised_disk",
         "resume",
         "identity_pending",
+        "untold_nics",
+        "hotplug_nics",
         "memory_mode",
         "restore",
         "cidata_given",

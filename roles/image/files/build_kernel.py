@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pieces import Packages, Tree, add_busybox, add_modules, add_perl_library, add_program, build, write_cpio
@@ -73,6 +74,9 @@ def build_boot(packages: Packages, version: str, guest: Path) -> Tree:
     tree = Tree()
     tree.file(f"boot/vmlinuz-{version}", packages.get(f"boot/vmlinuz-{version}"))
     tree.file(f"boot/initrd.img-{version}", build_initramfs(packages, version, guest))
+    # What is said here of an image is of those that boot with this one.
+    marker = json.dumps({"version": 1, "features": ["nics"]}) + "\n"
+    tree.file("usr/lib/cocoon-microvm/image.json", marker.encode())
     return tree
 
 

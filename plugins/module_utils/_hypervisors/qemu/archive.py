@@ -12,6 +12,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import Recor
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Layout
 
+_PORT: t.Final = {"type": "integer", "minimum": 0, "maximum": 31}
+
 
 class QemuArchive:
     """Machine and CPU model, which go into a command line, and where the disks were."""
@@ -29,8 +31,10 @@ class QemuArchive:
         "type": "object",
         "required": ["ports", "slots", "version"],
         "properties": {
-            "ports": {"enum": [8, 16]},
-            "slots": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 15}},
+            "ports": {"enum": [8, 16, 24, 32]},
+            "slots": {"type": "object", "additionalProperties": _PORT},
+            # Not there where NICs were in no port.
+            "nics": {"type": "array", "maxItems": 14, "items": _PORT},
             "version": {"type": "string", "pattern": r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z"},
         },
         "additionalProperties": False,

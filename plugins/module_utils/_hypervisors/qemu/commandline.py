@@ -9,10 +9,12 @@ Every PCI address is given, so that a guest, and a snapshot of it, sees the same
 slot         what
 ===========  =======================================================
 0x01         rng, virtio-serial, balloon, watchdog (functions 0 to 3)
-0x02, 0x03   root ports, eight to a slot: removable disks, then spares
+0x02, 0x03   root ports, eight to a slot: NICs, removable disks, then spares
 0x04 - 0x0f  fixed disks, eight to a slot
-0x10 - 0x1d  NICs, one to a slot, in the order of their names
+0x10, 0x11   more root ports
 ===========  =======================================================
+
+A machine that was saved by an earlier version has its NICs beside the root ports, one to a slot from 0x10 on.
 """
 
 from __future__ import annotations
@@ -43,20 +45,21 @@ TAP_TX_QUEUE_SIZE = 256
 MAX_CPUS = 240
 
 SYSTEM_SLOT = 0x01
-PORT_SLOT = 0x02
 DISK_SLOT = 0x04
+# Of NICs that are in no root port, one to a slot.
 NIC_SLOT = 0x10
-LAST_NIC_SLOT = 0x1D
+PORT_SLOTS = (0x02, 0x03, 0x10, 0x11)
 FUNCTIONS = 8
 SPARE_PORTS = 4
-MAX_PORTS = 2 * FUNCTIONS
+MAX_PORTS = len(PORT_SLOTS) * FUNCTIONS
+MAX_REMOVABLE = 16
 MAX_FIXED_DISKS = (NIC_SLOT - DISK_SLOT) * FUNCTIONS
-MAX_NICS = LAST_NIC_SLOT - NIC_SLOT + 1
+MAX_NICS = 14
 LIMITS = Limits(
     cpus=MAX_CPUS,
     nics=MAX_NICS,
     fixed_disks=MAX_FIXED_DISKS,
-    removable_disks=MAX_PORTS,
+    removable_disks=MAX_REMOVABLE,
     command_line=2047,  # of an x86 kernel
     nic_queues=NIC_QUEUE_SIZES,
     disk_queues=QUEUE_SIZES,
@@ -100,9 +103,10 @@ def function_address(slot: int, number: int) -> Options:
     return {"addr": f"{slot + number // FUNCTIONS:#04x}.{number % FUNCTIONS:x}", "multifunction": True}
 
 
-def port_count(removable: int) -> int:
-    """Root ports for *removable* disks and at least four spares; whole slots."""
-    return FUNCTIONS if removable + SPARE_PORTS <= FUNCTIONS else MAX_PORTS
+def port_count(devices: int) -> int:
+    """Root ports for so many NICs and removable disks and four spares, or as many as there can be; whole slots."""
+    slots = -(-(devices + SPARE_PORTS) // FUNCTIONS)
+    return min(slots * FUNCTIONS, MAX_PORTS)
 
 
 def check(launch: Launch) -> None:
@@ -123,15 +127,22 @@ def check(launch: Launch) -> None:
     if len(launch.nics) > MAX_NICS:
         raise InputError(f"{len(launch.nics)} NICs", "nics", f"QEMU takes {MAX_NICS}.")
     for nic in launch.nics:
-        if nic.queue_size not in NIC_QUEUE_SIZES:
-            raise InputError(f"{nic.queue_size} is not a NIC queue size of QEMU", "queue_size", "Use 256, 512 or 1024.")
+        check_nic(nic)
     for disk in launch.disks:
         check_disk(disk)
     fixed = sum(not disk.removable for disk in launch.disks)
     if fixed > MAX_FIXED_DISKS:
         raise InputError(f"{fixed} image layers and disks", "image", f"QEMU takes {MAX_FIXED_DISKS}.")
-    if len(launch.disks) - fixed > MAX_PORTS:
-        raise InputError(f"{len(launch.disks) - fixed} data disks", "data_disks", f"QEMU takes {MAX_PORTS}.")
+    if len(launch.disks) - fixed > MAX_REMOVABLE:
+        raise InputError(f"{len(launch.disks) - fixed} data disks", "data_disks", f"QEMU takes {MAX_REMOVABLE}.")
+    known = places(launch.resume.layout).get("nics") if launch.resume else None
+    if known is not None and len(known) != len(launch.nics):
+        raise InputError(f"{len(launch.nics)} NICs, and {len(known)} in its saved state", "nics", "Give it as many.")
+
+
+def check_nic(nic: Nic) -> None:
+    if nic.queue_size not in NIC_QUEUE_SIZES:
+        raise InputError(f"{nic.queue_size} is not a NIC queue size of QEMU", "queue_size", "Use 256, 512 or 1024.")
 
 
 def check_disk(disk: Disk) -> None:
@@ -207,12 +218,19 @@ def disk_device(disk: Disk, place: Options, queues: int) -> Options:
     }
 
 
-class Places(t.TypedDict):
-    """What a saved machine's layout says: how many root ports there are, and which disk was in which."""
-
+class _Places(t.TypedDict):
     ports: int
     slots: dict[str, int]
     version: str
+
+
+class Places(_Places, total=False):
+    """What a saved machine's layout says: how many root ports there are, and which disk and which NIC was in which.
+
+    Without ``nics`` an earlier version made the machine, and its NICs are in none.
+    """
+
+    nics: list[int]
 
 
 def places(layout: Layout) -> Places:
@@ -221,10 +239,10 @@ def places(layout: Layout) -> Places:
 
 
 def removable_ports(launch: Launch) -> dict[str, int]:
-    """The root port of each removable disk: where it was when the state was saved, else in their order."""
+    """The root port of each removable disk: where it was when the state was saved, else behind the NICs."""
     removable = [disk.serial for disk in launch.disks if disk.removable]
     if launch.resume is None:
-        return {serial: number for number, serial in enumerate(removable)}
+        return {serial: number for number, serial in enumerate(removable, len(launch.nics))}
     slots = places(launch.resume.layout)["slots"]
     return {serial: slots[serial] for serial in removable}
 
@@ -248,13 +266,13 @@ def _disks(launch: Launch) -> list[str]:
 
 def _ports(launch: Launch) -> list[str]:
     words = []
-    count = port_count(sum(disk.removable for disk in launch.disks))
+    count = port_count(len(launch.nics) + sum(disk.removable for disk in launch.disks))
     for number in range(places(launch.resume.layout)["ports"] if launch.resume else count):
         port: Options = {
             "driver": "pcie-root-port",
             "id": port_id(number),
             "bus": "pcie.0",
-            **function_address(PORT_SLOT, number),
+            **function_address(PORT_SLOTS[number // FUNCTIONS], number % FUNCTIONS),
             "chassis": number + 1,
             "slot": number + 1,
             # Nothing here uses I/O ports, and sixteen windows of them do not fit.
@@ -279,27 +297,45 @@ def identity_device() -> Options:
     }
 
 
-def _nic(number: int, nic: Nic) -> list[str]:
+def netdev_id(number: int) -> str:
+    return f"net{number}"
+
+
+def nic_place(launch: Launch, number: int) -> Options:
+    """Where a NIC is: first of all, so that it stays there whatever disks come, or where it was when it was saved."""
+    if launch.resume is None:
+        return {"bus": port_id(number)}
+    known = places(launch.resume.layout).get("nics")
+    if known is None:
+        return {"bus": "pcie.0", "addr": f"{NIC_SLOT + number:#04x}"}
+    return {"bus": port_id(known[number])}
+
+
+def nic_device(number: int, nic: Nic, place: Options) -> Options:
+    """The virtio device of *nic*, as ``-device`` (by :func:`keyval`) and ``device_add`` take it."""
     pairs = len(nic.fds) or nic.pairs
-    tap: Options = {"fds": ":".join(map(str, nic.fds))}
-    if not nic.fds:
-        tap = {"ifname": nic.tap, "script": "no", "downscript": "no", "queues": pairs}
-    netdev = keyval({"id": f"net{number}", **tap, "vhost": False})
-    device: Options = {
+    return {
         "driver": "virtio-net-pci",
         "id": nic_id(number),
-        "netdev": f"net{number}",
+        "netdev": netdev_id(number),
         "mac": nic.mac,
-        "bus": "pcie.0",
-        "addr": f"{NIC_SLOT + number:#04x}",
-        "mq": True if pairs > 1 else None,
-        "vectors": 2 * pairs + 2 if pairs > 1 else None,
+        **place,
+        **({"mq": True, "vectors": 2 * pairs + 2} if pairs > 1 else {}),
         "rx_queue_size": nic.queue_size,
         "tx_queue_size": TAP_TX_QUEUE_SIZE,
-        "host_mtu": nic.mtu,
+        **({"host_mtu": nic.mtu} if nic.mtu else {}),
         "disable-legacy": "on",
         "romfile": "",
     }
+
+
+def _nic(launch: Launch, number: int) -> list[str]:
+    nic = launch.nics[number]
+    tap: Options = {"fds": ":".join(map(str, nic.fds))}
+    if not nic.fds:
+        tap = {"ifname": nic.tap, "script": "no", "downscript": "no", "queues": nic.pairs}
+    netdev = keyval({"id": netdev_id(number), **tap, "vhost": False})
+    device = nic_device(number, nic, nic_place(launch, number))
     return ["-netdev", f"tap,{netdev}", "-device", keyval(device)]
 
 
@@ -442,8 +478,8 @@ def build(binary: str, launch: Launch, sockets: Sockets, rom: bool = False) -> l
         *_ports(launch),
         *_disks(launch),
     ]
-    for number, nic in enumerate(launch.nics):
-        words += _nic(number, nic)
+    for number in range(len(launch.nics)):
+        words += _nic(launch, number)
     for name in sorted(launch.guest_data):
         words += ["-fw_cfg", keyval({"name": f"opt/cocoon/{name}", "file": launch.guest_data[name]})]
     return [*words, "-incoming", "defer"] if launch.resume else words

@@ -38,6 +38,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     GuestActions,
     Jail,
     Launch,
+    Layout,
+    Nic,
     Pins,
     Probe,
     Resume,
@@ -86,6 +88,7 @@ class QemuDriver(Driver):
         bios=True,
         qcow2=True,
         hotplug_disks=True,
+        hotplug_nics=True,
         agent=True,
         balloon=True,
         watchdog=True,
@@ -324,6 +327,7 @@ class QemuDriver(Driver):
             _unplug_identity(qmp)
             backup.clean(qmp)
             ports = _root_ports(qmp)
+            loose = any(_is_nic(name) and name not in ports.values() for name in _devices(qmp))
             status = runstate.word(qmp)
             if status == "postmigrate":  # saved before while it stood still: QEMU saves no guest twice at one instant
                 qmp.execute("cont")
@@ -344,9 +348,7 @@ class QemuDriver(Driver):
             if wanted.disks:
                 backup.finish(qmp, wanted.disks)
             version = qmp.version()
-        slots = {device[len("disk-") :]: _port_number(port) for port, device in ports.items() if device}
-        layout = {"ports": len(ports), "slots": slots, "version": version}
-        return Saved(layout, version, still.seconds)
+        return Saved(_layout(ports, loose, version), version, still.seconds)
 
     def archive_form(self) -> ArchiveForm:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.archive import QemuArchive
@@ -360,6 +362,7 @@ class QemuDriver(Driver):
             with self.connect(run_dir) as qmp:
                 # First, or the message goes to the port of an earlier one, and with it.
                 _unplug_identity(qmp)
+                _have_line(qmp, os.path.join(run_dir, sockets.IDENTITY))
                 line.connect(os.path.join(run_dir, sockets.IDENTITY))
                 line.sendall(message)
                 qmp.execute("device_add", commandline.identity_device())
@@ -398,11 +401,7 @@ class QemuDriver(Driver):
             ports = _root_ports(qmp)
             if commandline.device_id(disk.serial) in ports.values():
                 return
-            free = next((port for port in sorted(ports, key=_port_number) if ports[port] is None), None)
-            if free is None:
-                raise ResourceError(
-                    "the VM has no free slot for another disk", "data_disks", "Restart it (allow_restart) for more."
-                )
+            free = _free_port(ports, "disk", "data_disks")
             # A node without a device is what an attach that was cut short leaves.
             _remove_node(qmp, disk.serial)
             qmp.execute("blockdev-add", commandline.disk_node(disk))
@@ -414,22 +413,55 @@ class QemuDriver(Driver):
                 raise
 
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        device = commandline.device_id(serial)
         with self.connect(run_dir) as qmp:
-            while device in _root_ports(qmp).values():
-                if time.monotonic() >= deadline:
-                    raise GuestTimeoutError(
-                        f"the guest did not let go of the disk '{serial}' within {timeout:g} s",
-                        "data_disks",
-                        "Unmount it in the guest first, or restart the VM (allow_restart).",
-                    )
-                # Refused while an earlier request is pending: then its end is what we wait for.
-                with contextlib.suppress(QmpError):
-                    qmp.execute("device_del", {"id": device})
-                left = deadline - time.monotonic()
-                qmp.wait_event("DEVICE_DELETED", min(UNPLUG_REPEAT, left), device=device)
+            if not _unplug(qmp, commandline.device_id(serial), timeout):
+                raise GuestTimeoutError(
+                    f"the guest did not let go of the disk '{serial}' within {timeout:g} s",
+                    "data_disks",
+                    "Unmount it in the guest first, or restart the VM (allow_restart).",
+                )
             _remove_node(qmp, serial)
+
+    def plugged_nics(self, run_dir: str) -> list[int]:
+        with self.connect(run_dir) as qmp:
+            found = [device for device in _root_ports(qmp).values() if device and _is_nic(device)]
+        return sorted(int(device[3:]) for device in found)
+
+    def frees_nics(self, layout: Layout | None) -> bool:
+        return layout is None or "nics" in layout
+
+    def attach_nic(self, run_dir: str, number: int, nic: Nic) -> None:
+        commandline.check_nic(nic)
+        with self.connect(run_dir) as qmp:
+            ports = _root_ports(qmp)
+            if commandline.nic_id(number) in ports.values():
+                return
+            free = _free_port(ports, "NIC", "nics")
+            # Of an attach that was cut short, and closed with its TAP.
+            _remove_netdev(qmp, number)
+            names = [f"tap{queue}" for queue in range(len(nic.fds))]
+            for name, fd in zip(names, nic.fds):
+                qmp.execute("getfd", {"fdname": name}, fds=[fd])
+            netdev = {"type": "tap", "id": commandline.netdev_id(number), "fds": ":".join(names), "vhost": False}
+            qmp.execute("netdev_add", netdev)
+            try:
+                qmp.execute("device_add", commandline.nic_device(number, nic, {"bus": free}))
+                # Its guest has nothing to send before it has been told who it is there.
+                qmp.execute("set_link", {"name": commandline.nic_id(number), "up": False})
+            except BaseException:
+                with contextlib.suppress(QmpClosedError):
+                    _remove_netdev(qmp, number)
+                raise
+
+    def detach_nic(self, run_dir: str, number: int, timeout: float) -> None:
+        with self.connect(run_dir) as qmp:
+            if not _unplug(qmp, commandline.nic_id(number), timeout):
+                raise GuestTimeoutError(
+                    f"the guest did not let go of its NIC {number} within {timeout:g} s",
+                    "nics",
+                    "Try again once it has booted, or restart the VM (allow_restart).",
+                )
+            _remove_netdev(qmp, number)
 
     def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
         node = commandline.node_name(serial)
@@ -530,22 +562,95 @@ def _port_number(port: str) -> int:
     return int(port[len("port") :])
 
 
+def _devices(qmp: Qmp) -> list[str]:
+    """The ids of all devices that have one."""
+    entries = qmp.execute("qom-list", {"path": DEVICES})
+    return [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
+
+
 def _root_ports(qmp: Qmp) -> dict[str, str | None]:
-    """Each of our root ports, and the id of the disk in it.
+    """Each of our root ports, and the id of the disk or NIC in it.
 
     By QEMU's own objects: what is behind a bridge is for the guest to configure, and nothing until its firmware has.
     """
-    entries = qmp.execute("qom-list", {"path": DEVICES})
-    names = [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
+    names = _devices(qmp)
     ports: dict[str, str | None] = {name: None for name in names if name.startswith("port") and name[4:].isdecimal()}
     for name in names:
-        if name.startswith(commandline.device_id("")):
+        if name.startswith(commandline.device_id("")) or _is_nic(name):
             with contextlib.suppress(QmpError):  # unplugged in between
                 bus = qmp.execute("qom-get", {"path": f"{DEVICES}/{name}", "property": "parent_bus"})
                 port = str(bus).rpartition("/")[2]
                 if port in ports:
                     ports[port] = name
     return ports
+
+
+def _is_nic(device: str) -> bool:
+    return device.startswith("nic") and device[3:].isdecimal()
+
+
+def _free_port(ports: t.Mapping[str, str | None], kind: str, option: str) -> str:
+    """:raises ResourceError: there is none."""
+    free = next((port for port in sorted(ports, key=_port_number) if ports[port] is None), None)
+    if free is None:
+        raise ResourceError(
+            f"the VM has no free slot for another {kind}", option, "Restart it (allow_restart) for more."
+        )
+    return free
+
+
+def _layout(ports: t.Mapping[str, str | None], loose: bool, version: str) -> Layout:
+    """Where the devices of a machine are that is being saved: :class:`commandline.Places`.
+
+    :param loose: its NICs are in no port.
+    """
+    found = {device: _port_number(port) for port, device in ports.items() if device}
+    nics = {device: port for device, port in found.items() if _is_nic(device)}
+    slots = {device[len(commandline.device_id("")) :]: port for device, port in found.items() if device not in nics}
+    layout = {"ports": len(ports), "slots": slots, "version": version}
+    if loose:
+        return layout
+    return {**layout, "nics": [nics[commandline.nic_id(number)] for number in range(len(nics))]}
+
+
+def _unplug(qmp: Qmp, device: str, timeout: float) -> bool:
+    """Have the guest let go of a device; whether it has in *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while device in _root_ports(qmp).values():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        # Refused while an earlier request is pending: then its end is what we wait for.
+        with contextlib.suppress(QmpError):
+            qmp.execute("device_del", {"id": device})
+        qmp.wait_event("DEVICE_DELETED", min(UNPLUG_REPEAT, left), device=device)
+    return True
+
+
+def _remove_netdev(qmp: Qmp, number: int) -> None:
+    """Close the TAP of a NIC that is gone; fine if that is, too."""
+    try:
+        qmp.execute("netdev_del", {"id": commandline.netdev_id(number)})
+    except QmpError as exc:
+        if "not found" not in exc.description:
+            raise
+
+
+def _have_line(qmp: Qmp, path: str) -> None:
+    """Have there be the line on which a guest is told who it is: one that has booted was not begun with it."""
+    if os.path.lexists(path):
+        return
+    sock = launcher.listen(path)
+    try:
+        qmp.execute("getfd", {"fdname": commandline.IDENTITY}, fds=[sock.fileno()])
+        address = {"type": "fd", "data": {"str": commandline.IDENTITY}}
+        backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+        qmp.execute("chardev-add", {"id": commandline.IDENTITY, "backend": backend})
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        sock.close()
 
 
 def _remove_node(qmp: Qmp, serial: str) -> None:

@@ -209,6 +209,31 @@ def test_no(make: Make, answer: bytes, words: str) -> None:
     assert (len(guest.told), guest.admitted) == (1, 0)
 
 
+def test_a_guest_that_has_not_seen_its_nic_yet_is_asked_again(make: Make) -> None:
+    guest = make(b"error no NIC has the address\n", b"ok\n")
+    guest.newcomer.patient = True
+    tell_all([guest.newcomer])
+    assert guest.newcomer.done and (len(guest.told), guest.admitted) == (2, 1)
+
+
+def test_until_the_deadline(make: Make) -> None:
+    guest = make(b"error no NIC has the address\n")
+    guest.newcomer.patient, guest.newcomer.deadline = True, time.monotonic() + 0.2
+    tell_all([guest.newcomer])
+    assert not guest.newcomer.done and "told of its NICs: error no NIC" in (guest.newcomer.error or "")
+
+
+def test_a_message_of_nics_alone() -> None:
+    record = vm(nic(network=ADDRESS, dns=["9.9.9.9"]), nic("02:00:00:00:00:02", metric=7))
+    words = identity.nics_message(record, ["02:00:00:00:00:02"]).decode().splitlines()
+    assert words == [
+        "cocoon-identity 1",
+        "options metric=7",
+        "nic 02:00:00:00:00:02 02:00:00:00:00:02 - - -",
+        "end",
+    ]
+
+
 def test_a_long_no_is_cut_short(make: Make) -> None:
     guest = make(b"error " + b"x" * 3000 + b"\n")
     tell_all([guest.newcomer])

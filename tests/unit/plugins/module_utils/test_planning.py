@@ -60,6 +60,7 @@ class Caps:
     uefi: bool = False
     qcow2: bool = True
     hotplug_disks: bool = True
+    hotplug_nics: bool = True
     live_disk_resize: bool = True
     balloon: bool = True
     watchdog: bool = True
@@ -1498,6 +1499,50 @@ def test_importing_the_planner_takes_in_nothing_beyond_the_standard_library():
     command = [sys.executable, "-S", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# ------------------------------------------------------------------------- NICs that come and go while it runs
+
+
+MORE = {"nics": [{}, {"network": "flat"}]}
+
+
+def taking(**fields):
+    """A running VM whose guest takes NICs that come and go."""
+    return made("running", hotplug_nics=True, **fields)
+
+
+@pytest.mark.parametrize("state", ["present", "started"])
+def test_nics_come_to_a_running_guest(state):
+    plan = HOST.plan(taking(), {"state": state, **MORE}, Observed(running=True))
+    assert (plan.how, steps(plan), plan.restarts) == ("live", ["set_nics", "plug_nics"], False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "observed", "state"),
+    [
+        ({"hotplug_nics": False}, Observed(running=True), "present"),
+        ({}, Observed(running=True, paused=True), "present"),
+        ({}, Observed(running=True), "paused"),
+        ({"identity_pending": ["02:00:00:00:00:09"]}, Observed(running=True), "started"),
+    ],
+)
+def test_a_guest_that_cannot_be_told_is_restarted(fields, observed, state):
+    record = {**taking(), **fields}
+    with pytest.raises(ChangeRefusedError, match="needs a restart of the running VM"):
+        HOST.plan(record, {"state": state, **MORE}, observed)
+
+
+def test_nics_of_a_vm_that_does_not_run_need_no_plugging():
+    assert steps(HOST.plan(made("stopped"), {"state": "present", **MORE}, Observed())) == ["set_nics"]
+    assert "plug_nics" not in steps(HOST.plan(taking(), {"state": "restarted", **MORE}, Observed(running=True)))
+
+
+def test_what_was_cut_short_is_finished():
+    record = taking(untold_nics=["02:00:00:00:00:01"])
+    plan = HOST.plan(record, {"state": "started"}, Observed(running=True))
+    assert (plan.action, steps(plan)) == ("repair", ["plug_nics"])
+    assert steps(HOST.plan(record, {"state": "present"}, Observed(running=True, paused=True))) == []
 
 
 # ------------------------------------------------------------------------------------ NICs that were unplugged

@@ -57,6 +57,7 @@ def test_what_was_written_is_taken() -> None:
     assert FORM.version(found) == "7.2.22"
     assert FORM.version(changed("cocoon_microvm.layout", None)) == "7.2.22"
     assert document.check(changed("cocoon_microvm.frozen", True), FORM)
+    assert document.check(changed("cocoon_microvm.layout.nics", [0, 31]), FORM)
     assert FORM.problems(DOCUMENT["cocoon_microvm"]["layout"], ["db"]) == []
 
 
@@ -72,7 +73,10 @@ def test_what_was_written_is_taken() -> None:
         ("qemu_version", None),
         ("qemu_version", "7" * 33),
         ("cocoon_microvm.layout.ports", 9),
-        ("cocoon_microvm.layout.slots", {"db": 16}),
+        ("cocoon_microvm.layout.slots", {"db": 32}),
+        ("cocoon_microvm.layout.nics", [-1]),
+        ("cocoon_microvm.layout.nics", {"0": 1}),
+        ("cocoon_microvm.layout.nics", [0] * 15),
         ("cocoon_microvm.layout.version", "7"),
         ("cocoon_microvm.layout.version", "7.2; true"),
         ("cocoon_microvm.layout.more", 1),

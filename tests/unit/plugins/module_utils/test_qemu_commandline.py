@@ -177,9 +177,12 @@ def test_first_disk_boots_when_there_is_no_kernel() -> None:
     assert [disk.get("bootindex") for disk in by_driver(words, "virtio-blk-pci")] == ["0", None]
 
 
-@pytest.mark.parametrize(("removable", "ports"), [(0, 8), (4, 8), (5, 16), (16, 16)])
-def test_root_ports(removable: int, ports: int) -> None:
-    words = build(disks=tuple(data_disk(f"d{number}") for number in range(removable)))
+@pytest.mark.parametrize(("removable", "nics", "ports"), [(0, 0, 8), (3, 1, 8), (4, 1, 16), (16, 1, 24), (16, 14, 32)])
+def test_root_ports(removable: int, nics: int, ports: int) -> None:
+    words = build(
+        disks=tuple(data_disk(f"d{number}") for number in range(removable)),
+        nics=tuple(Nic(f"02:00:00:00:00:{number:02x}", (10 + number,)) for number in range(nics)),
+    )
     found = by_driver(words, "pcie-root-port")
     assert [port["id"] for port in found] == [f"port{number}" for number in range(ports)]
     assert len({port["addr"] for port in found}) == ports
@@ -232,7 +235,18 @@ def test_nic(nic: Nic, netdev: str, device: dict[str, str | None]) -> None:
 
 def test_nics_stand_in_order() -> None:
     words = build(nics=(Nic("02:00:00:00:00:01", (9,)), Nic("02:00:00:00:00:02", (10,))))
-    assert [nic["addr"] for nic in by_driver(words, "virtio-net-pci")] == ["0x10", "0x11"]
+    assert [nic["bus"] for nic in by_driver(words, "virtio-net-pci")] == ["port0", "port1"]
+
+
+def test_nics_are_where_they_were() -> None:
+    """In their ports; those of a machine that an earlier version saved beside them."""
+    nics = (Nic("02:00:00:00:00:01", (9,)), Nic("02:00:00:00:00:02", (10,)))
+    words = resumed(resume=dataclasses.replace(SAVED, layout={**LAYOUT, "nics": [0, 5]}), nics=nics)
+    assert [nic["bus"] for nic in by_driver(words, "virtio-net-pci")] == ["port0", "port5"]
+    found = by_driver(resumed(nics=nics), "virtio-net-pci")
+    assert [(nic["bus"], nic["addr"]) for nic in found] == [("pcie.0", "0x10"), ("pcie.0", "0x11")]
+    with pytest.raises(InputError, match="2 NICs, and 1 in its saved state"):
+        resumed(resume=dataclasses.replace(SAVED, layout={**LAYOUT, "nics": [0]}), nics=nics)
 
 
 @pytest.mark.parametrize("balloon", [None, 0, 16 * MIB])
@@ -420,7 +434,7 @@ def test_the_same_machine_but_for_what_goes_on() -> None:
         "balloon": 0,
         "watchdog": True,
     }
-    layout = {"ports": 8, "slots": {"data": 0}, "version": "7.2.22"}
+    layout = {"ports": 8, "slots": {"data": 1}, "nics": [0], "version": "7.2.22"}
     assert devices(build(**options)) == devices(resumed(resume=dataclasses.replace(SAVED, layout=layout), **options))
 
 

@@ -119,6 +119,22 @@ def check_asked(site: Site, name: str, port: int) -> None:
     assert "dev eth2" in site.ssh(port, script)
 
 
+def check_comes_and_goes(site: Site, name: str, nics: list[dict[str, Any]]) -> None:
+    """One more NIC while it runs, which the host reaches it by, and which is gone afterwards; the others stay."""
+    before = site.run("cocoon_vm_info", name=name)["vms"][0]
+    found = site.run("cocoon_vm", name=name, nics=[*nics, {"network": "lab"}], timeout=BOOT, run_timeout=BOOT + 60)[
+        "vm"
+    ]
+    assert found["pid"] == before["pid"] and len(found["network_configs"]) == len(nics) + 1
+    for config in found["network_configs"]:
+        site.netns.run("ping", "-n", "-q", "-c", "1", "-w", "60", config["network"]["ip"])
+    site.run("cocoon_vm", name=name, nics=nics, timeout=BOOT, run_timeout=BOOT + 60)
+    links = len(site.run("cocoon_exec", name=name, shell="ls /sys/class/net")["stdout_lines"])
+    assert links == len(nics) + 1  # and lo
+    for config in before["network_configs"]:
+        site.netns.run("ping", "-n", "-q", "-c", "1", "-w", "60", config["network"]["ip"])
+
+
 @pytest.fixture(scope="module", name="site")
 def fixture_site(
     make_netns: Callable[[], Netns],
@@ -203,6 +219,7 @@ def test_a_container(site: Site, scratch: Path, tmp_path: Path) -> None:
     found = site.fetch(port)
     check_routes(found)
     check_ipv6(site, "box", found)
+    check_comes_and_goes(site, "box", NICS)
 
 
 def test_a_debian_and_its_clone(site: Site, debian_image: Path) -> None:
@@ -221,6 +238,7 @@ def test_a_debian_and_its_clone(site: Site, debian_image: Path) -> None:
     found = found.partition("IPv6")[0]
     assert found.count("default") == 1 and "default via 10.95.0.1 dev eth2" in found, found
     assert "metric 42" in found and "10.77." not in found, found
+    check_comes_and_goes(site, "deb2", nics)
 
 
 def test_a_cloud_image(site: Site, scratch: Path) -> None:

@@ -120,6 +120,20 @@ def test_a_disk_comes_grows_and_goes_live(site: Site, vm: dict[str, Any], driver
     assert not site.vm(name_of(driver), state="started", data_disks=[{**disk, "size": "64M"}])["changed"]
 
 
+def test_nics_come_change_and_go_live(site: Site, vm: dict[str, Any], driver: str) -> None:
+    """The last change is of the first one, so that what comes after has a machine of which a NIC was exchanged."""
+    if not has(site, driver, "hotplug_nics"):
+        pytest.skip(f"{driver} declares no NICs that come live")
+    first, second = {"network": "lab"}, {"network": "lab", "mac": "02:00:00:00:77:02"}
+    for nics in ([first, second], [first], [{**first, "mac": "02:00:00:00:77:01"}]):
+        found = site.vm(name_of(driver), state="started", nics=nics, timeout=120)
+        assert found["changed"] and found["vm"]["pid"] == vm["pid"]
+        for config in found["vm"]["network_configs"]:
+            assert "1 received" in site.shell(f"ping -c1 -W30 {config['network']['ip']} || true"), config
+        assert not site.vm(name_of(driver), state="started", nics=nics)["changed"]
+    vm["network_configs"] = found["vm"]["network_configs"]
+
+
 def vcpu_ticks(site: Site, vm: dict[str, Any]) -> list[int]:
     """How long each vCPU has run, in ticks."""
     lines = site.shell(f"cat /proc/{vm['pid']}/task/*/stat").splitlines()

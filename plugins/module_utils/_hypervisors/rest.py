@@ -11,6 +11,7 @@ call whose answer is lost may have been carried out.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import socket
@@ -100,6 +101,26 @@ class Rest:
             raise self._too_late("GET", target, limit) from None
         except OSError as exc:
             raise self._closed("GET", target, exc.strerror or str(exc)) from exc
+
+    def hand(self, target: str, body: t.Any, fds: t.Sequence[int], timeout: float | None = None) -> t.Any:
+        """A PUT with descriptors beside it, which the library cannot send.
+
+        :raises HypervisorError: as :meth:`call`.
+        """
+        limit = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        content = json.dumps(body).encode()
+        head = f"PUT {self.base}{target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        data = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+        try:
+            with connect(self.path, self.uid, limit) as line:
+                sent = socket.send_fds(line, [data], list(fds))
+                line.sendall(data[sent:])
+                return self._meaning("PUT", target, _read_reply(line, deadline))
+        except (TimeoutError, socket.timeout, BlockingIOError):
+            raise self._too_late("PUT", target, limit) from None
+        except OSError as exc:
+            raise self._closed("PUT", target, exc.strerror or str(exc)) from exc
 
     def _ask(self, method: str, target: str, body: t.Any, timeout: float) -> Answer:
         """The answer, had on a thread: a library's time limit is of one read, and not of a reply that drips."""

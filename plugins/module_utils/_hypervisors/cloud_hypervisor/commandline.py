@@ -68,8 +68,7 @@ def check(launch: Launch) -> None:
     if len(launch.nics) > LIMITS.nics:
         raise InputError(f"{len(launch.nics)} NICs", "nics", f"Cloud Hypervisor takes {LIMITS.nics}.")
     for nic in launch.nics:
-        if nic.queue_size not in NIC_QUEUE_SIZES:
-            raise InputError(f"{nic.queue_size} is not a NIC queue size", "queue_size", "Use 256, 512 or 1024.")
+        check_nic(nic)
     for disk in launch.disks:
         check_disk(disk)
     fixed = sum(not disk.removable for disk in launch.disks)
@@ -78,6 +77,12 @@ def check(launch: Launch) -> None:
     if len(launch.disks) - fixed > LIMITS.removable_disks:
         count = len(launch.disks) - fixed
         raise InputError(f"{count} data disks", "data_disks", f"Cloud Hypervisor takes {LIMITS.removable_disks}.")
+
+
+def check_nic(nic: Nic) -> None:
+    """:raises InputError: a NIC that Cloud Hypervisor cannot take."""
+    if nic.queue_size not in NIC_QUEUE_SIZES:
+        raise InputError(f"{nic.queue_size} is not a NIC queue size", "queue_size", "Use 256, 512 or 1024.")
 
 
 def check_disk(disk: Disk) -> None:

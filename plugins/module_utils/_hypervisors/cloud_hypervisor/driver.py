@@ -34,6 +34,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Jail,
     Launch,
     Layout,
+    Nic,
     Pins,
     Probe,
     RunState,
@@ -77,6 +78,7 @@ class CloudHypervisorDriver(VsockDriver):
     capabilities = Capabilities(
         hotplug_disks=True,
         agent=True,
+        hotplug_nics=True,
         balloon=True,
         watchdog=True,
         live_disk_resize=True,
@@ -275,32 +277,38 @@ class CloudHypervisorDriver(VsockDriver):
         present = _devices(rest)
         if commandline.disk_id(disk.serial) in present:
             return
-        try:
+        with _slot("disk", "data_disks"):
             rest.put("/vm.add-disk", commandline.disk_config(disk))
-        except RestError as exc:
-            if "NoAvailablePciDeviceSlot" in exc.body or "available PCI device slot" in exc.body:
-                raise ResourceError(
-                    "the VM has no free slot for another disk", "data_disks", "Use fewer disks or NICs."
-                ) from exc
-            raise
 
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+        if not _unplug(runstate.client(run_dir, SLOW), commandline.disk_id(serial), timeout):
+            raise GuestTimeoutError(
+                f"the guest did not let go of the disk '{serial}' within {timeout:g} s",
+                "data_disks",
+                "Unmount it in the guest first, or restart the VM (allow_restart).",
+            )
+
+    def frees_nics(self, layout: Layout | None) -> bool:
+        return True
+
+    def plugged_nics(self, run_dir: str) -> list[int]:
+        found = _devices(runstate.client(run_dir, SLOW))
+        return [number for number in range(commandline.LIMITS.nics) if commandline.nic_id(number) in found]
+
+    def attach_nic(self, run_dir: str, number: int, nic: Nic) -> None:
+        commandline.check_nic(nic)
         rest = runstate.client(run_dir, SLOW)
-        device = commandline.disk_id(serial)
-        ask_again = 0.0
-        while device in _devices(rest):
-            now = time.monotonic()
-            if now >= deadline:
-                raise GuestTimeoutError(
-                    f"the guest did not let go of the disk '{serial}' within {timeout:g} s",
-                    "data_disks",
-                    "Unmount it in the guest first, or restart the VM (allow_restart).",
-                )
-            if now >= ask_again:
-                _let_go(rest, device)
-                ask_again = now + UNPLUG_REPEAT
-            time.sleep(LOOK_AGAIN)
+        if commandline.nic_id(number) not in _devices(rest):
+            with _slot("NIC", "nics"):
+                rest.hand("/vm.add-net", commandline.net_config(number, nic), nic.fds)
+
+    def detach_nic(self, run_dir: str, number: int, timeout: float) -> None:
+        if not _unplug(runstate.client(run_dir, SLOW), commandline.nic_id(number), timeout):
+            raise GuestTimeoutError(
+                f"the guest did not let go of its NIC {number} within {timeout:g} s",
+                "nics",
+                "Try again once it has booted, or restart the VM (allow_restart).",
+            )
 
     def resize_disk(self, run_dir: str, serial: str, size: int) -> None:
         rest = runstate.client(run_dir, SLOW)
@@ -349,6 +357,34 @@ def _devices(rest: Rest) -> set[str]:
     if not isinstance(tree, dict):
         raise HypervisorError(f"{runstate.WHO} does not tell its devices")
     return set(tree)
+
+
+@contextlib.contextmanager
+def _slot(kind: str, option: str) -> t.Iterator[None]:
+    """:raises ResourceError: there is none for what is added within."""
+    try:
+        yield
+    except RestError as exc:
+        if "NoAvailablePciDeviceSlot" in exc.body or "available PCI device slot" in exc.body:
+            raise ResourceError(
+                f"the VM has no free slot for another {kind}", option, "Use fewer disks or NICs."
+            ) from exc
+        raise
+
+
+def _unplug(rest: Rest, device: str, timeout: float) -> bool:
+    """Have the guest let go of a device; whether it has in *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    ask_again = 0.0
+    while device in _devices(rest):
+        now = time.monotonic()
+        if now >= deadline:
+            return False
+        if now >= ask_again:
+            _let_go(rest, device)
+            ask_again = now + UNPLUG_REPEAT
+        time.sleep(LOOK_AGAIN)
+    return True
 
 
 def _let_go(rest: Rest, device: str) -> None:

@@ -501,6 +501,31 @@ def test_a_disk_comes(api: Api, tmp_path: Path) -> None:
         DRIVER.attach_disk(str(tmp_path), more)
 
 
+def test_a_nic_comes_and_goes(api: Api, tmp_path: Path) -> None:
+    """Its TAP is handed over beside the request, which says how many queues it has."""
+    there = (200, {**INFO, "device_tree": {**INFO["device_tree"], "nic1": {}}})
+    api.answers["PUT", "/vm.add-net"] = lambda _body: api.answers.update({("GET", "/vm.info"): there}) or (204, None)
+    before = DRIVER.plugged_nics(str(tmp_path))
+    fds = tuple(os.open(os.devnull, os.O_RDONLY) for _queue in range(2))
+    nic = Nic("02:00:00:00:00:07", fds, 256)
+    DRIVER.attach_nic(str(tmp_path), 1, nic)
+    DRIVER.attach_nic(str(tmp_path), 1, nic)  # is there
+    for fd in fds:
+        os.close(fd)
+    assert asked(api) == ["PUT /vm.add-net"] and DRIVER.plugged_nics(str(tmp_path)) == [*before, 1]
+    bodies = [request.body for request in api.requests if request.body]
+    assert bodies == [{"id": "nic1", "mac": "02:00:00:00:00:07", "num_queues": 4, "queue_size": 256}]
+    gone = (200, {**INFO, "device_tree": {}})
+    api.answers["PUT", "/vm.remove-device"] = lambda _body: (
+        api.answers.update({("GET", "/vm.info"): gone}) or (204, None)
+    )
+    DRIVER.detach_nic(str(tmp_path), 1, 5.0)
+    assert asked(api) == ["PUT /vm.add-net", "PUT /vm.remove-device"]
+    api.answers["PUT", "/vm.add-net"] = (500, "NoAvailablePciDeviceSlot")
+    with pytest.raises(ResourceError, match="no free slot for another NIC"):
+        DRIVER.attach_nic(str(tmp_path), 1, Nic("02:00:00:00:00:07", (), 256))
+
+
 def test_a_disk_goes(api: Api, tmp_path: Path) -> None:
     api.answers["PUT", "/vm.remove-device"] = lambda _body: (
         api.answers.update({("GET", "/vm.info"): (200, {**INFO, "device_tree": {}})}) or (204, None)

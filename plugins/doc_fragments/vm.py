@@ -133,10 +133,16 @@ nics:
         - Where no NIC says V(true), it leads over the first whose network leads out. That is a network with NAT, an
           adopted bridge with a gateway or without a subnet, or a NIC with a O(nics[].gateway) of its own.
         - More than one NIC may say V(true) if their O(nics[].metric) differ.
-        - What this and the next three options are where omitted is not kept from earlier; they are compared as a whole.
+        - What this and the next four options are where omitted is not kept from earlier; they are compared as a whole.
       type: bool
     gateway:
       description: Next hop of the default route and of O(nics[].routes); the network's gateway where omitted.
+      type: str
+    gateway6:
+      description:
+        - The same of IPv6, an address of the network's or of the link (V(fe80::1)).
+        - This and IPv6 routes are for NICs that are told their IPv6 address, by O(nics[].ip6) or as the network has
+          C(addresses6=static).
       type: str
     metric:
       description: Metric of the default route over this NIC. The smallest counts.
@@ -147,7 +153,7 @@ nics:
       elements: dict
       suboptions:
         to:
-          description: The subnet that the route leads to, such as V(10.0.0.0/8).
+          description: The subnet that the route leads to, such as V(10.0.0.0/8) or V(fd00:8::/32).
           type: str
           required: true
         via:

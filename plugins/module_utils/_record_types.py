@@ -50,6 +50,8 @@ class NetworkConfig(t.TypedDict, total=False):
     vlan: int
     limits: dict[str, dict[str, int]]
     gateway: str
+    gateway6: str
+    next_hop6: str
     metric: int
     routes: list[Record]
     ip6: str

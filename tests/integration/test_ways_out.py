@@ -34,7 +34,7 @@ BOOT = 900
 # The NIC that leads nowhere comes first, so that a guest that takes the first, or the last, is found out.
 NICS: list[dict[str, Any]] = [
     {"network": "lab", "routes": [{"to": "10.77.0.0/16", "via": "10.94.0.9", "metric": 7}]},
-    {"network": "pub"},
+    {"network": "pub", "routes": [{"to": "fd00:77::/64"}, {"to": "fd00:78::/64", "via": "fe80::9", "metric": 9}]},
     {"network": "other", "dhcp": True, "ip6": CHOSEN6},
 ]
 SMALL = {"cpu": 1, "memory": "96M", "storage": "64M", "accel": "tcg", "nics": NICS, "timeout": BOOT}
@@ -88,6 +88,13 @@ def check_routes(text: str, metric: bool = True) -> None:
     extra = [line for line in lines if line.startswith("10.77.0.0/16")]
     assert len(extra) == 1 and "via 10.94.0.9 dev eth0" in extra[0], text
     assert not metric or "metric 7" in extra[0], text
+
+
+def check_ways6(text: str) -> None:
+    """The ways of IPv6 that the second NIC was told by hand."""
+    lines = [" ".join(line.split()) for line in text.partition("IPv6")[2].splitlines()]
+    assert any(line.startswith("fd00:77::/64 via fd00:95::1 dev eth1") for line in lines), text
+    assert any(line.startswith("fd00:78::/64 via fe80::9 dev eth1") for line in lines), text
 
 
 def check_ipv6(site: Site, name: str, text: str, metric: str = "", hears: bool = False) -> list[str]:
@@ -181,6 +188,7 @@ def test_tiny_and_its_clone(site: Site) -> None:
     made, port = site.vm("one", **options)
     found = site.ssh(port, LOOK)
     check_routes(found)
+    check_ways6(found)
     assert len(check_ipv6(site, "one", found)) == 2
     check_asked(site, "one", port)
     named = site.ssh(port, f"nslookup one.other 10.96.0.1 | tail -n +3; ping -6 -c1 -W9 {NEIGHBOUR6}")
@@ -218,6 +226,7 @@ def test_a_container(site: Site, scratch: Path, tmp_path: Path) -> None:
     _made, port = site.vm("box", 80, image="web", **{**SMALL, "memory": "128M", "storage": "128M"})
     found = site.fetch(port)
     check_routes(found)
+    check_ways6(found)
     check_ipv6(site, "box", found)
     check_comes_and_goes(site, "box", NICS)
 
@@ -228,6 +237,7 @@ def test_a_debian_and_its_clone(site: Site, debian_image: Path) -> None:
     _made, port = site.vm("deb", image="debian", ssh_keys=[site.key.public], **options)
     found = site.ssh(port, LOOK)
     check_routes(found)
+    check_ways6(found)
     assert len(check_ipv6(site, "deb", found)) == 2
     assert "search pub.example" in site.ssh(port, "cat /etc/resolv.conf")
     site.run("cocoon_snapshot", name="deb", vm="deb")
@@ -248,5 +258,6 @@ def test_a_cloud_image(site: Site, scratch: Path) -> None:
     # Without netplan, this cloud-init hands no metrics on to systemd-networkd.
     found = site.ssh(port, LOOK, "alice")
     check_routes(found, metric=False)
+    check_ways6(found)
     # Nor does it have networkd leave advertisements alone.
     check_ipv6(site, "cloud", found, hears=True)

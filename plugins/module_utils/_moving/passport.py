@@ -96,6 +96,7 @@ _NIC: Record = {
         "limits": {"type": "object", "maxProperties": 2},
         "vlan": {"type": "integer", "minimum": 1, "maximum": MAX_VLAN},
         "gateway": {"type": "string", "maxLength": 15},
+        "gateway6": {"type": "string", "maxLength": 39},
         "metric": {"type": "integer", "minimum": 0, "maximum": MAX_METRIC},
         "routes": {"type": "array", "maxItems": MAX_ROUTES, "items": {"type": "object"}},
     },

@@ -13,7 +13,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_DATA_DISKS, MAX_NICS
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Definition, Secret
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import MAX_ROUTES, check_route
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.settings import MAX_ROUTES, check_route, is_6
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     DISK_NAME_RE,
     MIB,
@@ -324,6 +324,10 @@ def routes(value: t.Any, option: str) -> list[Definition]:
         where = f"{option}[{index}].to"
         if "to" not in route:
             raise InputError("is missing", where, "Say where the route leads, such as 10.0.0.0/8.")
+        if route.get("via") and is_6(route["via"]) != is_6(route["to"]):
+            raise InputError(
+                f"{route['via']} is no next hop to {route['to']}", f"{option}[{index}].via", "Name one of its family."
+            )
         key = (route["to"], route.get("metric", 0))
         if key in seen:
             raise InputError(f"{route['to']} is there twice", where, "Give one of them a metric.")
@@ -364,6 +368,23 @@ def address(value: t.Any, option: str) -> str:
 
 def address6(value: t.Any, option: str) -> str:
     return check_ip6(str(value), option)
+
+
+def gateway6(value: t.Any, option: str) -> str:
+    """A next hop, which may be an address of the link."""
+    import ipaddress
+
+    try:
+        found = ipaddress.IPv6Address(str(value).strip())
+    except ValueError:
+        raise InputError(f"'{value}' is not an IPv6 address", option, "Write it as fd00:1:2:3::1 or fe80::1.") from None
+    if found.is_link_local and "%" not in str(value):
+        return str(found)
+    return address6(value, option)
+
+
+def next_hop(value: t.Any, option: str) -> str:
+    return gateway6(value, option) if is_6(str(value)) else address(value, option)
 
 
 def data_disks(checks: t.Mapping[str, Check]) -> Check:
@@ -411,6 +432,6 @@ def pattern(value: t.Any, option: str) -> str:
 
 _ROUTE_CHECKS: dict[str, Check] = {
     "to": lambda value, option: check_route(str(value), option),
-    "via": address,
+    "via": next_hop,
     "metric": integer(1, MAX_METRIC),
 }

@@ -129,6 +129,7 @@ _NIC_SPEC, _NIC_CHECKS = _fields(
     ("ip6", STR, checks.address6),
     ("default_route", BOOL, checks.flag),
     ("gateway", STR, checks.address),
+    ("gateway6", STR, checks.gateway6),
     ("metric", INT, _METRIC),
     ("routes", _list("dict", options=_ROUTE), checks.routes),
     ("dhcp", BOOL, checks.flag),

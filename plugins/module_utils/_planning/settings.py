@@ -24,7 +24,7 @@ DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
 DEFAULT_DNS6 = ("2001:4860:4860::8888", "2606:4700:4700::1111")
 MAX_DNS = 2  # as many as the kernel's ip= parameter takes
 # What a NIC may be told besides its network and addresses; as options of a NIC, and in the record.
-ASKED = ("ip6", "default_route", "gateway", "metric", "routes", "dhcp", "vlan", "limits")
+ASKED = ("ip6", "default_route", "gateway", "gateway6", "metric", "routes", "dhcp", "vlan", "limits")
 MAX_ROUTES = 16
 EVERYWHERE6 = "::/0"
 
@@ -79,7 +79,7 @@ class GuestNic:
 
     @property
     def dns4(self) -> tuple[str, ...]:
-        return tuple(server for server in self.dns if not _is_6(server))
+        return tuple(server for server in self.dns if not is_6(server))
 
     @property
     def all_routes(self) -> tuple[Route, ...]:
@@ -98,7 +98,7 @@ class GuestNic:
         values = (
             *(("metric", self.metric), ("mtu", self.mtu)),
             *(("ip6", self.address6), ("gateway6", self.gateway6)),
-            *(("dns", server) for server in self.dns if _is_6(server)),
+            *(("dns", server) for server in self.dns if is_6(server)),
         )
         words = [word for word, said in flags if said]
         words += [f"{key}={value}" for key, value in values if value]
@@ -123,12 +123,10 @@ def _nic(config: NetworkConfig, name: str) -> GuestNic:
         "address6": f"{network6['ip']}/{network6['prefix']}" if network6 else None,
         "gateway6": network6.get("gateway") or None,
     }
+    routes = _routes(config)
     only6 = not network.get("ip") and bool(network6) and "offered" in config
     if not only6 and (not network.get("ip") or config.get("dhcp")):
-        return GuestNic(**common)
-    hop = config.get("next_hop") or network.get("gateway") or ""
-    given = [*(config.get("routes") or ()), *((config.get("offered") or {}).get("routes") or ())]
-    routes = [Route(item["to"], item.get("via") or hop, item.get("metric")) for item in given]
+        return GuestNic(**common, routes=tuple(route for route in routes if is_6(route.to)))
     servers = DEFAULT_DNS if config.get("dns") is None else config["dns"]
     return GuestNic(
         **common,
@@ -136,13 +134,24 @@ def _nic(config: NetworkConfig, name: str) -> GuestNic:
         gateway=network.get("gateway") or None,
         only6=only6,
         onlink=bool((config.get("offered") or {}).get("onlink")),
-        routes=tuple(routes),
+        routes=routes,
         dns=tuple(servers[:MAX_DNS]),
         search=tuple(config.get("dns_search") or ()),
     )
 
 
-def _is_6(text: str) -> bool:
+def _routes(config: NetworkConfig) -> tuple[Route, ...]:
+    """Those that were asked for, and those that plugins gave."""
+    hop = config.get("next_hop") or (config.get("network") or {}).get("gateway") or ""
+    hop6 = config.get("next_hop6") or ""
+    given = [*(config.get("routes") or ()), *((config.get("offered") or {}).get("routes") or ())]
+    return tuple(
+        Route(item["to"], item.get("via") or (hop6 if is_6(item["to"]) else hop), item.get("metric")) for item in given
+    )
+
+
+def is_6(text: str) -> bool:
+    """Whether an address or a subnet is one of IPv6."""
     return ":" in text
 
 
@@ -211,7 +220,7 @@ def _told_ways(nics: t.Sequence[t.Mapping[str, t.Any]]) -> list[int]:
 
 def ways_out6(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record]) -> list[int]:
     """As :func:`ways_out`, of those that are told a static IPv6 address."""
-    leading = [index for index, network in enumerate(networks) if _next_hop6(network)]
+    leading = [index for index, network in enumerate(networks) if nics[index].get("gateway6") or _next_hop6(network)]
     told = [index for index in _told_ways(nics) if index in leading]
     return told or [index for index in leading if nics[index].get("default_route") is not False][:1]
 
@@ -225,6 +234,15 @@ def _next_hop6(network: Record) -> str:
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 
     return subnets.gateway6(network)
+
+
+def _own_hop6(network: Record) -> str:
+    """The gateway for ways that a NIC is told by hand, which need not lead out."""
+    if network.get("conflist") or not network.get("subnet6"):
+        return network.get("gateway6") or ""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
+
+    return "" if network.get("adopted") else subnets.gateway6(network)
 
 
 def _static6(config: NetworkConfig, network: Record) -> Network | None:
@@ -257,9 +275,12 @@ def route(configs: t.Sequence[NetworkConfig], networks: t.Sequence[Record]) -> N
             config["network"]["gateway"] = config["next_hop"] if index in ways else ""
         told = _static6(config, network)
         if told:
-            config["network6"] = {**told, "gateway": _next_hop6(network) if index in ways6 else ""}
+            config["next_hop6"] = config.get("gateway6") or _own_hop6(network)
+            way = config.get("gateway6") or _next_hop6(network)
+            config["network6"] = {**told, "gateway": way if index in ways6 else ""}
         else:
             config.pop("network6", None)
+            config.pop("next_hop6", None)
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------
@@ -281,6 +302,7 @@ def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record |
         if nic.get("vlan"):
             _check_vlan(network, where)
         _check_hops(nic, network, where)
+        _check_hops6(nic, network, where)
         if nic.get("default_route"):
             first = metrics.setdefault(nic.get("metric") or 0, index)
             if first != index:
@@ -298,6 +320,8 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
     known = nic.get("gateway") or network.get("gateway")
     for number, item in enumerate(nic.get("routes") or ()):
         option = f"{where}.routes[{number}].via"
+        if is_6(item["to"]):
+            continue
         if not item.get("via") and not known:
             raise InputError(f"network '{network['name']}' has no gateway", option, "Say by which address to go.")
         hops.append((option, item.get("via") or known))
@@ -322,6 +346,34 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
         raise InputError(
             f"network '{network['name']}' has no gateway", f"{where}.default_route", f"Give one in {where}.gateway."
         )
+
+
+def _check_hops6(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+    """:raises InputError: a way of IPv6 that a guest cannot go."""
+    hops = [(f"{where}.gateway6", nic.get("gateway6"))] if nic.get("gateway6") else []
+    for number, item in enumerate(nic.get("routes") or ()):
+        if is_6(item["to"]):
+            hops.append((f"{where}.routes[{number}].via", item.get("via") or nic.get("gateway6")))
+    if not hops:
+        return
+    if network.get("conflist") or not network.get("subnet6"):
+        raise InputError(
+            f"network '{network['name']}' has no IPv6 subnet, so who gives addresses there tells the ways",
+            hops[0][0],
+            "Leave it out, or give the network a subnet6.",
+        )
+    from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
+
+    if subnets.is_advertised(network) and not nic.get("ip6"):
+        raise InputError(
+            f"guests of network '{network['name']}' go by what routers say, which comes later than this",
+            hops[0][0],
+            f"Give {where}.ip6, or the network addresses6: static.",
+        )
+    for option, hop in hops:
+        trouble = subnets.no_hop6(network, hop or _own_hop6(network), nic.get("ip6"))
+        if trouble:
+            raise InputError(f"network '{network['name']}' {trouble}", option, "Name a neighbour.")
 
 
 def _check_plugins(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
@@ -386,18 +438,19 @@ def _check_asking(nic: t.Mapping[str, t.Any], network: Record, where: str) -> No
 def check_route(value: str, option: str) -> str:
     """The canonical subnet of a route.
 
-    :raises InputError: no IPv4 subnet, host bits set, or everything, which is what a default route is for.
+    :raises InputError: no subnet, host bits set, or everything, which is what a default route is for.
     """
     import ipaddress
 
     text = value.strip()
     try:
-        subnet = ipaddress.IPv4Network(text, strict=False)
+        subnet = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise InputError(f"'{text}' is not an IPv4 subnet", option, "Write it as 10.0.0.0/8.") from None
+        raise InputError(f"'{text}' is not a subnet", option, "Write it as 10.0.0.0/8 or fd00:8::/32.") from None
     if not subnet.prefixlen:
-        raise InputError(f"'{text}' is a default route", option, "Use default_route and gateway of the NIC.")
-    if str(subnet.network_address) != text.partition("/")[0]:
+        gateway = "gateway" if subnet.version == 4 else "gateway6"
+        raise InputError(f"'{text}' is a default route", option, f"Use default_route and {gateway} of the NIC.")
+    if subnet.network_address != ipaddress.ip_address(text.partition("/")[0]):
         raise InputError(f"'{text}' has host bits set", option, f"Did you mean {subnet}?")
     return str(subnet)
 

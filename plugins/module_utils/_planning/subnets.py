@@ -68,6 +68,18 @@ def why_not6(network: t.Mapping[str, t.Any], ip: str, mac: str | None) -> str | 
     return None
 
 
+def no_hop6(network: t.Mapping[str, t.Any], hop: str, own: str | None) -> str | None:
+    """What keeps a guest of that network from sending on by the next hop *hop*; ``None``: nothing."""
+    if not hop:
+        return "has no IPv6 gateway"
+    address = ipaddress.IPv6Address(hop)
+    if hop == own:
+        return f"has the guest itself at {hop}"
+    if not address.is_link_local and address not in ipaddress.IPv6Network(network["subnet6"]):
+        return f"has {network['subnet6']}, and {hop} is not in it"
+    return None
+
+
 def ranges(*texts: str | None) -> list[tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]]:
     """First and last address of each, as the record has them: ``10.0.0.2-10.0.0.9`` or ``10.0.0.2``."""
     found = []

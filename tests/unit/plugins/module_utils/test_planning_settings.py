@@ -209,6 +209,25 @@ CASES: list[tuple[list[tuple[Record, Record]], list[str], list[str], list[Record
         ],
     ),
     (
+        # Ways of IPv6 by hand: over the network's gateway or another one, and also of a NIC that asks for IPv4.
+        [
+            (INSIDE6, {"routes": [{"to": "fd00:8::/64", "metric": 3}, {"to": "10.9.0.0/16"}]}),
+            (STATIC6, {"gateway6": "fe80::9", "dhcp": True, "routes": [{"to": "fd00:9::/64"}]}),
+        ],
+        [
+            "ip=10.1.0.7::10.1.0.1:255.255.255.0:web1:eth0:off",
+            "cocoon.nic=eth0,ip6=fd00:2::ff:fe00:0/64,route=fd00:8::/64@fd00:2::1@3,route=10.9.0.0/16@10.1.0.1@",
+            "cocoon.nic=eth1,noroute,ip6=fd00:1::ff:fe00:1/64,gateway6=fe80::9,route=fd00:9::/64@fe80::9@",
+        ],
+        [
+            "options ip6=fd00:2::ff:fe00:0/64,route=fd00:8::/64@fd00:2::1@3,route=10.9.0.0/16@10.1.0.1@",
+            "nic old0 02:00:00:00:00:00 10.1.0.7/24 10.1.0.1 -",
+            "options noroute,ip6=fd00:1::ff:fe00:1/64,gateway6=fe80::9,route=fd00:9::/64@fe80::9@",
+            "nic old1 02:00:00:00:00:01 - - -",
+        ],
+        [],
+    ),
+    (
         # What routers say is nothing to tell; a chosen address is.
         [(DUAL, {}), (DUAL, {"ip6": "fd00:1::5", "metric": 5})],
         [
@@ -345,6 +364,14 @@ def test_a_record_of_an_earlier_version() -> None:
         ([{"routes": [{"to": "10.9.0.0/16", "via": "10.1.0.1"}]}], [LAN], "nics[0].routes[0].via"),
         ([{"dhcp": True}], [NAT], "nics[0].dhcp"),
         ([{"vlan": 20}], [FLAT], "nics[0].vlan"),
+        ([{"gateway6": "fd00:1::9"}], [NAT], "nics[0].gateway6"),
+        ([{"gateway6": "fd00:1::9"}], [FAR], "nics[0].gateway6"),
+        ([{"gateway6": "fd00:1::9"}], [DUAL], "nics[0].gateway6"),
+        ([{"gateway6": "fd00:9::9"}], [STATIC6], "nics[0].gateway6"),
+        ([{"gateway6": "fd00:1::9", "ip6": "fd00:1::9"}], [STATIC6], "nics[0].gateway6"),
+        ([{"routes": [{"to": "fd00:8::/64"}]}], [DUAL], "nics[0].routes[0].via"),
+        ([{"routes": [{"to": "fd00:8::/64", "via": "fd00:9::1"}]}], [STATIC6], "nics[0].routes[0].via"),
+        ([{"routes": [{"to": "fd00:8::/64"}]}], [{**STATIC6, "adopted": True}], "nics[0].routes[0].via"),
         ([{"ip6": "fd00:1::5"}], [NAT], "nics[0].ip6"),
         ([{"ip6": "fd00:1::5"}], [FAR], "nics[0].ip6"),
         ([{"ip6": "fd00:1::1"}], [DUAL], "nics[0].ip6"),
@@ -374,13 +401,16 @@ def test_routes_that_cannot_work(nics: list[Record], networks: list[Record], opt
         ([{"ip6": "fd00:1::5"}, {"ip6": "fd00:6::5"}], [DUAL, ONLY6]),
         ([{"vlan": 20}, {"vlan": 30}], [{**FLAT, "vlan_filtering": True}, LAN]),
         ([{"gateway": "10.5.0.1", "routes": [{"to": "10.9.0.0/16"}]}], [ISLAND]),
+        ([{"gateway6": "fe80::9", "routes": [{"to": "fd00:8::/64"}]}], [STATIC6]),
+        ([{"ip6": "fd00:1::5", "routes": [{"to": "fd00:8::/64"}]}], [DUAL]),
+        ([{"routes": [{"to": "fd00:8::/64", "via": "fd00:2::9"}]}], [INSIDE6]),
     ],
 )
 def test_routes_that_can(nics: list[Record], networks: list[Record]) -> None:
     settings.check(nics, networks)
 
 
-@pytest.mark.parametrize("text", ["0.0.0.0/0", "default", "10.0.0.1/8", "fd00::/8", "", "10.0.0.0/33"])
+@pytest.mark.parametrize("text", ["0.0.0.0/0", "default", "10.0.0.1/8", "::/0", "fd00::1/8", "", "10.0.0.0/33"])
 def test_what_is_no_route(text: str) -> None:
     with pytest.raises(InputError):
         settings.check_route(text, "nics[0].routes[0].to")
@@ -388,6 +418,7 @@ def test_what_is_no_route(text: str) -> None:
 
 def test_a_route_to_one_machine() -> None:
     assert settings.check_route(" 10.0.0.1 ", "to") == "10.0.0.1/32"
+    assert settings.check_route("FD00::1", "to") == "fd00::1/128"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> int:
         "7": ("images from a registry", lambda: pulls.measure(fleet(), scratch, options.runs)),
         "8": ("the agent in a guest", lambda: agents.measure(fleet(), options.runs)),
         "9": ("a VM on its way to another host", lambda: moves.measure(fleet, options.runs)),
-        "10": ("a VM's NIC", lambda: networks.measure(fleet(), options.runs)),
+        "10": ("a VM's NIC", lambda: networks.measure(fleet(), scratch, options.runs)),
     }
     about = results.machine(scratch)
     rows: list[results.Row] = []

@@ -11,14 +11,18 @@ import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import versus
 from fleet import BenchError, Fleet
 from measures import timed
 from results import Row
 from versus import packages
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Nic
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.driver import QemuDriver
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, tap
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.backends import cni
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.cni import plugins
@@ -31,16 +35,77 @@ FOLDERS = ("/usr/lib/cni", "/opt/cni/bin")
 MANY = 100
 # For local experiments (IEEE 802).
 ETHERTYPE = b"\x88\xb5"
+QUEUES = (1, 2)
 PAYLOAD, WINDOW, WINDOWS, TRIPS = 1400, 64, 100, 500
 BRIDGE_AIM, CNI_AIM = 5.0, 30.0
 
 
-def measure(fleet: Fleet, runs: int) -> list[Row]:
+def measure(fleet: Fleet, scratch: Path, runs: int) -> list[Row]:
     """NICs of either kind; each is made and given back in every turn."""
     packages(["containernetworking-plugins"])
     folder = next(path for path in FOLDERS if os.access(f"{path}/bridge", os.X_OK))
     rows = inside(fleet.netns, _on_bridge, fleet, runs)
-    return [*rows, *inside(fleet.netns, _by_plugins, fleet, folder, runs)]
+    rows += inside(fleet.netns, _by_plugins, fleet, folder, runs)
+    return [*rows, *_while_it_runs(fleet, scratch, runs)]
+
+
+def _while_it_runs(fleet: Fleet, scratch: Path, runs: int) -> list[Row]:
+    """A NIC that comes to a running guest, and goes: by our driver and virsh in turn, to QEMUs with the same guest.
+
+    Ours is the engine's call in a process that is there; virsh is one, so what it takes to do nothing stands beside it.
+    """
+    versus.install()
+    folder = scratch / "hot"
+    folder.mkdir()
+    fleet.engine([fleet.vms(1, state="started", wait_for="port", timeout=600)])
+    record = fleet.module("cocoon_vm_info")["vms"][0]
+    driver, run_dir = QemuDriver(Paths.from_params(fleet.dirs)), str(Path(fleet.dirs["run_dir"]) / record["id"])
+    times: dict[str, list[float]] = {name: [] for name in ("made", "gone", "their made", "their gone", "nothing")}
+    with versus.Libvirtd(fleet, folder) as daemon:
+        name, xml = versus.domain(record, folder)
+        path = folder / "domain.xml"
+        # libvirt keeps no port free by itself.
+        root = "<devices><controller type='pci' index='0' model='pcie-root'/>"
+        spare = root + 12 * "<controller type='pci' model='pcie-root-port'/>"
+        path.write_text(xml.replace("<devices>", spare), encoding="utf-8")
+        virsh = ["virsh", "-q", "-c", daemon.uri]
+        command(*virsh, "create", path)
+        versus.await_guests([folder / f"{name}.log"])
+        config = _config(_network(fleet, "bench"), 0)
+        mac = "52:54:00:be:ff:01"
+        attach = ["attach-interface", name, "bridge", config["bridge_dev"], "--model", "virtio", "--mac", mac, "--live"]
+        for _turn in range(runs):
+            times["made"].append(_ms(lambda: inside(fleet.netns, _plug, driver, run_dir, config)))
+            times["gone"].append(_ms(lambda: driver.detach_nic(run_dir, 1, 60)))
+            times["their made"].append(_ms(lambda: command(*virsh, *attach)))
+            times["their gone"].append(_ms(lambda: _detach(virsh, name, mac)))
+            times["nothing"].append(_ms(lambda: command(*virsh, "version")))
+    fleet.clear()
+    return [
+        _row("a NIC of a running guest: plugged in, off its bridge until the guest is told", times["made"]),
+        _row("a NIC of a running guest: until the guest has let go of it", times["gone"]),
+        _row("the same by virsh: plugged in", times["their made"]),
+        _row("the same by virsh: until the guest has let go of it", times["their gone"]),
+        _row("virsh that asks for a version", times["nothing"]),
+    ]
+
+
+def _plug(driver: QemuDriver, run_dir: str, config: Any) -> None:
+    fds = tap.open_tap(config, 1, attached=False)
+    try:
+        driver.attach_nic(run_dir, 1, Nic(config["mac"], tuple(fds)))
+    finally:
+        _close(fds)
+
+
+def _detach(virsh: list[str], name: str, mac: str) -> None:
+    """virsh asks and does not wait: the domain has it no more when the guest has let go."""
+    command(*virsh, "detach-interface", name, "bridge", "--mac", mac, "--live")
+    deadline = time.monotonic() + 60
+    while mac in command(*virsh, "domiflist", name):
+        if time.monotonic() > deadline:
+            raise BenchError("libvirt's guest does not let go of its NIC")
+        time.sleep(0.01)
 
 
 def _on_bridge(fleet: Fleet, runs: int) -> list[Row]:
@@ -48,7 +113,7 @@ def _on_bridge(fleet: Fleet, runs: int) -> list[Row]:
     turns = [_bridge_turn(store, network) for _turn in range(runs)]
     by_ip = [_by_ip(network["bridge"]) for _turn in range(runs)]
     made, many, ruled, gone = zip(*turns)
-    paths = [_bridge_path(network) for _turn in range(runs)]
+    paths = {pairs: [_bridge_path(network, pairs) for _turn in range(runs)] for pairs in QUEUES}
     return [
         _row("a NIC on a bridge: made", made, BRIDGE_AIM),
         _row(f"{MANY} NICs at once, each", many, BRIDGE_AIM),
@@ -56,7 +121,7 @@ def _on_bridge(fleet: Fleet, runs: int) -> list[Row]:
         _row("a NIC on a bridge: given back (the kernel's own time)", gone),
         _row("the same by ip: made", [made for made, _gone in by_ip]),
         _row("the same by ip: given back", [gone for _made, gone in by_ip]),
-        *_path_rows("bridge", paths),
+        *(row for pairs in QUEUES for row in _path_rows("bridge", pairs, paths[pairs])),
     ]
 
 
@@ -88,13 +153,13 @@ def _by_plugins(fleet: Fleet, folder: str, runs: int) -> list[Row]:
     network, store = _cni_network(fleet, folder), _store(fleet)
     turns = [_plugin_turn(store, network) for _turn in range(runs)]
     made, gone, their_made, their_gone = zip(*turns)
-    paths = [_plugin_path(store, network) for _turn in range(runs)]
+    paths = {pairs: [_plugin_path(store, network, pairs) for _turn in range(runs)] for pairs in QUEUES}
     return [
         _row("a NIC by CNI plugins: made, beyond their own time", made, CNI_AIM),
         _row("a NIC by CNI plugins: given back, beyond their own time", gone, CNI_AIM),
         _row("the plugins' own time: made", their_made),
         _row("the plugins' own time: given back", their_gone),
-        *_path_rows("redirect to a veth", paths),
+        *(row for pairs in QUEUES for row in _path_rows("redirect to a veth", pairs, paths[pairs])),
     ]
 
 
@@ -107,10 +172,10 @@ class Pod:
         self.fds: list[int] = []
         cni.place(self.config, self.vm_id)
 
-    def attach(self) -> int:
+    def attach(self, pairs: int = 1) -> list[int]:
         cni.plug(self.store, self.network, self.config, (), False)
-        self.fds = cni.open_tap(self.config, 1, True)
-        return self.fds[0]
+        self.fds = cni.open_tap(self.config, pairs, True)
+        return self.fds
 
     def detach(self) -> None:
         _close(self.fds)
@@ -127,10 +192,10 @@ def _plugin_turn(store: Store, network: Any) -> tuple[float, float, float, float
     return made - sum(first), gone - sum(second), sum(first), sum(second)
 
 
-def _plugin_path(store: Store, network: Any) -> tuple[float, float]:
+def _plugin_path(store: Store, network: Any, pairs: int) -> tuple[float, float]:
     pods = [Pod(store, network, number) for number in (1, 2)]
     try:
-        return _path([pod.attach() for pod in pods], [pod.config["mac"] for pod in pods])
+        return _path([pod.attach(pairs) for pod in pods], [pod.config["mac"] for pod in pods])
     finally:
         for pod in pods:
             pod.detach()
@@ -139,19 +204,22 @@ def _plugin_path(store: Store, network: Any) -> tuple[float, float]:
 # -- the way of a frame ---------------------------------------------------------------------------------------------
 
 
-def _bridge_path(network: Any) -> tuple[float, float]:
+def _bridge_path(network: Any, pairs: int) -> tuple[float, float]:
     configs = [_config(network, number) for number in (1, 2)]
-    fds = [tap.open_tap(config, 1)[0] for config in configs]
+    ends = [tap.open_tap(config, pairs) for config in configs]
     try:
-        return _path(fds, [config["mac"] for config in configs])
+        return _path(ends, [config["mac"] for config in configs])
     finally:
-        _close(fds)
+        for fds in ends:
+            _close(fds)
 
 
-def _path(fds: list[int], macs: list[str]) -> tuple[float, float]:
+def _path(fds: list[list[int]], macs: list[str]) -> tuple[float, float]:
     """(Gbit/s, us for there and back) from one guest's NIC to another's, as their hypervisors would see them.
 
     Frames go in and come out by the TAPs' descriptors: emulated guests would be measured, and not the way.
+
+    :param fds: of each side, one a queue.
     """
     sides = [bytes.fromhex(mac.replace(":", "")) for mac in macs]
     there, back = (bytes(10) + sides[to] + sides[1 - to] + ETHERTYPE + bytes(PAYLOAD) for to in (1, 0))
@@ -161,7 +229,7 @@ def _path(fds: list[int], macs: list[str]) -> tuple[float, float]:
     return WINDOW * WINDOWS * (PAYLOAD + 14) * 8 / bulk / 1e9, trips / TRIPS * 1e6
 
 
-def _open_way(fds: list[int], there: bytes, back: bytes) -> None:
+def _open_way(fds: list[list[int]], there: bytes, back: bytes) -> None:
     """Have both ends seen by bridges; ports let frames through when the kernel has looked at their carriers."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -172,18 +240,22 @@ def _open_way(fds: list[int], there: bytes, back: bytes) -> None:
     raise BenchError("no frame comes through")
 
 
-def _pass(sender: int, receiver: int, frame: bytes, count: int, patience: float = 5) -> None:
-    """Send so many frames, and take as many; what else goes by (neighbour discovery, say) is passed over."""
-    for _turn in range(count):
-        os.write(sender, frame)
+def _pass(senders: list[int], receivers: list[int], frame: bytes, count: int, patience: float = 5) -> None:
+    """Send so many frames, by all queues in turn, and take as many; what else goes by (neighbour discovery, say) is
+    passed over."""
+    for turn in range(count):
+        os.write(senders[turn % len(senders)], frame)
     deadline = time.monotonic() + patience
     while count:
-        if not select.select([receiver], [], [], max(0, deadline - time.monotonic()))[0]:
+        ready = select.select(receivers, [], [], max(0, deadline - time.monotonic()))[0]
+        if not ready:
             raise BenchError(f"{count} frames did not come through")
-        count -= os.read(receiver, 65536)[10:] == frame[10:]
+        for fd in ready:
+            count -= os.read(fd, 65536)[10:] == frame[10:]
 
 
-def _path_rows(way: str, paths: list[tuple[float, float]]) -> list[Row]:
+def _path_rows(way: str, pairs: int, paths: list[tuple[float, float]]) -> list[Row]:
+    way += "" if pairs == 1 else f", {pairs} queues"
     return [
         Row("10", f"frames of {PAYLOAD} bytes from NIC to NIC by {way}", "Gbit/s", [rate for rate, _trip in paths]),
         Row("10", f"there and back by {way}", "us", [trip for _rate, trip in paths]),

@@ -193,10 +193,24 @@ def test_a_guest(pods: Pods, tiny_image: Path) -> None:
     shown = pods.run("cocoon_network_info", name="pods")["networks"][0]
     assert shown["leases"][0]["ip"] == ip and shown["ports"][0]["port"] == "8022:22" and shown["missing"] == []
     assert shown["nics"][0]["up"] and shown["nics"][0]["sent"]["packets"] > 0
+    _another_comes(pods, options, nic)
     _taken_apart(pods, options, space, nic)
     _cloned(pods, nic)
     pods.run("cocoon_vm", name="web", state="absent", force=True)
     pods.run("cocoon_image", name="tiny", state="absent")
+
+
+def _another_comes(pods: Pods, options: dict[str, Any], nic: Any) -> None:
+    """And goes again, while the guest runs: an ADD and a DEL of its own, and the first one notices nothing of it."""
+    before, pid = pods.left(), pods.engine.record("web")["pid"]
+    nics = [{"network": "pods"}, {"network": "pods", "ip": "10.99.0.77", "default_route": False}]
+    vm = pods.run("cocoon_vm", **options, nics=nics)["vm"]
+    first, second = vm["network_configs"]
+    assert vm["pid"] == pid and (first["mac"], second["network"]["ip"]) == (nic["mac"], "10.99.0.77")
+    assert ping(pods.netns, "10.99.0.77") and ping(pods.netns, nic["network"]["ip"])
+    assert not pods.run("cocoon_vm", **options, nics=nics).changed and len(pods.left()) > len(before)
+    assert pods.run("cocoon_vm", **options, nics=nics[:1])["vm"]["pid"] == pid
+    assert pods.left() == before and ping(pods.netns, nic["network"]["ip"])
 
 
 def _taken_apart(pods: Pods, options: dict[str, Any], space: Netns, nic: Any) -> None:

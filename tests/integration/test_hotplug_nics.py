@@ -143,6 +143,25 @@ def test_a_clone_has_what_came(site: Site) -> None:
     site.run("cocoon_snapshot", name="warm", state="absent")
 
 
+def test_two_that_run_swap(site: Site) -> None:
+    """MACs and addresses pass from one to the other in one run, and no guest is restarted for it."""
+    site.vm(ONE, name="peer", wait_for="agent")
+    names = ("web", "peer")
+    before = {name: site.record(name) for name in names}
+    nics = {name: before[name]["network_configs"][0] for name in names}
+    swapped = [
+        {**GUEST, "name": one, "nics": [{**ONE, "mac": nics[other]["mac"], "ip": nics[other]["network"]["ip"]}]}
+        for one, other in (names, names[::-1])
+    ]
+    site.run("cocoon_vms", vms=swapped, run_timeout=BOOT)
+    assert not site.run("cocoon_vms", vms=swapped, run_timeout=BOOT).changed
+    assert site.pings("web") == site.pings("peer") == [True]
+    assert [site.record(name)["pid"] for name in names] == [before[name]["pid"] for name in names]
+    assert nics["web"]["mac"] in site.guest("cat /sys/class/net/eth0/address", "peer")
+    site.run("cocoon_vm", name="peer", state="absent", force=True)
+    assert not wrong(site)
+
+
 def test_what_stands_still_is_restarted(site: Site) -> None:
     """A guest that is paused hears of nothing."""
     site.run("cocoon_vm", name="web", state="paused")

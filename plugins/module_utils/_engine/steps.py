@@ -170,6 +170,7 @@ def create(job: Job, step: steps.Create) -> None:
         made = record.copy()  # until it is written down that it is made, it is not
         Vm(run, made).set_state(types.CREATED, "created", kept_disks=[])
     except Exception:
+        _unplug(vm)  # not under the lock that everybody waits for
         with locked(vm.paths, ["host"], run.options.lock_timeout):
             abandon(vm)
         job.record = None
@@ -239,8 +240,7 @@ def start(job: Job, _step: steps.Start) -> None:
     vm, run = job.vm, job.run
     try:
         if vm.record.get("planned_nics"):  # a change of NICs was cut short
-            with locked(vm.paths, ["host"], run.options.lock_timeout):
-                _settle_nics(vm)
+            _settle_nics(vm)
         power.ready_networks(vm)
         _follow_way_out(vm)
         run.sync_networks()
@@ -443,7 +443,7 @@ def set_nics(job: Job, step: steps.SetNics) -> None:
         fields: Record = {"network_configs": new, "planned_nics": old, "nics": list(step.nics)}
         vm.write(**fields, ports=ports, planned_ports=[], untold_nics=untold or None)
         vm.mark("set_nics.written")
-        _settle_nics(vm)
+    _settle_nics(vm)
     vm.mark("set_nics.done")
 
 
@@ -477,19 +477,21 @@ def plug_nics(job: Job, _step: steps.PlugNics) -> None:
 
 
 def _settle_nics(vm: Vm) -> None:
-    """Give back NICs that the record lists besides its own, and publish its own and its ports. With the host's lock."""
+    """Give back NICs that the record lists besides its own, and publish its own and its ports."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     run, record = vm.run, vm.record
-    reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
-    kept = {config["tap"] for config in record["network_configs"]}
-    reserve.drop_guards(run, [config for config in record["planned_nics"] if config["tap"] not in kept])
+    # What plugins take may be long, so not under the host's lock.
     vm.run.warnings += _kept(attachments.unplug(run.store, vm.id, plugged(record["network_configs"])))
-    reserve.serve_nics(run, record)
-    reserve.take_ports(run, record)
-    run.sync_networks()
-    vm.mark("set_nics.settled")
-    vm.write(planned_nics=[])
+    with locked(vm.paths, ["host"], run.options.lock_timeout):
+        reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])
+        kept = {config["tap"] for config in record["network_configs"]}
+        reserve.drop_guards(run, [config for config in record["planned_nics"] if config["tap"] not in kept])
+        reserve.serve_nics(run, record)
+        reserve.take_ports(run, record)
+        run.sync_networks()
+        vm.mark("set_nics.settled")
+        vm.write(planned_nics=[])
 
 
 def plugged(configs: t.Iterable[t.Mapping[str, t.Any]]) -> set[tuple[str, int]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError, ToolError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
@@ -31,33 +32,49 @@ def unit_name(object_id: str, pid: int) -> str:
     return f"cocoon-microvm-{object_id}-{pid}.scope"
 
 
-def request(unit: str, pid: int, description: str) -> list[str]:
+def request(unit: str, pids: t.Sequence[int], description: str) -> list[str]:
     """The call of StartTransientUnit (org.freedesktop.systemd1), as busctl takes it: values behind their types."""
     properties = [
         *("Description", "s", description),
         *("Slice", "s", SLICE),
         *("CollectMode", "s", "inactive-or-failed"),
-        *("PIDs", "au", "1", str(pid)),
+        *("PIDs", "au", str(len(pids)), *map(str, pids)),
     ]
-    manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
-    call = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0"]
-    return ["busctl", "--system", "--quiet", "call", *manager, *call]
+    return _call("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0")
 
 
-def adopt(object_id: str, pid: int, description: str, timeout: float = 10.0) -> str:
-    """Have systemd move *pid* into a transient scope; gives the scope's name.
+def _call(*words: str) -> list[str]:
+    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+    return ["busctl", "--system", "--quiet", "call", *manager, *words]
+
+
+def adopt(object_id: str, pids: t.Sequence[int], description: str, timeout: float = 10.0) -> str:
+    """Have systemd move *pids* into a transient scope; gives the scope's name, which is after the first of them.
+
+    :raises HypervisorError: systemd refused, or cannot be reached.
+    """
+    unit = unit_name(object_id, pids[0])
+    _ask(request(unit, pids, description), pids[0], unit, timeout)
+    return unit
+
+
+def join(object_id: str, pid: int, other: int, timeout: float = 10.0) -> None:
+    """Have systemd move *other* into the scope that *pid* was started in.
 
     :raises HypervisorError: systemd refused, or cannot be reached.
     """
     unit = unit_name(object_id, pid)
+    _ask(_call("AttachProcessesToUnit", "ssau", unit, "", "1", str(other)), other, unit, timeout)
+
+
+def _ask(call: list[str], pid: int, unit: str, timeout: float) -> None:
     try:
-        run_tool(request(unit, pid, description), timeout=timeout, package="systemd")
+        run_tool(call, timeout=timeout, package="systemd")
     except ToolError as exc:
         raise HypervisorError(
             f"systemd did not take process {pid} into {unit}: {exc.message}",
             remedy="See that the package dbus is installed and its socket is active.",
         ) from exc
-    return unit
 
 
 def wait_adopted(pid: int, unit: str, timeout: float = 10.0) -> None:

@@ -31,7 +31,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     GuestTimeoutError,
     HypervisorError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import kvm
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeper, kvm
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Nic, guest_uuid
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline, probe, sockets
@@ -318,7 +318,7 @@ def test_hypervisor_has_only_the_intended_descriptors(guest: Guest) -> None:
     launch = guest.launch
     assert files <= {
         *("/dev/null", "/dev/urandom"),
-        *(launch.console_log, launch.hypervisor_log, launch.ram_path),
+        *(os.path.join(launch.run_dir, "console.pipe"), launch.hypervisor_log, launch.ram_path),
         *(disk.path for disk in launch.disks),
     }
     for name in ("0", "1", "2"):
@@ -335,7 +335,7 @@ def test_process_is_found_by_identity_and_by_scan(guest: Guest) -> None:
 def test_sockets_are_closed_to_the_hypervisors_own_user(guest: Guest) -> None:
     done = subprocess.run(["ls", guest.run_dir], user=UID, group=UID, extra_groups=[], capture_output=True, check=False)
     assert done.returncode != 0
-    assert sorted(os.listdir(guest.run_dir)) == ["agent.sock", "console.sock", "qmp.sock"]
+    assert sorted(os.listdir(guest.run_dir)) == ["agent.sock", "console.pipe", "console.sock", "qmp.sock"]
 
 
 def test_disk_comes_and_goes_while_the_guest_runs(guest: Guest) -> None:
@@ -505,16 +505,17 @@ def test_guest_that_writes_its_console_for_ever(bootable: Lab) -> None:
             guest.expect(b"x{100}", STEP)
             guest.console.close()
             deadline = time.monotonic() + BOOT
-            while os.statvfs(logs).f_bavail and time.monotonic() < deadline:
+            while not os.stat(launch.console_log + ".1").st_size and time.monotonic() < deadline:
                 time.sleep(0.05)
-            assert os.statvfs(logs).f_bavail == 0
             guest.process.wait(0.5)  # it writes on meanwhile
             assert bootable.driver.status(guest.run_dir) == "running"
-            assert sum(path.stat().st_size for path in Path(logs).iterdir()) <= MIB
+            sizes = [os.stat(launch.console_log + name).st_size for name in ("", ".0", ".1")]
+            assert sizes[1:] == [keeper.MOST] * 2 and 0 < sizes[0] <= keeper.MOST
+            assert os.statvfs(logs).f_bavail > 0
         # The next start makes room, and keeps the end of what was there.
         with running(bootable, launch) as guest:
             guest.ready()
-            assert os.stat(launch.console_log + ".1").st_size == launcher.KEEP_CONSOLE
+            assert os.stat(launch.console_log + ".1").st_size == keeper.MOST
             assert os.stat(launch.console_log).st_size < MIB // 2
     finally:
         command("umount", logs)
@@ -580,12 +581,15 @@ def test_launcher_killed_between_spawn_and_handshake(bootable: Lab) -> None:
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = pids_of(launch.uid) - before
-    assert len(left) == 1
-    (process,) = Process.scan(launch.uid, left)
-    with process:
+    keepers = {pid for pid in left if keeper.PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    assert len(keepers) == 1 and len(left) == 2
+    (process,) = Process.scan(launch.uid, left - keepers)
+    (kept,) = Process.scan(launch.uid, keepers)
+    with process, kept:
         assert bootable.driver.status(launch.run_dir) == "paused"
         process.end(2.0)
         assert start_time(process.pid) is None
+        assert kept.wait(5.0), "the keeper of a console that nobody writes to stays"
     qemu._clean(launch)
 
 

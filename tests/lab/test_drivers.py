@@ -97,6 +97,28 @@ def test_upstream_seccomp_filters_are_on(site: Site, vm: dict[str, Any], driver:
     assert "2" in modes
 
 
+def keeper(site: Site, vm: dict[str, Any]) -> str:
+    """The process that writes the log of a VM's console."""
+    log = f"/var/log/cocoon-microvm/{vm['id']}/console.log"
+    pids = site.shell(
+        f"for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q '{log}$' && echo ${{p#/proc/}}; done"
+    )
+    assert len(pids.split()) == 1, pids
+    return pids.strip()
+
+
+def test_its_console_is_kept_whatever_happens(site: Site, vm: dict[str, Any], driver: str) -> None:
+    """The guest goes on without its keeper, and the next run has another one."""
+    first = keeper(site, vm)
+    assert {site.shell(f"stat -c %u /proc/{pid}") for pid in (first, vm["pid"])} == {f"{vm['uid']}\n"}
+    site.shell(f"kill -9 {first}")
+    assert answers(site, vm)
+    mended = site.vm(name_of(driver), state="started")
+    assert mended["changed"] and mended["diff"]["before"] == {"console": "its log has no keeper"}
+    assert keeper(site, vm) != first and mended["vm"]["pid"] == vm["pid"]
+    assert not site.vm(name_of(driver), state="started")["changed"]
+
+
 def test_pause_and_go_on(site: Site, vm: dict[str, Any], driver: str) -> None:
     paused = site.vm(name_of(driver), state="paused")
     assert paused["changed"] and paused["vm"]["state"] == "paused"
@@ -243,6 +265,7 @@ def test_stop_and_start(site: Site, vm: dict[str, Any], driver: str) -> None:
     stopped = site.vm(name_of(driver), state="stopped", stop_timeout=60)
     assert stopped["changed"] and stopped["vm"]["state"] == "stopped"
     assert not answers(site, vm)
+    assert "reboot: " in console(site, vm)
     assert f"{vm['id']}" not in site.shell("ps -eo args")
     assert not site.vm(name_of(driver), state="stopped")["changed"]
     started = site.vm(name_of(driver), state="started", wait_for="ping", timeout=180)

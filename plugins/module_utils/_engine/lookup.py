@@ -63,7 +63,7 @@ def _default_kernel(run: Run, found: t.Iterable[ImageRecord | None]) -> bool:
 
 def plan_item(run: Run, record: VmRecord | None, definition: Record) -> Plan:
     """The plan that makes the VM of *record* what *definition* says."""
-    observed = _with_nics(run, record, observe(record, run.store.paths))
+    observed = _with_console(run, record, _with_nics(run, record, observe(record, run.store.paths)))
     compared = compare_once(record, definition)
     required = needs(record, definition, observed, compared=compared)
     disks_only = definition.get("disks_only", False)
@@ -83,3 +83,14 @@ def _with_nics(run: Run, record: VmRecord | None, observed: Observed) -> Observe
     lost = tuple(nic for nic, wrong in faults.items() if GONE in wrong)
     nics = {nic: ", ".join(wrong) for nic, wrong in faults.items() if nic not in lost}
     return dataclasses.replace(observed, nics=nics, lost=lost)
+
+
+def _with_console(run: Run, record: VmRecord | None, observed: Observed) -> Observed:
+    """Whether what a running VM prints is kept, too."""
+    if not record or not observed.running:
+        return observed
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeping
+
+    paths = run.store.paths
+    gone = keeping.lost(paths.console_log(record["id"]), paths.vm_run(record["id"]))
+    return dataclasses.replace(observed, console_lost=gone)

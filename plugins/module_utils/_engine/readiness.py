@@ -154,7 +154,6 @@ def _target(run: Run, item: Waiting) -> Target | None:
         ip=address,
         port=definition.get("wait_port") or wait.DEFAULT_PORT,
         pattern=definition.get("wait_pattern") or wait.DEFAULT_PATTERN,
-        console_socket=run.driver(record["hypervisor"]).endpoints(paths.vm_run(record["id"])).console or "",
         console_log=paths.console_log(record["id"]),
         agent=agent,
     )

@@ -574,6 +574,10 @@ def mend_nics(job: Job, _step: steps.MendNics) -> None:
         vm.mark("mend_nics.one")
 
 
+def mend_console(job: Job, _step: steps.MendConsole) -> None:
+    power.mend_console(job.vm)
+
+
 def resume(job: Job, _step: steps.Resume) -> None:
     vm = job.vm
     vm.driver.resume(vm.run_dir)
@@ -656,6 +660,7 @@ EXECUTORS: dict[type[steps.Step], t.Callable[[Job, t.Any], None]] = {
     steps.Start: start,
     steps.MendNics: mend_nics,
     steps.PlugNics: plug_nics,
+    steps.MendConsole: mend_console,
     steps.Resume: resume,
     steps.Pause: pause,
     steps.Hibernate: hibernate,

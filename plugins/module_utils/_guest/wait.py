@@ -4,7 +4,7 @@
 """Waiting for guests: one poller for all of them, so that a fleet's boot costs its slowest VM.
 
 Hypervisors are watched by pidfd, ports by non-blocking connects, pings by one raw socket for all,
-consoles by their socket and their log.
+consoles by their log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError
-from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import last_words
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import last_words, read
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
 if t.TYPE_CHECKING:
@@ -51,7 +51,6 @@ class Target:
     ip: str = ""
     port: int = DEFAULT_PORT
     pattern: str = DEFAULT_PATTERN
-    console_socket: str = ""
     console_log: str = ""
     agent: Access | None = None
     seconds: float | None = None
@@ -182,57 +181,31 @@ class _Ping:
 
 
 class _Console:
-    """Looks for the pattern in what the console socket gives, and at intervals in the log: what came before is there.
-
-    The log alone would not do, as it takes no more once the guest has filled it. Nor would the socket: it has one
-    client at a time, and a person may be attached to it.
-    """
+    """Looks for the pattern in the end of the log, at intervals: its keeper sees to it that what is new is there."""
 
     def __init__(self, target: Target) -> None:
         self.pattern = re.compile(target.pattern.encode(), re.MULTILINE)
-        self.received = b""
-        self.socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.socket.setblocking(False)
-        try:
-            self.socket.connect(target.console_socket)
-        except OSError:
-            self.close()
+        self.seen = b""
         self.due = 0.0
 
     def fileno(self) -> int:
-        return -1 if self.socket is None else self.socket.fileno()
+        return -1
 
     def tick(self, target: Target, now: float) -> None:
         if now < self.due:
             return
         self.due = now + RETRY
-        try:
-            with open(target.console_log, "rb") as stream:
-                size = os.fstat(stream.fileno()).st_size
-                stream.seek(max(0, size - CONSOLE_KEEP))
-                text = stream.read(CONSOLE_KEEP)
-        except OSError:
-            return
-        self._search(target, text)
+        text = read(target.console_log, CONSOLE_KEEP)
+        if text != self.seen:
+            self.seen = text
+            if self.pattern.search(text):
+                target.met()
 
     def ready(self, target: Target) -> None:
-        data = b""
-        with contextlib.suppress(OSError):
-            data = self.socket.recv(CONSOLE_KEEP) if self.socket else b""
-        if not data:
-            self.close()
-            return
-        self.received = (self.received + data)[-CONSOLE_KEEP:]
-        self._search(target, self.received)
-
-    def _search(self, target: Target, text: bytes) -> None:
-        if self.pattern.search(text):
-            target.met()
+        """Nothing comes to it."""
 
     def close(self) -> None:
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
+        """It holds nothing."""
 
 
 class _Agent:

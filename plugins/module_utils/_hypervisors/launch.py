@@ -29,8 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import remov
 
 BACKLOG = 16
 
-# How much of the previous run's console is kept, and of the hypervisor's own words.
-KEEP_CONSOLE = 256 << 10
+# How much of the hypervisor's own words of the previous run is kept.
 KEEP_LOG = 64 << 10
 TAIL_BYTES = 8192
 TAIL_LINES = 8
@@ -183,7 +182,7 @@ def _leave_network() -> None:
         )
 
 
-def _renounce() -> None:
+def renounce() -> None:
     """No program that this thread's children run from now on gains rights by its file."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise HypervisorError(f"cannot set no_new_privs: {os.strerror(ctypes.get_errno())}")
@@ -203,7 +202,7 @@ def _spawn_apart(
     _leave_network()
     if enter is not None:
         enter()
-    _renounce()
+    renounce()
     try:
         child = subprocess.Popen(  # pylint: disable=consider-using-with,ansible-bad-function  # it outlives us
             list(argv),

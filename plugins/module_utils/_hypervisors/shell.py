@@ -17,6 +17,12 @@ def folder(launch: Launch, path: str) -> str:
     return shlex.join(["install", "-d", "-m", "0700", "-o", str(launch.uid), "-g", str(launch.gid), path])
 
 
+def file(launch: Launch, path: str) -> str:
+    """An empty file of the VM's user's."""
+    owner = ["-o", str(launch.uid), "-g", str(launch.gid)]
+    return shlex.join(["install", "-m", "0600", *owner, "/dev/null", path])
+
+
 def ram(launch: Launch) -> list[str]:
     """The file of the guest's memory."""
     return [

@@ -339,7 +339,7 @@ def _adopt(network: Record, pid: int) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 
     if scope.present() and not scope.in_unit(pid, scope.service_name(network["id"])):
-        unit = scope.adopt(network["id"], pid, f"names and addresses of network {network['name']}")
+        unit = scope.adopt(network["id"], (pid,), f"names and addresses of network {network['name']}")
         scope.wait_adopted(pid, unit)
 
 

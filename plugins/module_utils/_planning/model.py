@@ -140,6 +140,7 @@ class Observed:
     :param nics: which NICs of a running VM are not plugged in as they should be, and what is wrong, in words.
     :param lost: NICs whose host side is gone, which only a restart brings back.
     :param halted: what stopped the guest, one of :data:`HALTS`; ``None`` = nothing, or somebody who asked for it.
+    :param console_lost: what keeps the log of a running VM's console is gone.
     """
 
     running: bool = False
@@ -148,6 +149,7 @@ class Observed:
     nics: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     lost: tuple[str, ...] = ()
     halted: str | None = None
+    console_lost: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

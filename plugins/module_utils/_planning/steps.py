@@ -253,6 +253,13 @@ class MendNics(Step):
     rank = 152
 
 
+class MendConsole(Step):
+    """Have somebody keep the console of a running VM again."""
+
+    name = "mend_console"
+    rank = 153
+
+
 class Resume(Step):
     name = "resume"
     rank = 155

@@ -46,6 +46,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     Create,
     Hibernate,
     Identify,
+    MendConsole,
     MendNics,
     Pause,
     PlugNics,
@@ -336,7 +337,7 @@ class _Existing:
         wanted = self._rebuilt() if rebuild else None
         steps = self._power_steps(stop, runs) + self._change_steps(stop, wanted)
         if self.running and not stop:
-            steps += self._mend_nics(changes) + self._plug_nics(steps)
+            steps += self._mend_nics(changes) + self._mend_console(changes) + self._plug_nics(steps)
         steps = self._ordered(steps, resumed=self.suspended and not stop)
         names = {step.name for step in steps}
         if self.differences or names & {"start", "hibernate"}:
@@ -390,6 +391,13 @@ class _Existing:
         untold = bool(self.record.get("untold_nics")) and not self.observed.halted and self.state != "paused"
         changed = any(isinstance(step, SetNics) for step in steps)
         return [PlugNics()] if changed or (untold and not self.observed.paused) else []
+
+    def _mend_console(self, changes: list[Change]) -> list[Step]:
+        """What a guest prints is kept by a process, which may have been killed."""
+        if not self.observed.console_lost:
+            return []
+        changes.append(Change("console", "its log has no keeper", "in order", LIVE))
+        return [MendConsole()]
 
     def _stops(self) -> bool:
         """Whether the state asked for means to shut a running VM down, or to drop the memory of a hibernated one.
@@ -610,7 +618,7 @@ class _Existing:
             return "rebuild"
         if self.differences:
             return "update"
-        if names & {"mend_nics", "plug_nics"}:
+        if names & {"mend_nics", "mend_console", "plug_nics"}:
             return "repair"
         if self.state == "restarted" or restarts:
             return "restart"

@@ -137,11 +137,9 @@ def taken(paths: Paths, record: VmRecord) -> bool:
     seed = read_json(seed_path(paths, record["id"])) if record.get("cidata_given") else None
     if not seed:
         return False
-    try:
-        with open(paths.console_log(record["id"]), "rb") as stream:
-            return f"{TOLD} {seed['word']}".encode() in stream.read()
-    except OSError:  # a host that was rebooted has no logs
-        return False
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest.console import read
+
+    return f"{TOLD} {seed['word']}".encode() in read(paths.console_log(record["id"]))
 
 
 def settle(paths: Paths, record: VmRecord) -> None:

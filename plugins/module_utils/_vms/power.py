@@ -14,6 +14,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._disks import await_tools, create_copy
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, CocoonError, UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeping
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import no_kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import PHASE_START, PRIVATE
@@ -76,11 +77,26 @@ def _end_all(processes: t.Iterable[Process]) -> None:
 
 
 def clear_runtime(vm: Vm) -> None:
-    """Sockets and RAM of a VM that does not run."""
+    """Sockets and RAM of a VM that does not run; what it said is in its logs from here on."""
+    keeping.await_end(vm.paths.console_log(vm.id), vm.record.get("uid"))
     remove_tree(vm.run_dir)
     # The first is the promise of its memory, whatever file holds it.
     for path in (vm.paths.ram_file(vm.id), vm.ram):
         remove_file(path)
+
+
+def mend_console(vm: Vm) -> None:
+    """Have somebody keep what a running VM prints, if nobody does.
+
+    :raises HypervisorError: that cannot be had.
+    """
+    from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeper
+
+    pid = keeper.mend(vm.paths.console_log(vm.id), vm.run_dir, vm.uid)
+    if pid and scope.present():
+        scope.join(vm.id, vm.record["pid"], pid)
+    vm.mark("mend_console.done")
 
 
 def start(vm: Vm, promised: bool = False) -> float:

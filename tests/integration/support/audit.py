@@ -8,6 +8,7 @@ Read from files, /proc and the kernel, not through the engine, so that an error 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeper
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import real_uid
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import Engine, data_disk
 from ansible_collections.cocoon.microvm.tests.integration.support.leaks import mounts
@@ -75,7 +78,7 @@ def held(engine: Engine) -> set[str]:
         *_of_images(engine),
         *_disks(engine),
         *_runtime(engine),
-        *(f"process {vm_id}" for _pid, vm_id in processes(engine)),
+        *(f"{_kind(pid)} {vm_id}" for pid, vm_id in processes(engine)),
         *(f"guard {vm_id}" for _pid, vm_id in guards(engine)),
         *(f"tap {name}" for name in links(engine) if TAP.match(name)),
     }
@@ -159,13 +162,20 @@ def processes(engine: Engine) -> list[tuple[int, str]]:
         if not name.isdigit():
             continue
         try:
-            uid = os.stat(f"/proc/{name}").st_uid
+            uid = real_uid(int(name))
             state = Path(f"/proc/{name}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if store.uid_start <= uid < store.uid_start + store.uid_count and state not in "ZX":
+        if uid is not None and store.uid_start <= uid < store.uid_start + store.uid_count and state not in "ZX":
             found.append((int(name), by_uid.get(uid, "?")))
     return found
+
+
+def _kind(pid: int) -> str:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if keeper.PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return "keeper"
+    return "process"
 
 
 def guards(engine: Engine) -> list[tuple[int, str]]:
@@ -235,6 +245,7 @@ def _listed(engine: Engine, vm_id: str, record: dict[str, Any]) -> Iterator[str]
         yield from (f"saved {vm_id}", *(f"saved {vm_id}/{name}" for name in names))
     if record["state"] in ALIVE:
         yield f"process {vm_id}"
+        yield f"keeper {vm_id}"
         yield f"run {vm_id}"
         yield f"ram {vm_id} {record['config']['memory']}"
         yield from (f"tap {config['tap']}" for config in record["network_configs"])

@@ -21,7 +21,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm, releases, vsock
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, keeper, kvm, releases, vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     ArchiveForm,
@@ -168,9 +168,19 @@ class CloudHypervisorDriver(VsockDriver):
     def start(
         self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
-        deadline = time.monotonic() + timeout
+        with keeper.beside(launch) as kept:
+            return self._start(launch, jail, kept, on_nics_open, time.monotonic() + timeout)
+
+    def _start(
+        self,
+        launch: Launch,
+        jail: Jail,
+        kept: keeper.Kept,
+        on_nics_open: t.Callable[[Process], None] | None,
+        deadline: float,
+    ) -> Process:
         try:
-            process = self._spawn(launch, jail)
+            process = self._spawn(launch, jail, kept.pipe)
         except BaseException:
             _clean(launch)
             raise
@@ -178,7 +188,8 @@ class CloudHypervisorDriver(VsockDriver):
             if on_nics_open:  # it was born with them
                 on_nics_open(process)
             # systemd works while the hypervisor starts up.
-            unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
+            pids = (process.pid, kept.pid)
+            unit = scope.adopt(launch.vm_id, pids, f"microVM {launch.name}") if scope.present() else None
             _await_guest(launch, deadline)
             saving.taken_up(launch)
             if unit:
@@ -193,7 +204,7 @@ class CloudHypervisorDriver(VsockDriver):
             raise
         return process
 
-    def _spawn(self, launch: Launch, jail: Jail) -> Process:
+    def _spawn(self, launch: Launch, jail: Jail, console: int) -> Process:
         with contextlib.ExitStack() as stack:
             api = launcher.listen(runstate.api_path(launch.run_dir))
             stack.callback(api.close)
@@ -203,8 +214,6 @@ class CloudHypervisorDriver(VsockDriver):
             launcher.create_ram(launch.ram_path, launch.memory, launch.uid, launch.gid)
             if launch.resume and launch.resume.memory and not launch.resume.shared:
                 launcher.fill_ram(launch.ram_path, launch.resume.memory)
-            console = launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE)
-            stack.callback(os.close, console)
             log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
             stack.callback(os.close, log)
             passed = [api.fileno(), own, *(fd for nic in launch.nics for fd in nic.fds)]

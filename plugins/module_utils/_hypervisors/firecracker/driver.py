@@ -28,6 +28,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import (
     guard,
+    keeper,
+    keeping,
     kvm,
     listening,
     private,
@@ -175,7 +177,7 @@ class FirecrackerDriver(VsockDriver):
             files={
                 places.BINARY: binary,
                 **self._facts(binary)["libraries"],
-                places.CONSOLE: launch.console_log,
+                places.CONSOLE: keeping.pipe_path(launch.run_dir),
                 **{places.inside(launch, path): path for path in seen},
                 places.INBOX: self.paths.inbox(launch.vm_id),
                 **memory,
@@ -195,14 +197,25 @@ class FirecrackerDriver(VsockDriver):
     def start(
         self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
-        deadline = time.monotonic() + timeout
+        with keeper.beside(launch) as kept:
+            return self._start(launch, jail, kept, on_nics_open, time.monotonic() + timeout)
+
+    def _start(
+        self,
+        launch: Launch,
+        jail: Jail,
+        kept: keeper.Kept,
+        on_nics_open: t.Callable[[Process], None] | None,
+        deadline: float,
+    ) -> Process:
         asked = _before_nics(launch)
         try:
             folder = self._make_folders(launch)
             with listening.Watch(folder) as watch:
                 process = self._spawn(launch, jail)
                 try:
-                    unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
+                    pids = (process.pid, kept.pid)
+                    unit = scope.adopt(launch.vm_id, pids, f"microVM {launch.name}") if scope.present() else None
                     watch.wait_listening(places.API, process, deadline)
                     self._ask(launch, asked, deadline)
                     remove_file(os.path.join(folder, places.STATE))  # it has been read
@@ -224,7 +237,6 @@ class FirecrackerDriver(VsockDriver):
         return process
 
     def _spawn(self, launch: Launch, jail: Jail) -> Process:
-        os.close(launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE))
         log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
         limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
 

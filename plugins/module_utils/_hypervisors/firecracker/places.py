@@ -25,7 +25,7 @@ API = "api.sock"
 RUN = "/run"
 
 BINARY = "/firecracker"
-CONSOLE = "/console.log"
+CONSOLE = "/console.pipe"
 # Where it writes what it saves, and has the RAM that it goes on with; the state is in RUN meanwhile.
 INBOX, MEMORY = "/inbox", "/memory"
 STATE = "state"

@@ -37,6 +37,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import MIB
 
 SERIAL_LENGTH = 20
 IDENTITY = "identity"
+# A descriptor among the sockets, and the number that it has as a file of QEMU's.
+PIPE, PIPE_SET = "pipe", 1
 QUEUE_SIZES = tuple(1 << bits for bits in range(1, 11))
 NIC_QUEUE_SIZES = (256, 512, 1024)
 # All that QEMU has for a TAP: older releases cut a larger value down, newer ones refuse it.
@@ -432,6 +434,18 @@ def _machine(launch: Launch, rom: bool) -> list[str]:
     ]
 
 
+def _console(launch: Launch, sockets: Sockets) -> list[str]:
+    """A serial port with a socket for people, and a pipe to who keeps its log."""
+    pipe = sockets.get(PIPE)
+    held = [] if pipe is None else ["-add-fd", f"fd={pipe},set={PIPE_SET}"]
+    log = launch.console_log if pipe is None else f"/dev/fdset/{PIPE_SET}"
+    return [
+        *held,
+        *("-chardev", listening("console", sockets, logfile=log, logappend=True)),
+        *("-serial", "chardev:console"),
+    ]
+
+
 def _status(launch: Launch) -> list[str]:
     """A second serial port, for the guest's last word: it needs no driver that could be missing or late."""
     if launch.status_log is None:
@@ -451,7 +465,8 @@ def build(binary: str, launch: Launch, sockets: Sockets, rom: bool = False) -> l
     The VM's id stands in it (SMBIOS serial number), which is what proves a process ours.
 
     :param sockets: of ``qmp``, ``console``, ``agent`` and perhaps ``identity``: the number of the listening
-        descriptor, or the path for QEMU to listen at.
+        descriptor, or the path for QEMU to listen at. ``pipe``: that of the descriptor that the console is written to,
+        if not to its log.
     :param rom: this QEMU maps a file that it may only read as memory that the guest may write.
     :raises InputError: a value that QEMU cannot take, naming the option.
     """
@@ -469,8 +484,7 @@ def build(binary: str, launch: Launch, sockets: Sockets, rom: bool = False) -> l
         *("-rtc", "base=utc"),
         *("-chardev", listening("qmp", sockets)),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", listening("console", sockets, logfile=launch.console_log, logappend=True)),
-        *("-serial", "chardev:console"),
+        *_console(launch, sockets),
         *_status(launch),
         *_boot(launch),
         *_system_devices(launch, sockets),

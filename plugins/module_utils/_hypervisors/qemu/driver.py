@@ -23,7 +23,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     ResourceError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, kvm
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import guard, keeper, kvm
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import launch as launcher
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     MEMORY,
@@ -221,8 +221,20 @@ class QemuDriver(Driver):
         self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
         deadline = time.monotonic() + timeout
+        with keeper.beside(launch) as kept:
+            return self._start(launch, jail, kept, on_nics_open, deadline)
+
+    def _start(
+        self,
+        launch: Launch,
+        jail: Jail,
+        kept: keeper.Kept,
+        on_nics_open: t.Callable[[Process], None] | None,
+        deadline: float,
+    ) -> Process:
+        begun = time.monotonic()
         try:
-            process = self._spawn(launch, jail)
+            process = self._spawn(launch, jail, kept.pipe)
         except BaseException:
             _clean(launch)
             raise
@@ -230,7 +242,8 @@ class QemuDriver(Driver):
             if on_nics_open:  # it was born with them
                 on_nics_open(process)
             # systemd works while QEMU starts up.
-            unit = scope.adopt(launch.vm_id, process.pid, f"microVM {launch.name}") if scope.present() else None
+            pids = (process.pid, kept.pid)
+            unit = scope.adopt(launch.vm_id, pids, f"microVM {launch.name}") if scope.present() else None
             self._run(launch, process, deadline)
             if unit:
                 scope.wait_adopted(process.pid, unit)
@@ -243,14 +256,14 @@ class QemuDriver(Driver):
                 raise _start_error(launch, exc, status) from exc
             if isinstance(exc, BusyError):
                 raise HypervisorError(
-                    f"QEMU of '{launch.name}' did not come up within {timeout:g} s{_log_words(launch)}"
+                    f"QEMU of '{launch.name}' did not come up within {deadline - begun:.0f} s{_log_words(launch)}"
                 ) from exc
             raise
         return process
 
-    def _spawn(self, launch: Launch, jail: Jail) -> Process:
+    def _spawn(self, launch: Launch, jail: Jail, pipe: int) -> Process:
         with contextlib.ExitStack() as stack:
-            fds = {}
+            fds = {commandline.PIPE: pipe}
             held = (sockets.IDENTITY,) if launch.resume and launch.resume.hold else ()
             for name in (*sockets.ALWAYS, *held):
                 sock = launcher.listen(os.path.join(launch.run_dir, name))
@@ -260,7 +273,6 @@ class QemuDriver(Driver):
             launcher.create_ram(launch.ram_path, launch.memory, launch.uid, launch.gid)
             if launch.resume and launch.resume.memory and not launch.resume.shared:
                 launcher.fill_ram(launch.ram_path, launch.resume.memory)
-            os.close(launcher.open_log(launch.console_log, launch.uid, launch.gid, launcher.KEEP_CONSOLE))
             log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
             stack.callback(os.close, log)
             passed = [*fds.values(), *(fd for nic in launch.nics for fd in nic.fds)]

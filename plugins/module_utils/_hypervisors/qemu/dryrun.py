@@ -21,6 +21,7 @@ def lines(launch: Launch, jail: Jail, argv: t.Sequence[str]) -> list[str]:
     return [
         shell.folder(launch, launch.run_dir),
         *shell.ram(launch),
+        shell.file(launch, launch.console_log),
         *shell.taps(launch),
         shell.process(launch, jail, argv) + " &",
         shell.await_socket(sockets.qmp_path(launch.run_dir)),

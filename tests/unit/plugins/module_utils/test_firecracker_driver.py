@@ -257,7 +257,7 @@ def test_what_its_process_can_reach(paths: Paths, tmp_path: Path) -> None:
     assert jail.files == {
         "/firecracker": program(tmp_path),
         "/lib64/ld.so": "/usr/lib64/ld.so",
-        "/console.log": "/log/x/console.log",
+        "/console.pipe": "/run/x/vm/console.pipe",
         "/var/lib/cocoon/oci/boot/cd/vmlinux": "/lib/x/images/boot/cd/vmlinux",
         "/var/lib/cocoon/oci/boot/cd/initrd.img": "/lib/x/images/boot/cd/initrd.img",
         f"/var/lib/cocoon/oci/blobs/{LAYER}.erofs": f"/lib/x/images/blobs/{LAYER}.erofs",

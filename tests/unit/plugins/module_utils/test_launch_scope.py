@@ -15,7 +15,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Hype
 
 
 def test_the_request_has_as_many_properties_as_it_says() -> None:
-    words = scope.request("cocoon-microvm-abc-7.scope", 7, "microVM web1")
+    words = scope.request("cocoon-microvm-abc-7.scope", (7, 8), "microVM web1")
     call = words[words.index("StartTransientUnit") :]
     assert call[1] == "ssa(sv)a(sa(sv))"
     assert call[2:5] == ["cocoon-microvm-abc-7.scope", "fail", "4"]
@@ -23,7 +23,7 @@ def test_the_request_has_as_many_properties_as_it_says() -> None:
         *("Description", "s", "microVM web1"),
         *("Slice", "s", "cocoon-microvm.slice"),
         *("CollectMode", "s", "inactive-or-failed"),
-        *("PIDs", "au", "1", "7"),
+        *("PIDs", "au", "2", "7", "8"),
         "0",
     ]
 
@@ -34,7 +34,9 @@ def test_a_refusal_names_the_unit_and_the_remedy(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(scope, "run_tool", refuse)
     with pytest.raises(HypervisorError, match=r"cocoon-microvm-abc-7.scope: busctl failed .* dbus"):
-        scope.adopt("abc", 7, "x")
+        scope.adopt("abc", (7, 8), "x")
+    with pytest.raises(HypervisorError, match=r"process 9 into cocoon-microvm-abc-7.scope: busctl failed"):
+        scope.join("abc", 7, 9)
 
 
 def test_a_process_that_is_not_moved_is_an_error() -> None:

@@ -1569,3 +1569,22 @@ def test_a_vm_that_stops_needs_no_mending(options):
 def test_a_tap_that_is_gone_is_a_warning():
     plan = HOST.plan(made("running"), {"state": "started"}, Observed(running=True, lost=("nics[1]",)))
     assert not plan.changed and "nics[1] is gone" in plan.warnings[0]
+
+
+# ------------------------------------------------------------------------------------ a console that nobody keeps
+
+
+UNKEPT = Observed(running=True, console_lost=True)
+
+
+@pytest.mark.parametrize("state", ["present", "started"])
+def test_a_console_that_nobody_keeps_is_a_change(state):
+    plan = HOST.plan(made("running"), {"state": state}, UNKEPT)
+    assert (plan.action, steps(plan), plan.restarts) == ("repair", ["mend_console"], False)
+    how = {"vm": "repair", "console": "live"}
+    assert plan.diff == {"before": {"console": "its log has no keeper"}, "after": {"console": "in order", "how": how}}
+
+
+@pytest.mark.parametrize("options", [{"state": "stopped"}, {"state": "restarted"}, {"cpu": 7, "allow_restart": True}])
+def test_a_vm_that_stops_needs_no_keeper(options):
+    assert "mend_console" not in steps(HOST.plan(made("running"), options, UNKEPT))

@@ -42,11 +42,12 @@ def fixture_driver() -> QemuDriver:
 
 def test_lines(driver: QemuDriver) -> None:
     """Each is words for a shell, and the process is the one that a start makes, but for what it is handed open."""
-    _folder, ram, owner, tap, up, process, wait, talk = driver.dry_run(LAUNCH)
+    _folder, ram, owner, log, tap, up, process, wait, talk = driver.dry_run(LAUNCH)
     assert tap == "ip tuntap add dev cmabcdefgh-0 mode tap user 70001 vnet_hdr multi_queue"
     assert up == "ip link set cmabcdefgh-0 up" and wait == "until [ -S /run/x/vm/qmp.sock ]; do sleep 0.1; done"
     assert shlex.split(ram) == ["truncate", "-s", "134217728", "/run/x/ram's/a"]
     assert shlex.split(owner) == ["chown", "70001:70002", "/run/x/ram's/a"]
+    assert shlex.split(log)[1:] == ["-m", "0600", "-o", "70001", "-g", "70002", "/dev/null", "/log/x/console.log"]
     words = shlex.split(process)
     assert words[:8] == ["setpriv", "--reuid", "70001", "--regid", "70002", "--groups", "70003,70004", "--no-new-privs"]
     started = driver.command(LAUNCH, {"qmp": 5, "console": 6, "agent": 7})
@@ -68,8 +69,8 @@ def test_a_saved_state_is_a_remark(driver: QemuDriver) -> None:
     assert [line for line in lines if line.startswith("#")] == [
         "# /vms/x/resume/vmstate is handed over as a descriptor: getfd, migrate-incoming fd:state"
     ]
-    assert "/run/x/vm/identity.sock" in lines[5]
+    assert "/run/x/vm/identity.sock" in lines[6]
 
 
 def test_a_vm_without_groups(driver: QemuDriver) -> None:
-    assert "--clear-groups" in shlex.split(driver.dry_run(dataclasses.replace(LAUNCH, groups=()))[5])
+    assert "--clear-groups" in shlex.split(driver.dry_run(dataclasses.replace(LAUNCH, groups=()))[6])

@@ -5,20 +5,24 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import statistics
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
-from common import say
+from common import ROOT, say
 from fleet import BenchError, Fleet, seconds
 from measures import timed
 from results import Row
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest.agent import Access, Command
+from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import PIECE
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.channels import guest_channel
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import SSH_OPTIONS, address, make_key
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import command
@@ -101,4 +105,58 @@ def _one(fleet: Fleet, vm_id: str, ssh: list[str], runs: int) -> list[Row]:
         Row("8", "the same by ssh", "MB/s", puts),
         Row("8", "a file out of a guest", "MB/s", out, "20 MB/s", statistics.median(out) >= 20),
         Row("8", "the same by ssh", "MB/s", fetches),
+        *_unemulated(fleet.folder, runs),
+    ]
+
+
+class Helper:
+    """The helper of our images as a process of this machine, with nothing between it and us."""
+
+    def __init__(self) -> None:
+        words = ["perl", str(ROOT / "roles/image/files/guest/common/agent"), "-", "/", "true"]
+        self.child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, what: str, **arguments: object) -> Any:
+        assert self.child.stdin and self.child.stdout
+        self.child.stdin.write(json.dumps({"execute": what, "arguments": arguments}).encode() + b"\n")
+        self.child.stdin.flush()
+        return json.loads(self.child.stdout.readline())["return"]
+
+    def run(self) -> None:
+        pid = self.ask("guest-exec", path="/bin/true", **{"capture-output": True})["pid"]
+        while not self.ask("guest-exec-status", pid=pid)["exited"]:
+            time.sleep(0.0001)
+
+    def put(self, path: Path, content: bytes) -> None:
+        handle = self.ask("guest-file-open", path=str(path), mode="w")
+        for place in range(0, len(content), PIECE):
+            data = base64.b64encode(content[place : place + PIECE]).decode()
+            self.ask("guest-file-write", handle=handle, **{"buf-b64": data})
+        self.ask("guest-file-close", handle=handle)
+
+    def fetch(self, path: Path) -> None:
+        handle = self.ask("guest-file-open", path=str(path), mode="r")
+        while base64.b64decode(self.ask("guest-file-read", handle=handle, count=PIECE)["buf-b64"]):
+            pass
+        self.ask("guest-file-close", handle=handle)
+
+    def close(self) -> None:
+        assert self.child.stdin
+        self.child.stdin.close()
+        self.child.wait(10)
+
+
+def _unemulated(folder: Path, runs: int) -> list[Row]:
+    """What of the above is the guest's processor: the helper's part of it, on this machine's own."""
+    helper, content, path = Helper(), os.urandom(SIZE), folder / "unemulated"
+    try:
+        trips = [timed(lambda: [helper.run() for _turn in range(COMMANDS)]) / COMMANDS * 1000 for _run in range(runs)]
+        puts = [SIZE / 1e6 / timed(lambda: helper.put(path, content)) for _run in range(runs)]
+        fetches = [SIZE / 1e6 / timed(lambda: helper.fetch(path)) for _run in range(runs)]
+    finally:
+        helper.close()
+    return [
+        Row("8", "the guest's part, not emulated: a command", "ms", trips),
+        Row("8", "the guest's part, not emulated: a file in", "MB/s", puts),
+        Row("8", "the guest's part, not emulated: a file out", "MB/s", fetches),
     ]

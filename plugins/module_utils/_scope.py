@@ -40,12 +40,9 @@ def request(unit: str, pids: t.Sequence[int], description: str) -> list[str]:
         *("CollectMode", "s", "inactive-or-failed"),
         *("PIDs", "au", str(len(pids)), *map(str, pids)),
     ]
-    return _call("StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0")
-
-
-def _call(*words: str) -> list[str]:
-    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
-    return ["busctl", "--system", "--quiet", "call", *manager, *words]
+    manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+    call = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0"]
+    return ["busctl", "--system", "--quiet", "call", *manager, *call]
 
 
 def adopt(object_id: str, pids: t.Sequence[int], description: str, timeout: float = 10.0) -> str:
@@ -54,27 +51,14 @@ def adopt(object_id: str, pids: t.Sequence[int], description: str, timeout: floa
     :raises HypervisorError: systemd refused, or cannot be reached.
     """
     unit = unit_name(object_id, pids[0])
-    _ask(request(unit, pids, description), pids[0], unit, timeout)
-    return unit
-
-
-def join(object_id: str, pid: int, other: int, timeout: float = 10.0) -> None:
-    """Have systemd move *other* into the scope that *pid* was started in.
-
-    :raises HypervisorError: systemd refused, or cannot be reached.
-    """
-    unit = unit_name(object_id, pid)
-    _ask(_call("AttachProcessesToUnit", "ssau", unit, "", "1", str(other)), other, unit, timeout)
-
-
-def _ask(call: list[str], pid: int, unit: str, timeout: float) -> None:
     try:
-        run_tool(call, timeout=timeout, package="systemd")
+        run_tool(request(unit, pids, description), timeout=timeout, package="systemd")
     except ToolError as exc:
         raise HypervisorError(
-            f"systemd did not take process {pid} into {unit}: {exc.message}",
+            f"systemd did not take process {pids[0]} into {unit}: {exc.message}",
             remedy="See that the package dbus is installed and its socket is active.",
         ) from exc
+    return unit
 
 
 def wait_adopted(pid: int, unit: str, timeout: float = 10.0) -> None:

@@ -95,7 +95,8 @@ def mend_console(vm: Vm) -> None:
 
     pid = keeper.mend(vm.paths.console_log(vm.id), vm.run_dir, vm.uid)
     if pid and scope.present():
-        scope.join(vm.id, vm.record["pid"], pid)
+        # One of its own: systemd lets nobody into a scope that has begun.
+        scope.wait_adopted(pid, scope.adopt(vm.id, (pid,), f"console of microVM {vm.record['config']['name']}"))
     vm.mark("mend_console.done")
 
 

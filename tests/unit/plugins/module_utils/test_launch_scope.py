@@ -35,8 +35,6 @@ def test_a_refusal_names_the_unit_and_the_remedy(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(scope, "run_tool", refuse)
     with pytest.raises(HypervisorError, match=r"cocoon-microvm-abc-7.scope: busctl failed .* dbus"):
         scope.adopt("abc", (7, 8), "x")
-    with pytest.raises(HypervisorError, match=r"process 9 into cocoon-microvm-abc-7.scope: busctl failed"):
-        scope.join("abc", 7, 9)
 
 
 def test_a_process_that_is_not_moved_is_an_error() -> None:

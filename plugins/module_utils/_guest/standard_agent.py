@@ -219,12 +219,10 @@ class StandardAgent:
         with self._turn(deadline) as talk, contextlib.suppress(GuestTimeoutError, AgentClosedError):
             talk.ask("guest-shutdown", time.monotonic() + OBJECTION, mode="reboot" if reboot else "powerdown")
 
-    def set_time(self, seconds: float, deadline: float) -> None:
-        """Set the guest's clock.
-
-        :param seconds: since 1970.
-        """
-        self.ask("guest-set-time", deadline, time=int(seconds * 1e9))
+    def set_time(self, deadline: float) -> None:
+        """Set the guest's clock to what ours says once the agent listens to us."""
+        with self._turn(deadline) as talk:
+            talk.ask("guest-set-time", deadline, time=int(time.time() * 1e9))
 
     # Files.
 

@@ -18,6 +18,9 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
     from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
+# For the answer of an agent whose guest has just gone on: it may have to be read from a disk first.
+COMES_TO = 10.0
+
 
 def listening(vm: Vm, patience: float) -> Access:
     """The way to the agent in a running guest, where somebody is at its end: nothing is waited for that is not there.
@@ -39,15 +42,16 @@ def listening(vm: Vm, patience: float) -> Access:
     return way
 
 
-def agent_of(vm: Vm, patience: float) -> StandardAgent:
+def agent_of(vm: Vm, patience: float, more: float = 0.0) -> StandardAgent:
     """The agent in a running guest, which is at its end and the standard one.
 
+    :param patience: seconds for somebody to be there; and, with as many as *more*, for its first answer.
     :raises CocoonError: none is.
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import StandardAgent
 
-    agent = agents.find(listening(vm, patience), time.monotonic() + patience)
+    agent = agents.find(listening(vm, patience), time.monotonic() + patience + more)
     if not isinstance(agent, StandardAgent):
         raise UnsupportedError("the Cocoon agent neither sets clocks nor thaws file systems")
     return agent
@@ -67,8 +71,7 @@ def shut_down(vm: Vm, patience: float) -> bool:
 def set_time(vm: Vm, patience: float) -> None:
     """Tell a guest that stood still what time it is. One without an agent finds out by itself, or does not."""
     with contextlib.suppress(CocoonError, OSError):
-        agent = agent_of(vm, patience)
-        agent.set_time(time.time(), time.monotonic() + patience)
+        agent_of(vm, patience, COMES_TO).set_time(time.monotonic() + patience + COMES_TO)
 
 
 def wake(vm: Vm, patience: float) -> None:
@@ -77,7 +80,7 @@ def wake(vm: Vm, patience: float) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest.standard_agent import RefusedError
 
     with contextlib.suppress(CocoonError, OSError):
-        agent = agent_of(vm, patience)
+        agent = agent_of(vm, patience, COMES_TO)
         with contextlib.suppress(RefusedError):
-            agent.ask(THAW, time.monotonic() + patience)
-        agent.set_time(time.time(), time.monotonic() + patience)
+            agent.ask(THAW, time.monotonic() + patience + COMES_TO)
+        agent.set_time(time.monotonic() + patience)

@@ -52,6 +52,7 @@ class Guest:
         self.answers[SHUT_DOWN] = [SILENT]
         self.asked: list[str] = []
         self.arguments: list[t.Any] = []
+        self.late = 0.0
         self.thawed = threading.Event()
         self.server = Server(self.path, self.serve)
 
@@ -65,6 +66,8 @@ class Guest:
             assert stream.readline() == b"CONNECT 1024\n"
             client.sendall(b"OK 1073741824\n")
         for line in stream:
+            late, self.late = self.late, 0.0
+            time.sleep(late)
             asked = json.loads(line.rpartition(b"\xff")[2])
             if asked["execute"] == "guest-sync-delimited":
                 client.sendall(b"\xff" + json.dumps({"return": asked["arguments"]["id"]}).encode() + b"\n")
@@ -227,6 +230,18 @@ def test_waking(tmp_path: Path, listens: bool) -> None:
         with Server(folder / "vsock.sock", lambda _client: None):
             asking.wake(vm, 20.0)
     assert time.monotonic() - begun < 10
+
+
+def test_one_that_has_to_come_to_first(tmp_path: Path) -> None:
+    """It is told the time that it is by then."""
+    store = Store.open(Paths(*(str(tmp_path / name) for name in ("a", "r", "l"))))
+    folder = make_vm(store, "web1", "firecracker", "own")
+    vm = Vm(Run(store, Options()), t.cast(Record, store.vm_record("web1")))
+    with Guest(folder, vsock=True) as guest:
+        guest.late = 1.0
+        begun = time.time()
+        asking.set_time(vm, 0.3)
+        assert guest.asked == [SET_TIME] and begun + 1 <= guest.arguments[0]["time"] / 1e9 <= time.time()
 
 
 @pytest.mark.parametrize(("name", "mode"), [("cloud-hypervisor", "powerdown"), ("firecracker", "reboot")])

@@ -35,4 +35,8 @@ def console(name: str, run_dir: str) -> str | None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import sockets
 
         return sockets.endpoints(run_dir).console
+    if name == "firecracker":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
+
+        return places.endpoints(run_dir).console
     return None

@@ -33,14 +33,25 @@ if t.TYPE_CHECKING:
 
 # Bytes of each of the three files.
 MOST = 256 << 10
+# In the place of the descriptors for people.
+NOBODY = (-1, -1)
 
 # Its words: the log, for who looks at the host's processes, the user that it becomes, what a file may hold, and the
-# descriptors of the three. The interpreter may lie where only root can run it, so it is root until all is imported. A
-# serial port is written byte by byte, hence the rest between two reads: the pipe holds what comes meanwhile.
+# descriptors of the three, of a socket for people and of where what they type goes, or -1. The interpreter may lie
+# where only root can run it, so it is root until all is imported. A serial port is written byte by byte, hence the rest
+# between two reads: the pipe holds what comes meanwhile.
 PROGRAM = """'The keeper of the console of a microVM.'
-import os, sys, time
+import os, select, sys, time
 
-user, most, log, first, before = map(int, sys.argv[2:])
+user, most, log, first, before, door, entry = map(int, sys.argv[2:])
+lines = {}
+poll = select.poll()
+poll.register(0, select.POLLIN)
+if door >= 0:
+    import socket
+    listener = socket.socket(fileno=door)
+    listener.setblocking(False)
+    poll.register(door, select.POLLIN)
 if user != os.getuid():
     os.setgroups([])
     os.setgid(user)
@@ -75,44 +86,100 @@ def keep(data):
             turn()
         full = not done
 
-while True:
-    data = os.read(0, 65536)
+def tell(data):
+    'Show it to who is attached; one that is slow misses some.'
+    for fd, line in list(lines.items()):
+        try:
+            line.send(data)
+        except BlockingIOError:
+            pass
+        except OSError:
+            leave(fd)
+
+def leave(fd):
+    poll.unregister(fd)
+    lines.pop(fd).close()
+
+def attach():
+    try:
+        line = listener.accept()[0]
+    except OSError:
+        return
+    if len(lines) < 8:
+        line.setblocking(False)
+        lines[line.fileno()] = line
+        poll.register(line, select.POLLIN)
+
+def hear(fd):
+    'What is typed goes to the guest, and nowhere else.'
+    try:
+        data = lines[fd].recv(4096)
+    except BlockingIOError:
+        return
+    except OSError:
+        data = b''
     if not data:
-        break
-    keep(data)
+        leave(fd)
+        return
+    try:
+        os.write(entry, data)
+    except OSError:  # a guest that does not read
+        pass
+
+while True:
+    for fd, _events in poll.poll():
+        if fd == 0:
+            data = os.read(0, 65536)
+            if not data:
+                sys.exit()
+            keep(data)
+            tell(data)
+        elif fd == door:
+            attach()
+        elif fd in lines:
+            hear(fd)
     time.sleep(0.01)
 """
 
 
 @dataclasses.dataclass
 class Kept:
-    """A console that is kept. :param pipe: where the hypervisor is to write it. :param pid: of the keeper."""
+    """A console that is kept.
+
+    :param pipe: where the hypervisor is to write it.
+    :param pid: of the keeper.
+    :param input: where it is to read what people type, who attach to the keeper; -1 if it has a way of its own.
+    """
 
     pipe: int
     pid: int
+    input: int = -1
 
 
 @contextlib.contextmanager
-def beside(launch: Launch) -> t.Iterator[Kept]:
+def beside(launch: Launch, attach: bool = False) -> t.Iterator[Kept]:
     """In this block a hypervisor gets hold of the pipe; the log begins anew, with the end of the last run beside it.
 
+    :param attach: people attach to the keeper, and not to the hypervisor.
     :raises HypervisorError: there is no place for it, or no interpreter.
     """
-    path = keeping.pipe_path(launch.run_dir)
-    try:
-        process, writer = _start(launch, path)
-    except OSError as exc:
-        raise HypervisorError(f"cannot keep the console of '{launch.name}': {exc.strerror}") from exc
-    with process:
+    names = (keeping.PIPE, *((keeping.INPUT, keeping.SOCKET) if attach else ()))
+    paths = [os.path.join(launch.run_dir, name) for name in names]
+    with contextlib.ExitStack() as held:
         try:
-            try:
-                yield Kept(writer, process.pid)
-            finally:
-                os.close(writer)
+            process, kept = _start(launch, paths, held)
+        except OSError as exc:
+            raise HypervisorError(f"cannot keep the console of '{launch.name}': {exc.strerror}") from exc
+        try:
+            yield kept
         except BaseException:
-            remove_file(path)
+            for path in paths:
+                remove_file(path)
+            held.close()
             launcher.kill(process, keeping.ENDING)
             raise
+        finally:
+            process.close()
 
 
 def mend(console_log: str, run_dir: str, uid: int) -> int | None:
@@ -126,15 +193,17 @@ def mend(console_log: str, run_dir: str, uid: int) -> int | None:
             logs = _open_logs(console_log, stack)
             if logs is None:
                 return None
-            with _spawn(console_log, uid, reader, logs) as process:
+            people = _people(run_dir, stack) if os.path.lexists(os.path.join(run_dir, keeping.INPUT)) else NOBODY
+            with _spawn(console_log, uid, reader, (*logs, *people)) as process:
                 return process.pid
     except OSError as exc:
         raise HypervisorError(f"cannot keep the console: {exc.strerror}", remedy="Restart the VM.") from exc
 
 
-def _start(launch: Launch, path: str) -> tuple[Process, int]:
-    """The keeper, and a descriptor that writes to it.
+def _start(launch: Launch, paths: t.Sequence[str], held: contextlib.ExitStack) -> tuple[Process, Kept]:
+    """The keeper, and descriptors that write to it and read from it, for as long as they are *held*.
 
+    :param paths: of the pipe, and perhaps of what is for people.
     :raises OSError: there is no place for it, or no interpreter.
     """
     keeping.await_end(launch.console_log, launch.uid)
@@ -143,17 +212,32 @@ def _start(launch: Launch, path: str) -> tuple[Process, int]:
         if logs is None:
             raise OSError(errno.EBUSY, "its last run has not ended")
         _begin(logs)
-        remove_file(path)
-        os.mkfifo(path, 0o600)
-        os.chown(path, launch.uid, launch.gid)
-        reader = _own(stack, _open_pipe(path))
+        for path in paths[:2]:
+            remove_file(path)
+            os.mkfifo(path, 0o600)
+            os.chown(path, launch.uid, launch.gid)
+        reader = _own(stack, _open_pipe(paths[0]))
         # It ends when the last one who can write is gone: the hypervisor, or we before that is there.
-        writer = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            return _spawn(launch.console_log, launch.uid, reader, logs), writer
-        except BaseException:
-            os.close(writer)
-            raise
+        writer = _own(held, os.open(paths[0], os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        entry, people = -1, NOBODY
+        if len(paths) > 1:
+            # To be written to as well: it never ends for a hypervisor, whoever else has it.
+            entry = _own(held, os.open(paths[1], os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+            people = _people(launch.run_dir, stack)
+        process = _spawn(launch.console_log, launch.uid, reader, (*logs, *people))
+        return process, Kept(writer, process.pid, entry)
+
+
+def _people(run_dir: str, stack: contextlib.ExitStack) -> tuple[int, int]:
+    """A socket for people, and what they type into.
+
+    :raises OSError: the hypervisor does not read it.
+    """
+    path = os.path.join(run_dir, keeping.INPUT)
+    entry = _own(stack, os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+    door = launcher.listen(keeping.socket_path(run_dir))
+    stack.callback(door.close)
+    return door.fileno(), entry
 
 
 def _own(stack: contextlib.ExitStack, fd: int) -> int:
@@ -205,24 +289,24 @@ def _begin(logs: t.Sequence[int]) -> None:
         os.pwrite(before, ended, 0)
 
 
-def _spawn(console_log: str, uid: int, reader: int, logs: t.Sequence[int]) -> Process:
+def _spawn(console_log: str, uid: int, reader: int, others: t.Sequence[int]) -> Process:
     # On a thread, which renounces its rights for good.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(_spawn_apart, console_log, uid, reader, logs).result()
+        return thread.submit(_spawn_apart, console_log, uid, reader, others).result()
 
 
-def _spawn_apart(console_log: str, uid: int, reader: int, logs: t.Sequence[int]) -> Process:
+def _spawn_apart(console_log: str, uid: int, reader: int, others: t.Sequence[int]) -> Process:
     launcher.renounce()
     os.set_blocking(reader, True)
     child = subprocess.Popen(  # pylint: disable=consider-using-with,ansible-bad-function  # it outlives us
-        [sys.executable, "-I", "-S", "-c", PROGRAM, console_log, *map(str, (uid, MOST, *logs))],
+        [sys.executable, "-I", "-S", "-c", PROGRAM, console_log, *map(str, (uid, MOST, *others))],
         cwd="/",
         env=launcher.ENVIRONMENT,
         stdin=reader,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        pass_fds=tuple(logs),
+        pass_fds=[fd for fd in others if fd >= 0],
     )
     try:
         return Process(child.pid, os.pidfd_open(child.pid))

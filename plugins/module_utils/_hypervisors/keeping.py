@@ -13,8 +13,11 @@ import time
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
-# In the VM's run_dir.
+# In the VM's run_dir: where the hypervisor writes to; of one that has no socket of its own for people, where it reads
+# from, and the keeper's.
 PIPE = "console.pipe"
+INPUT = "console.input"
+SOCKET = "console.sock"
 # Beside the log: the first words of a run that filled it, and what it had last before it was turned over; of a run that
 # did not, the end of the run before.
 FIRST, BEFORE = ".0", ".1"
@@ -24,6 +27,10 @@ ENDING, LOOK = 5.0, 0.002
 
 def pipe_path(run_dir: str) -> str:
     return os.path.join(run_dir, PIPE)
+
+
+def socket_path(run_dir: str) -> str:
+    return os.path.join(run_dir, SOCKET)
 
 
 def lost(console_log: str, run_dir: str) -> bool:

@@ -152,6 +152,7 @@ def spawn(
     log: int,
     file_limit: int = resource.RLIM_INFINITY,
     enter: t.Callable[[], None] | None = None,
+    given: int = subprocess.DEVNULL,
     output: int | None = None,
 ) -> Process:
     """The process, exec'd and held by a pidfd.
@@ -160,12 +161,13 @@ def spawn(
     :param log: its standard error, and its standard output where there is no *output*.
     :param file_limit: bytes beyond which it cannot make a file grow, even after an escape.
     :param enter: called in its network namespace before it is there.
+    :param given: its standard input.
     :raises HypervisorError: there is no such program, or it may not be run like this.
     """
     # On a thread, as a network namespace is a thread's, and a child has that of the thread which made it.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(
-            _spawn_apart, argv, uid, gid, groups, fds, log, file_limit, enter, log if output is None else output
+            _spawn_apart, argv, uid, gid, groups, fds, log, file_limit, enter, given, log if output is None else output
         ).result()
 
 
@@ -197,6 +199,7 @@ def _spawn_apart(
     log: int,
     file_limit: int,
     enter: t.Callable[[], None] | None,
+    given: int,
     output: int,
 ) -> Process:
     _leave_network()
@@ -212,7 +215,7 @@ def _spawn_apart(
             umask=0o077,
             cwd="/",
             env=ENVIRONMENT,
-            stdin=subprocess.DEVNULL,
+            stdin=given,
             stdout=output,
             stderr=log,
             start_new_session=True,

@@ -55,7 +55,6 @@ START = Call("/actions", {"action_type": "InstanceStart"})
 CTRL_ALT_DEL = Call("/actions", {"action_type": "SendCtrlAltDel"})
 PAUSE = Call("/vm", {"state": "Paused"}, "PATCH")
 RESUME = Call("/vm", {"state": "Resumed"}, "PATCH")
-SERIAL = Call("/serial", {"serial_out_path": places.CONSOLE})
 # Never a diff: without dirty page tracking that leaves out what the host has swapped.
 SAVE = Call(
     "/snapshot/create",
@@ -81,7 +80,6 @@ def machine(launch: Launch) -> list[Call]:
         boot["initrd_path"] = places.inside(launch, launch.boot["initrd_path"])
     size = {"vcpu_count": launch.cpu, "mem_size_mib": launch.memory // MIB, "smt": False, "track_dirty_pages": False}
     calls = [
-        SERIAL,
         Call("/machine-config", size),
         Call("/boot-source", boot),
         *(drive(launch, disk) for disk in launch.disks),
@@ -109,7 +107,7 @@ def load(launch: Launch) -> list[Call]:
         "clock_realtime": True,
         "resume_vm": False,
     }
-    return [SERIAL, Call("/snapshot/load", body)]
+    return [Call("/snapshot/load", body)]
 
 
 def nics(launch: Launch) -> list[Call]:

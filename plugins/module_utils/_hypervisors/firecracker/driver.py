@@ -29,7 +29,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import (
     guard,
     keeper,
-    keeping,
     kvm,
     listening,
     private,
@@ -177,7 +176,7 @@ class FirecrackerDriver(VsockDriver):
             files={
                 places.BINARY: binary,
                 **self._facts(binary)["libraries"],
-                places.CONSOLE: keeping.pipe_path(launch.run_dir),
+                places.LOG: launch.hypervisor_log,
                 **{places.inside(launch, path): path for path in seen},
                 places.INBOX: self.paths.inbox(launch.vm_id),
                 **memory,
@@ -187,8 +186,8 @@ class FirecrackerDriver(VsockDriver):
         )
 
     def command(self, launch: Launch) -> list[str]:
-        socket_path = f"{places.RUN}/{places.API}"
-        return [places.BINARY, "--id", launch.vm_id, "--api-sock", socket_path, "--level", "Warning"]
+        socket_path, log = f"{places.RUN}/{places.API}", ("--log-path", places.LOG, "--level", "Warning")
+        return [places.BINARY, "--id", launch.vm_id, "--api-sock", socket_path, *log]
 
     def dry_run(self, launch: Launch) -> list[str]:
         asked = [*_before_nics(launch), _last(launch)]
@@ -197,7 +196,7 @@ class FirecrackerDriver(VsockDriver):
     def start(
         self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
-        with keeper.beside(launch) as kept:
+        with keeper.beside(launch, attach=True) as kept:
             return self._start(launch, jail, kept, on_nics_open, time.monotonic() + timeout)
 
     def _start(
@@ -212,7 +211,7 @@ class FirecrackerDriver(VsockDriver):
         try:
             folder = self._make_folders(launch)
             with listening.Watch(folder) as watch:
-                process = self._spawn(launch, jail)
+                process = self._spawn(launch, jail, kept)
                 try:
                     pids = (process.pid, kept.pid)
                     unit = scope.adopt(launch.vm_id, pids, f"microVM {launch.name}") if scope.present() else None
@@ -236,8 +235,8 @@ class FirecrackerDriver(VsockDriver):
             raise
         return process
 
-    def _spawn(self, launch: Launch, jail: Jail) -> Process:
-        log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
+    def _spawn(self, launch: Launch, jail: Jail, kept: keeper.Kept) -> Process:
+        log = launcher.open_log(launch.hypervisor_log, launch.uid, launch.gid, launcher.KEEP_LOG)
         limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
 
         def enter() -> None:
@@ -247,7 +246,8 @@ class FirecrackerDriver(VsockDriver):
 
         try:
             argv = self.command(launch)
-            return launcher.spawn(argv, launch.uid, launch.gid, jail.groups, (), log, limit, enter)
+            ends = (kept.input, kept.pipe)
+            return launcher.spawn(argv, launch.uid, launch.gid, jail.groups, (), log, limit, enter, *ends)
         finally:
             os.close(log)
 

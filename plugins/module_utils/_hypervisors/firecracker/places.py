@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeping, vsock
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import Rest
 
 if t.TYPE_CHECKING:
@@ -25,7 +25,7 @@ API = "api.sock"
 RUN = "/run"
 
 BINARY = "/firecracker"
-CONSOLE = "/console.pipe"
+LOG = "/hypervisor.log"
 # Where it writes what it saves, and has the RAM that it goes on with; the state is in RUN meanwhile.
 INBOX, MEMORY = "/inbox", "/memory"
 STATE = "state"
@@ -38,10 +38,10 @@ def api_path(run_dir: str) -> str:
 
 
 def endpoints(run_dir: str) -> Endpoints:
-    """No console: what it reads there is its standard input, and it has none."""
+    """Its console is its standard input and output, and people attach to who is at the other ends of these."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Endpoints
 
-    return Endpoints(api_path(run_dir))
+    return Endpoints(api_path(run_dir), keeping.socket_path(run_dir))
 
 
 def connect(run_dir: str, timeout: float) -> Rest:

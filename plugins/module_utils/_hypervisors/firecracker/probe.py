@@ -17,8 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import run
 
 NAME = "firecracker"
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# The oldest release that this driver has been made for: it can be told where the console goes (1.14), and what a
-# snapshot's vsock is (1.16).
+# The oldest release that this driver has been made for: it can be told what a snapshot's vsock is (1.16).
 MINIMUM = (1, 16, 1)
 VERSION = re.compile(r"\AFirecracker v([0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})(?:-\S+)?\s")
 TIMEOUT = 20.0

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import socket
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -42,12 +44,14 @@ class Vm:
         self.pipe = -1
         self.pid = 0
 
-    def start(self) -> None:
+    def start(self, attach: bool = False) -> int:
+        """Gives where what people type comes out."""
         given: Any = types.SimpleNamespace(
             name="web1", run_dir=str(self.run_dir), console_log=str(self.log), uid=os.getuid(), gid=os.getgid()
         )
-        with keeper.beside(given) as kept:
+        with keeper.beside(given, attach) as kept:
             self.pipe, self.pid = os.dup(kept.pipe), kept.pid
+            return os.dup(kept.input) if attach else -1
 
     def say(self, words: bytes) -> None:
         while words:
@@ -152,6 +156,78 @@ def test_without_its_keeper_a_hypervisor_goes_on_and_a_new_one_takes_the_pipe_up
     vm.stop()
 
 
+def hear(line: socket.socket, words: bytes) -> bytes:
+    """Read until *words* have come."""
+    heard = b""
+    while words not in heard:
+        heard += line.recv(4096)
+    return heard
+
+
+def attached(vm: Vm) -> socket.socket:
+    line = socket.socket(socket.AF_UNIX)
+    line.settimeout(PATIENCE)
+    line.connect(str(vm.run_dir / "console.sock"))
+    return line
+
+
+def typed(entry: int, words: bytes) -> bytes:
+    """What the hypervisor reads until *words* have come."""
+    heard = b""
+    while words not in heard:
+        assert select.select([entry], [], [], PATIENCE)[0], heard
+        heard += os.read(entry, 4096)
+    return heard
+
+
+def test_people_attach_to_it(vm: Vm) -> None:
+    """Each sees what is printed from then on, as the log does; what they type goes to the guest alone."""
+    entry = vm.start(attach=True)
+    vm.say(b"before\n")
+    with attached(vm) as one, attached(vm) as two:
+        one.sendall(b"ls\n")
+        assert typed(entry, b"ls\n") == b"ls\n"
+        two.sendall(b"w\n")
+        assert typed(entry, b"w\n") == b"w\n"  # both are there
+        vm.say(b"file\n")
+        assert hear(one, b"file\n") == hear(two, b"file\n") == b"file\n"
+    vm.say(b"nobody sees\n")
+    until(lambda: vm.file("") == b"before\nfile\nnobody sees\n")
+    vm.stop()
+    assert vm.file("") == b"before\nfile\nnobody sees\n"
+    os.close(entry)
+
+
+def test_one_who_does_not_read_hinders_nobody(vm: Vm) -> None:
+    entry = vm.start(attach=True)
+    with attached(vm) as slow:
+        slow.sendall(b"x")
+        assert typed(entry, b"x") == b"x"
+        vm.say(numbered(0, 2 * LINES))
+        until(lambda: vm.file("") + vm.file(".1")[-8:] and len(vm.file(".0")) == MOST)
+        # And a guest that does not read what is typed, either.
+        slow.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                slow.send(b"y" * 4096)
+        vm.say(b"on\n")
+        until(lambda: vm.file("").endswith(b"on\n"))
+    os.close(entry)
+
+
+def test_another_keeper_is_there_for_people_too(vm: Vm) -> None:
+    entry = vm.start(attach=True)
+    os.kill(vm.pid, signal.SIGKILL)
+    until(lambda: keeping.lost(str(vm.log), str(vm.run_dir)))
+    assert keeper.mend(str(vm.log), str(vm.run_dir), os.getuid())
+    with attached(vm) as line:
+        line.sendall(b"again\n")
+        assert typed(entry, b"again\n") == b"again\n"
+        vm.say(b"here\n")
+        assert hear(line, b"here\n") == b"here\n"
+    os.close(entry)
+
+
 def test_who_only_looks_is_no_keeper(vm: Vm) -> None:
     """Two who look at the same moment do not take each other for one."""
     vm.log.touch()
@@ -166,7 +242,7 @@ def test_of_a_start_that_fails_nothing_stays(vm: Vm) -> None:
     given: Any = types.SimpleNamespace(
         name="web1", run_dir=str(vm.run_dir), console_log=str(vm.log), uid=os.getuid(), gid=os.getgid()
     )
-    with pytest.raises(ValueError, match="no"), keeper.beside(given) as kept:
+    with pytest.raises(ValueError, match="no"), keeper.beside(given, attach=True) as kept:
         vm.pid = kept.pid
         raise ValueError("no")
     assert os.listdir(vm.run_dir) == [] and not keeping.is_kept(str(vm.log))

@@ -107,6 +107,15 @@ def open_log(path: str, uid: int, gid: int, keep: int) -> int:
     return fd
 
 
+def cut_log(path: str, keep: int = KEEP_LOG) -> None:
+    """Begin a log anew that somebody writes, its end beside it as :func:`open_log` has it.
+
+    :raises HypervisorError: it cannot be opened.
+    """
+    info = os.lstat(path)
+    os.close(open_log(path, info.st_uid, info.st_gid, keep))
+
+
 def _rotate(fd: int, path: str, keep: int) -> None:
     size = os.fstat(fd).st_size
     if not size:

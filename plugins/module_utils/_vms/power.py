@@ -92,7 +92,10 @@ def mend_console(vm: Vm) -> None:
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeper
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.launch import cut_log
 
+    # A hypervisor may have filled the logs' file system with complaints that nobody takes what its guest prints.
+    cut_log(vm.paths.hypervisor_log(vm.id))
     pid = keeper.mend(vm.paths.console_log(vm.id), vm.run_dir, vm.uid)
     if pid and scope.present():
         # One of its own: systemd lets nobody into a scope that has begun.

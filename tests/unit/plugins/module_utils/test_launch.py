@@ -70,6 +70,17 @@ def test_log_starts_empty_and_keeps_the_end_of_the_last_run(
     assert (old.read_bytes() if old.exists() else None) == kept
 
 
+def test_a_log_that_is_cut_is_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "hypervisor.log"
+    fd = launch.open_log(str(path), UID, GID, 10)
+    os.write(fd, b"0123456789")
+    launch.cut_log(str(path), 4)
+    os.write(fd, b"on")
+    os.close(fd)
+    assert path.read_bytes() == b"on" and (tmp_path / "hypervisor.log.1").read_bytes() == b"6789"
+    assert (path.stat().st_uid, path.stat().st_gid) == (UID, GID)
+
+
 def test_log_is_not_opened_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to("/etc/passwd")
     with pytest.raises(HypervisorError, match="cannot open the log"):

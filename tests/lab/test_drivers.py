@@ -100,9 +100,7 @@ def test_upstream_seccomp_filters_are_on(site: Site, vm: dict[str, Any], driver:
 def keeper(site: Site, vm: dict[str, Any]) -> str:
     """The process that writes the log of a VM's console."""
     log = f"/var/log/cocoon-microvm/{vm['id']}/console.log"
-    pids = site.shell(
-        f"for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q '{log}$' && echo ${{p#/proc/}}; done"
-    )
+    pids = site.shell(f"for p in /proc/[0-9]*; do ! ls -l $p/fd 2>&1 | grep -q '{log}$' || echo ${{p#/proc/}}; done")
     assert len(pids.split()) == 1, pids
     return pids.strip()
 

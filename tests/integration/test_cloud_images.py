@@ -31,7 +31,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support import cloud_i
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import Key, make_key, ssh_words
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.registry import Authority
-from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
+from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Result
 
 MIB = 1 << 20
 HERE = Path(__file__).resolve().parent
@@ -718,6 +718,35 @@ def test_first_boot(cloud: Cloud, first: Result) -> None:
     crypt = cloud.ssh(vm, "sudo grep ^alice: /etc/shadow").split(":")[1]
     salt = crypt.split("$")[2]
     assert command("openssl", "passwd", "-6", "-salt", salt, PASSWORD).strip() == crypt
+
+
+def test_plays_go_on_inside(cloud: Cloud, first: Result, playbook: Playbooks, tmp_path: Path) -> None:
+    """Through the agent that distributions ship: facts, files, packages, services and another user, without ssh."""
+    assert cloud.vm(state="started", wait_for="agent", timeout=BOOT)["vm"]["ready"]["condition"] == "agent"
+    (tmp_path / "greeting.j2").write_text("hello {{ ansible_facts.hostname }}\n", encoding="utf-8")
+    (tmp_path / "data").write_bytes(os.urandom(100_000))
+    tasks: list[dict[str, Any]] = [
+        {"name": "facts", "ansible.builtin.setup": {"gather_subset": ["!all", "min"]}},
+        {"name": "copy", "ansible.builtin.copy": {"src": str(tmp_path / "data"), "dest": "/root/data"}},
+        {"name": "template", "ansible.builtin.template": {"src": "greeting.j2", "dest": "/root/greeting"}},
+        {"name": "package", "ansible.builtin.package": {"name": "bash", "state": "present"}},
+        {"name": "service", "ansible.builtin.service": {"name": "ssh", "state": "restarted"}},
+        {"name": "shell", "ansible.builtin.shell": "sha256sum < /root/data; cat /root/greeting"},
+        {"name": "user", "ansible.builtin.command": "id -un", "become": True, "become_user": "alice"},
+    ]
+    inside = {"ansible_connection": "cocoon.microvm.guest", "cocoon_host": "hv1"}
+    inside["ansible_python_interpreter"] = "/usr/bin/python3"
+    hosts = {"hv1": {"ansible_connection": "local"}, "one": inside}
+    places = {f"cocoon_{name}": path for name, path in cloud.store.items()}
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "one", "gather_facts": False, "tasks": tasks}]))
+    found = playbook(tmp_path / "play.yml", {"all": {"hosts": hosts}}, variables=places)
+    facts = found.result("facts")["ansible_facts"]
+    assert (facts["ansible_hostname"], facts["ansible_distribution"]) == ("one", "Debian")
+    changed = [found.result(name).changed for name in ("copy", "template", "package", "service")]
+    assert changed == [True, True, False, True]
+    digest = hashlib.sha256((tmp_path / "data").read_bytes()).hexdigest()
+    assert found.result("shell")["stdout_lines"] == [f"{digest}  -", "hello one"]
+    assert found.result("user")["stdout"] == "alice"
 
 
 def test_secrets_of_the_first_boot(cloud: Cloud, first: Result) -> None:

@@ -26,7 +26,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.running import
 GATEWAY, ADDRESS = "10.99.7.1", "10.99.7.2"
 STATIC = f"ip={ADDRESS}::{GATEWAY}:255.255.255.0:guest:eth0:off:{GATEWAY}:9.9.9.9"
 CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16"
-FEATURES = ["user", "password", "ssh_keys", "relogin"]
+FEATURES = ["user", "password", "ssh_keys", "relogin", "nics"]
 HASH = "$5$saltsaltsaltsalt$t.vPDvl6SlYYyhlsbA7jMm5nvmdu0Y3hdEhTcuVgUx2"
 # Long enough for a busy machine without KVM; nothing waits this long when all is well.
 BOOT = 300

@@ -40,7 +40,18 @@ CLOUD_CONFIG = "locale: false\n"
 # What a guest is made of; the manifest has more, as it is that of the role's flavour with these on top.
 PACKAGES = (
     *("cloud-guest-utils", "cloud-init", "dbus", "e2fsprogs", "fdisk", "initramfs-tools", "iproute2", "kmod"),
-    *("openssh-server", "python3", "sudo", "systemd", "systemd-boot-efi", "systemd-sysv", "udev", "usr-is-merged"),
+    *(
+        "openssh-server",
+        "python3",
+        "python3-apt",
+        "qemu-guest-agent",
+        "sudo",
+        "systemd",
+        "systemd-boot-efi",
+        "systemd-sysv",
+        "udev",
+        "usr-is-merged",
+    ),
 )
 
 

@@ -35,7 +35,14 @@ from ansible_collections.cocoon.microvm.tests.integration.support.engine import 
 )
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import Key, make_key, ssh_words
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
-from ansible_collections.cocoon.microvm.tests.integration.support.networking import address, inside, ping, plug, route
+from ansible_collections.cocoon.microvm.tests.integration.support.networking import (
+    address,
+    carries_much,
+    inside,
+    ping,
+    plug,
+    route,
+)
 from ansible_collections.cocoon.microvm.tests.integration.support.packets import OPENER, arp_request
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules
 
@@ -182,7 +189,7 @@ def test_a_guest(pods: Pods, tiny_image: Path) -> None:
     said = pods.outside.run(*ssh_words("root", HOST, pods.key, 8022), script, timeout=120).split("\n")
     assert said[:2] == [nic["mac"], "1400"] and f"default via {GATEWAY} dev eth0" in said[2]
     # Frames larger than the MTU of either end go through whole, as their checksums are left to who receives them.
-    assert len(pods.outside.run(*ssh_words("root", HOST, pods.key, 8022), "head -c 3000000 /dev/zero")) == 3000000
+    carries_much(pods.netns, ip, lambda script: pods.run("cocoon_exec", name="web", shell=script))
     space = in_namespace(pods.engine.record("web"))
     interface, tap = (inside(space, wires.look)[name] for name in ("eth0", nic["tap"]))
     assert (interface.up, interface.mtu, tap.up, tap.mtu) == (True, 1400, True, 1400)

@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.cocoon.microvm.tests.integration.support import audit
 from ansible_collections.cocoon.microvm.tests.integration.support.engine import TINY, Engine
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns
+from ansible_collections.cocoon.microvm.tests.integration.support.networking import carries_much
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Result
 
 BOOT = 300
@@ -94,6 +95,7 @@ def test_nics_come_change_and_go(site: Site) -> None:
     assert has(found, "10.99.0.0/16 via 10.88.0.9 dev eth1") and found.count("default") == 1, found
     assert has(found, "default via 10.87.0.1 dev eth0"), found
     assert has(found, "nameserver 192.0.2.1") and has(found, "nameserver 192.0.2.2"), found
+    carries_much(site.engine.netns, second, site.guest)
     # The one in the middle is exchanged, and goes by the name that the one before it had.
     site.vm(ONE, {"network": "asks"}, ASKS)
     found = site.guest(LOOK)

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import os
 import select
 import socket
@@ -188,3 +190,38 @@ def ping(source: Netns, ip: str, wait: float = ANSWER) -> bool:
 def ping_blocked(source: Netns, ip: str) -> bool:
     """Whether there is no answer."""
     return not ping(source, ip, SILENCE)
+
+
+ECHO = (
+    'perl -e \'socket S, 2, 2, 17; bind S, pack "S n x12", 2, 7777;'
+    " while (defined($from = recv S, $data, 65535, 0)) { send S, $data, 0, $from }' > /dev/null 2>&1 &"
+)
+
+
+def carries_much(netns: Netns, ip: str, shell: Callable[[str], object]) -> None:
+    """A guest of the tiny image gives back datagrams of many frames, and sends a file by TCP, whole.
+
+    :param shell: runs a script in the guest.
+    """
+    shell(f"{ECHO} head -c 3000000 /dev/urandom > /srv/www/much; sha256sum < /srv/www/much > /srv/www/sum")
+    content = os.urandom(60000)
+
+    def by_udp() -> bytes:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+            line.settimeout(5)
+            line.connect((ip, 7777))
+            for _turn in range(12):  # it may not listen yet
+                with contextlib.suppress(OSError):
+                    line.send(content)
+                    return line.recv(65535)
+                time.sleep(1)
+        raise AssertionError(f"no datagram of {len(content)} bytes comes back from {ip}")
+
+    def by_tcp(name: str) -> bytes:
+        with socket.create_connection((ip, 80), 60) as line:
+            line.sendall(f"GET /{name} HTTP/1.0\r\n\r\n".encode())
+            return b"".join(iter(lambda: line.recv(65536), b"")).partition(b"\r\n\r\n")[2]
+
+    assert inside(netns, by_udp) == content
+    much, digest = inside(netns, by_tcp, "much"), inside(netns, by_tcp, "sum").split()[0].decode()
+    assert len(much) == 3000000 and hashlib.sha256(much).hexdigest() == digest

@@ -768,9 +768,9 @@ def test_saved_and_put_back(cloud: Cloud, first: Result) -> None:
     taken = cloud.site.run("cocoon_snapshot", name="warm", vm="one")["snapshot"]
     assert {"OVMF_VARS.fd", "cidata.img", "overlay.qcow2", "mem"} <= set(taken["files"])
     cloud.ssh(vm, "sudo touch /run/after")
-    # Nobody in it freezes anything; what the hypervisor keeps of the disk's own tables is in the copy all the same.
+    # Its agent freezes what is on it, and what the hypervisor keeps of the disk's own tables is in the copy as well.
     alone = cloud.site.run("cocoon_snapshot", name="alone", vm="one", disks_only=True)["snapshot"]
-    assert set(alone["files"]) == set(taken["files"]) - {"mem", "vmstate"} and alone["frozen"] is False
+    assert set(alone["files"]) == set(taken["files"]) - {"mem", "vmstate"} and alone["frozen"] is True
     copy = Path(cloud.site.run.defaults["root_dir"], "snapshots", alone["id"], "overlay.qcow2")
     disk = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(copy)}}
     command("qemu-img", "check", "-q", f"json:{json.dumps(disk)}")

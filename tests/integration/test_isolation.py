@@ -175,6 +175,7 @@ def test_hypervisors_hold_no_descriptors_but_their_own(lab: Lab, guests: tuple[R
         queues = vm["network_configs"][0]["num_queues"] // 2
         own = {path for path, found in allowed(lab, vm).items() if "read" in found and not path.endswith("login.json")}
         own |= {str(lab.path("log", vm["id"], "hypervisor.log")), "/dev/null", "/dev/urandom", "/dev/net/tun"}
+        own.add(str(lab.path("run", vm["id"], "console.pipe")))
         leads = list(Process(vm["pid"]).descriptors().values())
         files = [path for path in leads if path.startswith("/")]
         assert set(files) <= own, set(files) - own

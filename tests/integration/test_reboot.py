@@ -9,6 +9,7 @@ and the boot id in the records is that of another boot.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -64,10 +65,12 @@ def engine(
 def reboot(engine: Engine) -> None:
     """All that a reboot takes, and nothing else."""
     for pid, _vm in audit.processes(engine):
-        pidfd = os.pidfd_open(pid)
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        assert select.select([pidfd], [], [], 10)[0]
-        os.close(pidfd)
+        # The keeper of a console ends by itself when the hypervisor is gone.
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            assert select.select([pidfd], [], [], 10)[0]
+            os.close(pidfd)
     for path in mounts():
         if path.startswith((engine.paths.run + "/", engine.paths.log + "/")):
             subprocess.run(["umount", path], check=True)

@@ -271,7 +271,7 @@ def test_hypervisor_is_gone(engine: Engine) -> None:
     """One that ended by itself is started again by `started`, left by `present`, and noted by `stopped`."""
     engine.vm(**UP)
     for state, then in (("started", "running"), ("present", "running"), ("stopped", "stopped")):
-        (pid,) = [pid for pid, _vm in audit.processes(engine)]
+        (pid,) = audit.hypervisors(engine)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not audit.processes(engine))
         result = engine.vm(**{**UP, "state": state})

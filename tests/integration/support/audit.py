@@ -178,6 +178,11 @@ def _kind(pid: int) -> str:
     return "process"
 
 
+def hypervisors(engine: Engine) -> list[int]:
+    """The pids of those that are no keepers of consoles."""
+    return [pid for pid, _vm in processes(engine) if _kind(pid) != "keeper"]
+
+
 def guards(engine: Engine) -> list[tuple[int, str]]:
     """(pid, VM's id) of the processes that let a guest go on if whoever saves it is killed."""
     found = []

@@ -329,7 +329,8 @@ def clean(engine: Engine) -> None:
     for run in [engine.start_vms({"name": name, "state": "absent", "force": True}) for name in names]:
         run.wait()
     for pid, _vm in (*processes(engine), *guards(engine)):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the keeper of a console ends by itself
+            os.kill(pid, signal.SIGKILL)
     if not records(engine):
         (Path(engine.paths.root) / "index" / "disk.json").unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,13 +102,16 @@ class Pods:
 
     def vms(self, *items: Any, kill_at: int | None = None, timeout: float | None = None) -> Outcome:
         """Converge VMs, with marks in between what is done by plugins."""
+        return self.start(*items, kill_at=kill_at, timeout=timeout).wait()
+
+    def start(self, *items: Any, kill_at: int | None = None, timeout: float | None = None) -> Forked:
 
         def job(mark: Mark) -> Any:
             attachments.checkpoint = mark
             plugins.TIMEOUT = timeout or plugins.TIMEOUT
             return vms.converge_vms({**self.engine.dirs, **self.engine.options}, items, False, mark)
 
-        return Forked(self.netns, job, kill_at).wait()
+        return Forked(self.netns, job, kill_at)
 
     def fails(self, **item: Any) -> str:
         """The error of a VM that has to fail."""
@@ -389,6 +393,35 @@ def test_plugins_in_trouble(pods: Pods, case: str) -> None:
     assert not pods.left()
     assert pods.vms({"name": "one", "state": "absent", "force": True}).error is None
     pods.network("rogues", state="absent")
+
+
+@pytest.mark.parametrize("last", [{"state": "stopped", "nics": [{"network": "pods"}]}, {"state": "absent"}])
+def test_a_slow_del_keeps_nobody_waiting(pods: Pods, last: dict[str, Any]) -> None:
+    """While plugins take down what one VM had, another one is made: the host's lock is not held for that."""
+    begun, go = pods.folder / "begun", pods.folder / "go"
+    wait = f"cat >/dev/null; touch {begun}; until test -e {go}; do sleep 0.05; done; exit 0"
+    pods.plugin("slow", f'if [ "$CNI_COMMAND" = DEL ]; then {wait}; fi\n{_LAST}')
+    ipam = {"type": "host-local", "dataDir": str(pods.folder / "ipam"), "ranges": [[{"subnet": SUBNET}]]}
+    pods.conflist("slow", {"type": "bridge", "bridge": "cnb0", "ipam": ipam}, {"type": "slow"})
+    pods.network("slow")
+    both = [{"network": "pods"}, {"network": "slow"}]
+    for state in ("started", "stopped"):
+        assert pods.vms({**VM, "nics": both, "state": state, "force": True}).error is None
+    slow = pods.start({**VM, **last, "force": True})
+    try:
+        deadline = time.monotonic() + 60
+        while not begun.exists():
+            assert time.monotonic() < deadline, "the plugin is not asked"
+            time.sleep(0.02)
+        made = pods.vms({**VM, "name": "two", "state": "present"})
+        assert made.error is None and made.results[0]["changed"] and not go.exists()
+    finally:
+        go.touch()
+    assert slow.wait().error is None
+    assert pods.vms(*({"name": name, "state": "absent", "force": True} for name in ("one", "two"))).error is None
+    for path in (begun, go):
+        path.unlink()
+    pods.network("slow", state="absent")
 
 
 def test_a_failed_del_is_tried_again(pods: Pods) -> None:

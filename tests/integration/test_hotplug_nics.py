@@ -135,7 +135,10 @@ def test_the_first_one_goes(site: Site) -> None:
 def test_a_clone_has_what_came(site: Site) -> None:
     site.vm(ONE, TWO)
     site.run("cocoon_snapshot", name="warm", vm="web")
-    site.vm(ONE, TWO, name="twin", snapshot="warm", image=None)
+    # One that stands still is told who it is when it goes on, and not waited for before.
+    site.vm(ONE, TWO, name="twin", snapshot="warm", image=None, state="paused")
+    assert site.pings() == [True, True] and site.record("twin")["identity_pending"]
+    site.vm(ONE, TWO, name="twin", image=None)
     assert site.pings("twin") == [True, True] and site.pings() == [True, True]
     # It goes on as its source would.
     site.vm(ONE, name="twin", image=None)

@@ -294,8 +294,11 @@ def _allocate(run: Run, items: t.Sequence[Item]) -> None:
     new = [item for item in items if item.plan and item.plan.step(Create)]
     if not new:
         return
-    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import reserve_job
+    from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import reserve_job, unplug
 
+    for item in new:  # what a killed run left of it
+        if item.job is not None and item.job.record is not None:
+            unplug(item.job.vm)
     with locked(run.store.paths, ["host"], run.options.lock_timeout), directories_synced_once():
         for item in sorted(new, key=_explicit_first):
             if item.job is None or item.plan is None or item.plan.wanted is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._engine.orphans import TAP_RE
-from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import discard
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine.steps import discard, unplug
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard, serving
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import salvage
@@ -26,7 +26,9 @@ def remove(run: Run, found: t.Iterable[str]) -> None:
             guard.remove(run.store, [holder])
         if holder in networks or TAP_RE.match(holder):
             continue
+        vm = Vm(run, salvage.rebuilt(run, {"id": holder, "bare": True, "config": {"name": holder}}))
+        unplug(vm)
         with locked(run.store.paths, ["host"], run.options.lock_timeout):
-            discard(Vm(run, salvage.rebuilt(run, {"id": holder, "bare": True, "config": {"name": holder}})))
+            discard(vm)
             run.mark("orphans.one")
     run.sync_networks()

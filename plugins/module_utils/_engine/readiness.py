@@ -14,7 +14,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     HypervisorError,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import RUNNING, Record
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
@@ -49,8 +49,9 @@ def await_guests(run: Run, items: t.Sequence[Waiting]) -> None:
 
 
 def awaits_word(record: VmRecord) -> bool:
-    """Whether a guest is to be told who it is, or of other NICs."""
-    return bool(record.get("identity_pending") or record.get("untold_nics"))
+    """Whether a guest is to be told who it is, or of other NICs; one that stands still is told when it goes on."""
+    pending = record.get("identity_pending") or record.get("untold_nics")
+    return bool(pending) and record.get("state") == RUNNING
 
 
 def introduce(run: Run, items: t.Sequence[Waiting]) -> None:

@@ -170,7 +170,7 @@ def create(job: Job, step: steps.Create) -> None:
         made = record.copy()  # until it is written down that it is made, it is not
         Vm(run, made).set_state(types.CREATED, "created", kept_disks=[])
     except Exception:
-        _unplug(vm)  # not under the lock that everybody waits for
+        unplug(vm)
         with locked(vm.paths, ["host"], run.options.lock_timeout):
             abandon(vm)
         job.record = None
@@ -207,14 +207,17 @@ def _end(vm: Vm) -> None:
                 process.end()
         power.end_unrecorded(vm)  # what is released from here on must be held by nobody
     power.clear_runtime(vm)
-    _unplug(vm)
+    unplug(vm)
     mounts.unmount(vm.paths.vm_log(vm.id))
     remove_tree(vm.paths.vm_log(vm.id))
     vm.mark("remove.runtime")
 
 
-def _unplug(vm: Vm) -> None:
-    """Have plugins take down what they made for the VM, once a run: that they fail does not keep it here."""
+def unplug(vm: Vm) -> None:
+    """Have plugins take down what they made for the VM, once a run: that they fail does not keep it here.
+
+    It may take them long: before the host's lock is taken, where that is to come.
+    """
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     if vm.id not in vm.run.unplugged:
@@ -481,7 +484,7 @@ def _settle_nics(vm: Vm) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
     run, record = vm.run, vm.record
-    # What plugins take may be long, so not under the host's lock.
+    # As in unplug.
     vm.run.warnings += _kept(attachments.unplug(run.store, vm.id, plugged(record["network_configs"])))
     with locked(vm.paths, ["host"], run.options.lock_timeout):
         reserve.give_back_nics(run, record, record["planned_nics"], keep=record["network_configs"])

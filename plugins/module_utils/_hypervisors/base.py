@@ -10,7 +10,6 @@ import socket
 import typing as t
 import uuid
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -553,18 +552,6 @@ class VsockDriver(Driver):
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
 
         return vsock.announce(vsock.channel(vsock.own(run_dir)), message)
-
-    def frees_nics(self, layout: Layout | None) -> bool:
-        return False
-
-    def plugged_nics(self, run_dir: str) -> list[int]:
-        return []
-
-    def attach_nic(self, run_dir: str, number: int, nic: Nic) -> None:
-        raise UnsupportedError(f"{self.name} attaches no NICs to a running VM", "nics", "Restart it.")
-
-    def detach_nic(self, run_dir: str, number: int, timeout: float) -> None:
-        raise UnsupportedError(f"{self.name} detaches no NICs from a running VM", "nics", "Restart it.")
 
     def check_macs(self, run_dir: str, macs: t.Sequence[str]) -> None:
         """It does not know what addresses its guest has given itself; the network lets no others through."""

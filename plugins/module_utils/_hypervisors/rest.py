@@ -91,36 +91,30 @@ class Rest:
 
         :raises HypervisorError: as :meth:`call`.
         """
-        limit = self.timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit
-        try:
-            with connect(self.path, self.uid, limit) as line:
-                line.sendall(f"GET {self.base}{target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-                return self._meaning("GET", target, _read_reply(line, deadline))
-        except (TimeoutError, socket.timeout, BlockingIOError):
-            raise self._too_late("GET", target, limit) from None
-        except OSError as exc:
-            raise self._closed("GET", target, exc.strerror or str(exc)) from exc
+        return self._directly("GET", target, b"", (), timeout)
 
     def hand(self, target: str, body: t.Any, fds: t.Sequence[int], timeout: float | None = None) -> t.Any:
         """A PUT with descriptors beside it, which the library cannot send.
 
         :raises HypervisorError: as :meth:`call`.
         """
+        return self._directly("PUT", target, json.dumps(body).encode(), fds, timeout)
+
+    def _directly(self, method: str, target: str, content: bytes, fds: t.Sequence[int], timeout: float | None) -> t.Any:
+        """As :meth:`call`, of JSON that is put together, and without the library."""
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
-        content = json.dumps(body).encode()
-        head = f"PUT {self.base}{target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        data = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+        kind = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n" if content else ""
+        data = f"{method} {self.base}{target} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n".encode() + content
         try:
             with connect(self.path, self.uid, limit) as line:
-                sent = socket.send_fds(line, [data], list(fds))
+                sent = socket.send_fds(line, [data], list(fds)) if fds else 0
                 line.sendall(data[sent:])
-                return self._meaning("PUT", target, _read_reply(line, deadline))
+                return self._meaning(method, target, _read_reply(line, deadline))
         except (TimeoutError, socket.timeout, BlockingIOError):
-            raise self._too_late("PUT", target, limit) from None
+            raise self._too_late(method, target, limit) from None
         except OSError as exc:
-            raise self._closed("PUT", target, exc.strerror or str(exc)) from exc
+            raise self._closed(method, target, exc.strerror or str(exc)) from exc
 
     def _ask(self, method: str, target: str, body: t.Any, timeout: float) -> Answer:
         """The answer, had on a thread: a library's time limit is of one read, and not of a reply that drips."""

@@ -388,9 +388,14 @@ class _Existing:
 
     def _plug_nics(self, steps: t.Iterable[Step]) -> list[Step]:
         """What a change of NICs of a running VM ends with, or one that was cut short."""
-        untold = bool(self.record.get("untold_nics")) and not self.observed.halted and self.state != "paused"
+        untold = bool(self.record.get("untold_nics")) and not self._stands(steps)
         changed = any(isinstance(step, SetNics) for step in steps)
-        return [PlugNics()] if changed or (untold and not self.observed.paused) else []
+        return [PlugNics()] if changed or untold else []
+
+    def _stands(self, steps: t.Iterable[Step]) -> bool:
+        """Whether the guest of a running VM stands still after *steps*, and hears of nothing."""
+        still = bool(self.observed.paused or self.observed.halted)
+        return self.state == "paused" or (still and not any(isinstance(step, Resume) for step in steps))
 
     def _mend_console(self, changes: list[Change]) -> list[Step]:
         """What a guest prints is kept by a process, which may have been killed."""
@@ -515,7 +520,7 @@ class _Existing:
             steps.append(Resume())
         elif self.state in STARTS and recorded not in (RUNNING, PAUSED):
             steps.append(self._start())  # it runs, but the record does not say so: a killed or failed start
-        if self.running and not stop and self.record.get("identity_pending") and self.state != "paused":
+        if self.running and not stop and self.record.get("identity_pending") and not self._stands(steps):
             steps.append(Identify())
         return steps + self._standing_still(stop, starts)
 

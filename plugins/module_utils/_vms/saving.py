@@ -86,12 +86,8 @@ def save_running(
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.runstates import run_state
 
     record = vm.record
-    if machine and record.get("untold_nics"):
-        raise StateError(
-            f"the guest of VM '{vm.name}' has not taken the NICs yet that it was given",
-            "state",
-            "Run the VM's task again, or restart it.",
-        )
+    if machine:
+        _check_nics(vm)
     shared = record.get("memory_mode") != PRIVATE
     memory = record["config"]["memory"]
     memory_file, driver = vm.ram, vm.driver
@@ -133,6 +129,16 @@ def save_running(
             _empty(inbox)
     vm.mark("save.saved")
     return saved, stood
+
+
+def _check_nics(vm: Vm) -> None:
+    """:raises StateError: the machine has not got all NICs of the record, as it would have to when it is taken up."""
+    if vm.record.get("untold_nics"):
+        raise StateError(
+            f"the guest of VM '{vm.name}' has not taken the NICs yet that it was given",
+            "state",
+            "Run the VM's task again, or restart it.",
+        )
 
 
 def _inbox(vm: Vm, directory: str) -> str:

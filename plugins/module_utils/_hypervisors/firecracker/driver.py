@@ -49,6 +49,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     Jail,
     Launch,
     Layout,
+    Nic,
     Pins,
     Probe,
     Role,
@@ -424,6 +425,18 @@ class FirecrackerDriver(VsockDriver):
 
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
         raise UnsupportedError("firecracker detaches no disks from a running VM", "data_disks", "Restart it.")
+
+    def frees_nics(self, layout: Layout | None) -> bool:
+        return False
+
+    def plugged_nics(self, run_dir: str) -> list[int]:
+        return []
+
+    def attach_nic(self, run_dir: str, number: int, nic: Nic) -> None:
+        raise UnsupportedError("firecracker attaches no NICs to a running VM", "nics", "Restart it.")
+
+    def detach_nic(self, run_dir: str, number: int, timeout: float) -> None:
+        raise UnsupportedError("firecracker detaches no NICs from a running VM", "nics", "Restart it.")
 
 
 def _before_nics(launch: Launch) -> list[calls.Call]:

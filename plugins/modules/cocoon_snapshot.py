@@ -86,7 +86,7 @@ options:
     type: path
   compression:
     description:
-      - How to pack with O(state=exported). Archives with V(gzip) and V(none) are read by the Go engine, too.
+      - How to pack with O(state=exported). V(gzip) and V(none) are forms that the Go engine knows, too.
     type: str
     choices: [gzip, none, zstd]
     default: gzip

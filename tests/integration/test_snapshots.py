@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import start_time
+from ansible_collections.cocoon.microvm.tests.integration.support import go_archive
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.packets import Wire
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Modules, Playbooks, Result
@@ -444,6 +445,26 @@ def test_without_the_image_nothing_is_taken_in(
     assert "which is not here" in words
     root = Path(other.run.defaults["root_dir"])
     assert list((root / "snapshots").iterdir()) == [] and list((root / "index" / "snapshot").iterdir()) == []
+
+
+@pytest.mark.parametrize("hypervisor", go_archive.MACHINES)
+def test_disks_of_the_go_engine_come_in_and_memory_does_not(host: Host, tmp_path: Path, hypervisor: str) -> None:
+    """Its archives do not say what a memory goes with. VMs of other hypervisors than QEMU are started in the lab."""
+    (image,) = host.run("cocoon_image_info", name="tiny")["images"]
+    words = {"state": "imported", "path": str(tmp_path / "go.tar.gz")}
+    go_archive.write(tmp_path / "go.tar.gz", hypervisor, image["layers"][0], image["digest"])
+    refused = host.snapshot("go", ok=False, **words)["msg"]
+    assert "does not say which EROFS files" in refused and "disks_only: true" in refused
+    taken = host.snapshot("go", **words, disks_only=True)["snapshot"]
+    assert (taken["kind"], taken["hypervisor"], taken["image_id"]) == ("disks", hypervisor, image["id"])
+    assert set(taken["files"]) == {"cocoon.json", "cow.raw", "data-data.raw"}
+    assert not host.snapshot("go", **words, disks_only=True).changed
+    ours = str(tmp_path / "ours.tar")
+    host.snapshot("go", state="exported", path=ours, compression="none")
+    again = host.snapshot("again", state="imported", path=ours)["snapshot"]
+    assert again["files"]["cow.raw"]["size"] == go_archive.SIZES["cow.raw"] == again["storage"]
+    go_archive.write(tmp_path / "go.tar.gz", hypervisor, "ab" * 32, "sha256:" + "cd" * 32)
+    assert "which is not here" in host.snapshot("other", ok=False, **words, disks_only=True)["msg"]
 
 
 def other_erofs(host: Host, tar: Path, scratch: Path) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import typing as t
 
@@ -17,10 +18,10 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     NotFoundError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import without_machine
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, without_machine
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.snapshot import Wanted, check_intact, check_owner
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress, Stage
-from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, document
+from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import archive, document, foreign
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
     locked,
@@ -42,6 +43,7 @@ CONFIG = (
     *("id", "name", "description", "image", "image_blob_ids", "hypervisor", "cpu", "memory", "storage", "nics"),
     *("queue_size", "disk_queue_size", "network", "no_direct_io", "windows"),
 )
+QUEUES = ("queue_size", "disk_queue_size")
 STAGING = "staging"
 MAX_FILES = 64
 QCOW2_HEAD = 4096
@@ -222,7 +224,10 @@ def _describe(run: Run, record: SnapshotRecord, wanted: Wanted, envelope: archiv
         raise InputError("the archive has no cocoon.json that tells of its disks", "path", "Export it again.")
     driver = run.driver(_hypervisor(envelope.config))
     form = driver.archive_form()
-    described = document.check(read_json(layout), form)
+    given = read_json(layout)
+    if given is not None and foreign.is_foreign(given):
+        given, envelope = _of_the_go_engine(given, envelope, staging, wanted.disks_only, driver)
+    described = document.check(given, form)
     ours, config = described["cocoon_microvm"], envelope.config
     _check_files(driver, described, envelope, staging)
     if wanted.disks_only:
@@ -252,6 +257,23 @@ def _describe(run: Run, record: SnapshotRecord, wanted: Wanted, envelope: archiv
     record.update(t.cast("SnapshotRecord", {**fields, **ours}))
     record["accel"] = ours.get("accel", "tcg")
     _check_host(run, record)
+
+
+def _of_the_go_engine(
+    given: Record, envelope: archive.Envelope, staging: str, disks_only: bool, driver: Driver
+) -> tuple[Record, archive.Envelope]:
+    """What the Go engine wrote, as if we had written it of the disks alone: ``cocoon.json``, and what else there is.
+
+    :raises CocoonError: it cannot be had, or does not hold together.
+    """
+    sizes = {name: info.size for name, info in envelope.files.items()}
+    described = foreign.translate(given, envelope.config, sizes, disks_only)
+    kept = {name: info for name, info in envelope.files.items() if not foreign.is_machine(name, driver.saved_files)}
+    for name in envelope.files.keys() - kept.keys():
+        remove_file(os.path.join(staging, name))
+    write_json(os.path.join(staging, snapshots.LAYOUT_FILE), described)
+    queues = {name: OPTIONS[name].default for name in QUEUES if not envelope.config.get(name)}
+    return described, dataclasses.replace(envelope, files=kept, config={**envelope.config, **queues})
 
 
 def _drop_machine(described: Record, staging: str, names: t.Iterable[str]) -> None:

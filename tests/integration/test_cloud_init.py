@@ -16,7 +16,7 @@ import yaml
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import cidata
 from ansible_collections.cocoon.microvm.tests.integration.support import cloud_init
-from ansible_collections.cocoon.microvm.tests.integration.support.machine import WORK
+from ansible_collections.cocoon.microvm.tests.integration.support.machine import COLLECTION, WORK
 
 RECORD: dict[str, Any] = {
     "id": "a" * 26,
@@ -58,6 +58,7 @@ IyEvYmluL3NoCmVjaG8gaGkK
 """
 SINGLE = "MIME-Version: 1.0\nContent-Type: text/cloud-config\n\n#cloud-config\npackages: [single]\n"
 BARE = SINGLE.partition("\n")[2]  # without MIME-Version, cloud-init alone takes it for text
+START = ["systemctl", "start", "qemu-guest-agent"]
 ARCHIVE = "#cloud-config-archive\n- {type: text/cloud-config, content: 'packages: [archived]'}\n"
 
 
@@ -116,6 +117,15 @@ def test_each_kind(tree: Path) -> None:
     for found, kind in zip(told(tree, list(kinds), LOGIN), kinds.values()):
         assert found.parts[0][0] == kind, found
         assert found.users["ops"]["ssh_authorized_keys"] == [KEY]
+
+
+def test_an_agent_that_is_asked_for(tree: Path) -> None:
+    """As the page about cloud images has it: what comes from a mirror is started before we hear that all is done."""
+    page = (COLLECTION / "docs" / "cloud-images.md").read_text(encoding="utf-8")
+    (block,) = [block for block in page.split("```yaml\n")[1:] if "qemu-guest-agent" in block.partition("```")[0]]
+    (found,) = told(tree, [yaml.safe_load(block.partition("```")[0])["user_data"]], LOGIN)
+    assert found.config["packages"] == ["qemu-guest-agent"]
+    assert [START] == found.config["runcmd"][:-1]
 
 
 def test_accounts_beside_ours(tree: Path) -> None:

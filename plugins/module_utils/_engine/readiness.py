@@ -180,7 +180,10 @@ def _silence(run: Run, item: Waiting, target: Target) -> CocoonError:
 
     code = container.exit_code(run.store.paths, item.record or {})
     if code is None:
-        return GuestTimeoutError(f"VM '{item.name}': {target.error}", "timeout")
+        from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent
+
+        remedy = agent.REMEDY if target.condition == "agent" else None
+        return GuestTimeoutError(f"VM '{item.name}': {target.error}", "timeout", remedy)
     said = f"VM '{item.name}': its command ended with exit code {code} while the task waited for {target.awaited}"
     remedy = "What it said before is in the console's log."
     if code == container.KILLED:

@@ -17,11 +17,14 @@ import socket
 import subprocess
 import threading
 import time
+import types
 import typing as t
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
+from ansible_collections.cocoon.microvm.plugins.module_utils._engine import readiness
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import BusyError, HypervisorError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import agent as agents
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import facts, standard_agent, wait
@@ -523,3 +526,8 @@ def test_one_that_stays_silent_is_not_waited_for_for_ever(tmp_path: Path) -> Non
         wait.wait_all([one])
         one.process.close()
     assert one.error and "waited 0 s for the agent in the guest" in one.error
+    run: t.Any = types.SimpleNamespace(store=types.SimpleNamespace(paths=Paths()))
+    item: t.Any = types.SimpleNamespace(name="web1", record={"id": "a" * 26})
+    assert readiness._silence(run, item, one).remedy == agents.REMEDY
+    one.condition = "ping"
+    assert readiness._silence(run, item, one).remedy is None

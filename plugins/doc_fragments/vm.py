@@ -83,6 +83,15 @@ storage:
   description:
     - Size of the system disk, such as V(20G); V(10G) where omitted at creation. It can grow, never shrink.
   type: str
+limits:
+  description:
+    - How fast the system disk is. V({}) takes a limit away; what O(data_disks) have, they say themselves.
+    - It is about what the VM writes, and what it has written or reads of a disk image. What it reads of an image's
+      layers comes from files that all VMs share, mostly out of the host's memory, and has no limit.
+    - Another limit reaches a running VM without a restart where the hypervisor can.
+  type: dict
+  suboptions:
+<limits:4>
 queue_size:
   description:
     - Depth of the virtio queues of NICs, a power of two; 0 means the hypervisor's default.
@@ -236,6 +245,13 @@ data_disks:
       description: The file system to make when the disk is created; V(ext4) where omitted.
       type: str
       choices: [ext4, none]
+    limits:
+      description:
+        - How fast the disk is; V({}) takes a limit away. Where omitted it is as it was.
+        - Snapshots have none. A clone has those of its own definition.
+      type: dict
+      suboptions:
+<limits:8>
     attached:
       description:
         - Whether the VM has the disk; V(true) where omitted. With V(false) the disk is unplugged, also while the VM
@@ -395,6 +411,38 @@ force:
   type: bool
 """
 
+
+_LIMIT = r"""
+<kind>:
+  description: <words>
+  type: dict
+  suboptions:
+    rate:
+      description: Bytes a second, such as V(10M). At least V(64K).
+      type: str
+    burst:
+      description: Bytes at once after a while of quiet; not less than V(rate), which it is where omitted.
+      type: str
+    iops:
+      description: Operations a second.
+      type: int
+"""
+_KINDS = {
+    "total": "Reads and writes together. Each hypervisor has it.",
+    "read": "What the guest reads. Only QEMU tells it from what is written.",
+    "write": "What the guest writes. Only QEMU tells it from what is read.",
+}
+
+
+def _limits(text: str) -> str:
+    """Put the suboptions of a disk's limits where *text* has a mark with the number of spaces before them."""
+    found = "".join(_LIMIT.lstrip().replace("<kind>", kind).replace("<words>", words) for kind, words in _KINDS.items())
+    for spaces in (4, 8):
+        text = text.replace(f"<limits:{spaces}>\n", textwrap.indent(found, " " * spaces))
+    return text
+
+
+_OPTIONS = _limits(_OPTIONS)
 
 # Only where there is a list to put them into.
 _COUNT = r"""

@@ -55,9 +55,16 @@ def check_paths(params: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Any]) -> N
     :raises InputError: a path that begins nowhere, or that Python would write in other bytes than the user.
     """
     for option, given in params.items():
-        for number, item in enumerate(given or () if "options" in spec.get(option, {}) else ()):
+        inner = spec.get(option, {}).get("options")
+        if inner and isinstance(given, dict):
             try:
-                check_paths(item, spec[option]["options"])
+                check_paths(given, inner)
+            except InputError as exc:
+                raise InputError(exc.message, f"{option}.{exc.option}", exc.remedy) from None
+            continue
+        for number, item in enumerate(given or () if inner else ()):
+            try:
+                check_paths(item, inner)
             except InputError as exc:
                 where = f"{option}[{number}] ({item.get('name')}): {exc.option}"
                 raise InputError(exc.message, where, exc.remedy) from None

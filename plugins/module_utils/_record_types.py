@@ -81,12 +81,16 @@ class BootConfig(t.TypedDict, total=False):
     firmware_path: str
 
 
-class DataDisk(t.TypedDict):
-    """A data disk of a VM or a snapshot; its file is ``data-<name>.raw``. Bytes."""
-
+class _DataDisk(t.TypedDict):
     name: str
     size: int
     fstype: t.Literal["ext4", "none"]
+
+
+class DataDisk(_DataDisk, total=False):
+    """A data disk of a VM or a snapshot; its file is ``data-<name>.raw``. Bytes. A VM's may have ``limits``."""
+
+    limits: dict[str, dict[str, int]]
 
 
 Memory = t.Literal["map", "copy", "stream"]
@@ -160,6 +164,7 @@ class VmRecord(t.TypedDict, total=False):
     firmware: str | None
     nics: list[Record]
     ports: list[str]
+    limits: dict[str, dict[str, int]]
     data_disks: list[DataDisk]
     detached_disks: list[DataDisk]
     balloon: int | None

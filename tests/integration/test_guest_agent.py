@@ -73,6 +73,25 @@ def test_what_a_guest_says_of_itself(lab: Lab, vm: dict[str, Any]) -> None:
     assert any(item["mountpoint"] == "/run/cocoon/cow" for item in found["file_systems"])
 
 
+def writing(lab: Lab) -> float:
+    """Seconds that 4 MiB take on their way to the system disk."""
+    script = "read a _ < /proc/uptime; dd if=/dev/zero of=/root/big bs=64k count=64 conv=fsync 2> /dev/null;"
+    said = lab.module("cocoon_exec", name="web1", shell=f"{script} read b _ < /proc/uptime; rm /root/big; echo $a $b")
+    begun, ended = said["stdout"].split()
+    return float(ended) - float(begun)
+
+
+def test_a_disk_is_as_fast_as_its_limits(lab: Lab, vm: dict[str, Any]) -> None:
+    """Of what comes a second's worth is at once; reads have no part in it."""
+    slow = lab.vm("web1", limits={"read": {"iops": 1}, "write": {"rate": "1M"}})
+    lab.vm("web1", limits={"write": {"rate": "1M"}})
+    assert slow.changed and slow["vm"]["pid"] == vm["pid"] and slow["diff"]["after"]["how"]["vm"] == "live"
+    assert 2.5 < writing(lab) < 10
+    assert not lab.vm("web1", limits={"write": {"rate": "1M"}}).changed
+    assert lab.vm("web1", limits={}).changed and not lab.vm("web1", limits={}).changed
+    assert writing(lab) < 2.5
+
+
 def test_each_guest_for_itself(lab: Lab, vm: dict[str, Any]) -> None:
     found = lab.module("cocoon_exec", ok=False, names=["web1", "nobody"], argv=["/bin/true"])
     one, other = found["results"]

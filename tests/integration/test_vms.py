@@ -221,6 +221,26 @@ def test_refusals_say_why_and_change_nothing(vm: Callable[..., Result], options:
     assert words in vm(ok=False, **options)["msg"]
 
 
+def operations(host: Modules, record: dict[str, Any]) -> dict[str, int]:
+    """How many of them a second the hypervisor allows each disk that has a limit."""
+    with QemuDriver.connect(os.path.join(host.defaults["run_dir"], record["id"])) as qmp:
+        found = {entry["qdev"].split("/")[3]: entry["inserted"]["iops"] for entry in qmp.execute("query-block")}
+    return {device: most for device, most in found.items() if most}
+
+
+def test_limits_are_there_from_the_start_and_when_a_disk_comes(vm: Callable[..., Result], host: Modules) -> None:
+    limits = [{"limits": {"total": {"iops": most}}} for most in (300, 400, 500)]
+    disks = [{"name": name, "size": "16M", "fstype": "none", **limit} for name, limit in zip("ab", limits)]
+    begun = vm(state="started", **SMALL, **limits[2], data_disks=disks[:1])["vm"]
+    assert operations(host, begun) == {"disk-a": 300, "disk-cocoon-cow": 500}
+    more = vm(state="started", data_disks=disks)["vm"]
+    assert operations(host, more) == {"disk-a": 300, "disk-b": 400, "disk-cocoon-cow": 500}
+    assert not vm(state="started", data_disks=[{"name": "a", "size": "16M"}, disks[1]]).changed
+    vm(state="hibernated")
+    awake = vm(state="started", data_disks=[{**disks[0], "limits": {}}, disks[1]])["vm"]
+    assert operations(host, awake) == {"disk-b": 400, "disk-cocoon-cow": 500}
+
+
 def test_a_rebuild_keeps_what_is_not_the_system_disk(vm: Callable[..., Result], host: Modules) -> None:
     before = vm(state="started", **SMALL, data_disks=[{"name": "db", "size": "16M"}])["vm"]
     done = vm(state="started", recreate=True, force=True, image="tiny")

@@ -26,7 +26,8 @@ def name_of(driver: str) -> str:
 @pytest.fixture(scope="module")
 def vm(site: Site, driver: str) -> dict[str, Any]:
     """A running VM with a NIC, which has answered on it."""
-    room = {"cpu_max": 2} if has(site, driver, "live_cpus") else {}
+    room: dict[str, Any] = {"cpu_max": 2} if has(site, driver, "live_cpus") else {}
+    room["limits"] = {"total": {"rate": "2M", "iops": 5000}}
     result = site.vm(
         name_of(driver), hypervisor=driver, state="started", wait_for="ping", timeout=400, balloon="off", **room, **VM
     )
@@ -151,6 +152,28 @@ def test_a_disk_comes_grows_and_goes_live(site: Site, vm: dict[str, Any], driver
     assert not site.vm(name_of(driver), state="started", data_disks=[{**disk, "size": "64M"}])["changed"]
 
 
+def writing(site: Site, driver: str) -> float:
+    """Seconds that 8 MiB take on their way to the guest's system disk."""
+    script = "read a _ < /proc/uptime; dd if=/dev/zero of=/root/big bs=64k count=128 conv=fsync 2> /dev/null;"
+    script += " read b _ < /proc/uptime; rm /root/big; echo $a $b"
+    said = site.module("cocoon_exec", name=name_of(driver), shell=script, agent_timeout=120)
+    assert not said["failed"], said
+    begun, ended = said["stdout"].split()
+    return float(ended) - float(begun)
+
+
+def test_a_disk_is_as_fast_as_its_limits(site: Site, vm: dict[str, Any], driver: str) -> None:
+    """2 MiB come at once, and 2 MiB a second."""
+    assert 2.5 < writing(site, driver) < 20
+    if not has(site, driver, "live_disk_limits"):
+        refused = site.module("cocoon_vm", name=name_of(driver), limits={})
+        assert refused["failed"] and "limits" in refused["msg"] and "restart" in refused["msg"]
+        return
+    found = site.vm(name_of(driver), limits={"total": {"rate": "100M"}})
+    assert found["changed"] and found["vm"]["pid"] == vm["pid"]
+    assert writing(site, driver) < 2.5
+
+
 def test_nics_come_change_and_go_live(site: Site, vm: dict[str, Any], driver: str) -> None:
     """The last change is of the first one, so that what comes after has a machine of which a NIC was exchanged."""
     if not has(site, driver, "hotplug_nics"):
@@ -193,9 +216,10 @@ def test_what_it_cannot_do_is_refused_by_name(site: Site, vm: dict[str, Any], dr
         assert refused["failed"] and driver in refused["msg"] and "ssh_keys" in refused["msg"]
 
 
-def cloned(site: Site, driver: str, name: str, snapshot: str) -> dict[str, Any]:
+def cloned(site: Site, driver: str, name: str, snapshot: str, **more: Any) -> dict[str, Any]:
     """A new VM that goes on from the snapshot *snapshot*, and has answered under its own address."""
-    result = site.vm(f"{name_of(driver)}-{name}", snapshot=snapshot, state="started", wait_for="ping", timeout=120)
+    wanted = {"snapshot": snapshot, "state": "started", "wait_for": "ping", "timeout": 120, **more}
+    result = site.vm(f"{name_of(driver)}-{name}", **wanted)
     assert result["changed"] and answers(site, result["vm"])
     assert "Linux version" not in console(site, result["vm"]), "it has booted"
     return dict(result["vm"])
@@ -224,9 +248,11 @@ def test_clones_share_memory_and_have_names_of_their_own(site: Site, vm: dict[st
     taken = snapshot_of(site, driver, "golden", name_of(driver))
     assert answers(site, vm)
     before = digest_of(site, taken)
-    clones = [cloned(site, driver, name, taken["name"]) for name in ("one", "two")]
+    slow = {"nics": [{"limits": {"rx": {"rate": "3M"}}}], "limits": {"total": {"iops": 1000}}}
+    clones = [cloned(site, driver, "one", taken["name"]), cloned(site, driver, "two", taken["name"], **slow)]
     assert answers(site, vm) and answers(site, clones[0])
     taps = [{item["network_configs"][0]["tap"]} for item in (vm, *clones)]
+    assert "tbf" in site.shell(f"tc qdisc show dev {clones[1]['network_configs'][0]['tap']}")
     assert [ports_of(site, item) for item in (vm, *clones)] == taps, "each address came from its own VM alone"
     # One that was never anybody else's disk: what a clone writes is its own.
     assert digest_of(site, taken) == before

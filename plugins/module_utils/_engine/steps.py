@@ -391,6 +391,10 @@ def add_disk(job: Job, step: steps.AddDisk) -> None:
     storage.add_disk(job.vm, step.disk)
 
 
+def set_disk_limits(job: Job, step: steps.SetDiskLimits) -> None:
+    storage.set_limits(job.vm, step.disk, step.limits)
+
+
 def drop_disk(job: Job, step: steps.DropDisk) -> None:
     storage.drop_disk(job.vm, step.disk, step.delete)
 
@@ -653,6 +657,7 @@ EXECUTORS: dict[type[steps.Step], t.Callable[[Job, t.Any], None]] = {
     steps.GrowSystemDisk: grow_system_disk,
     steps.GrowDataDisk: grow_data_disk,
     steps.AddDisk: add_disk,
+    steps.SetDiskLimits: set_disk_limits,
     steps.Configure: configure,
     steps.SetSecretEnv: set_secret_env,
     steps.SetLogin: set_login,

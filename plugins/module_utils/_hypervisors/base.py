@@ -23,6 +23,8 @@ Pins = t.Mapping[str, str]
 # Where a saved machine's devices are, in the driver's words.
 Layout = t.Mapping[str, object]
 
+DiskLimits = t.Mapping[str, t.Mapping[str, int]]
+
 # What a file of a saved machine is: its devices, or its RAM, which clones may share.
 STATE: t.Final = "state"
 MEMORY: t.Final = "memory"
@@ -53,6 +55,9 @@ class Capabilities:
     balloon: bool = False
     watchdog: bool = False
     live_disk_resize: bool = False
+    live_disk_limits: bool = False
+    # Limits of a disk's reads and writes for themselves; every driver has those of both together.
+    read_write_limits: bool = False
     snapshots: bool = False
     live_disk_copy: bool = False
     live_cpus: bool = False
@@ -154,6 +159,8 @@ class Disk:
     :param queue_size: virtqueue depth, a power of two from 2 to 1024.
     :param backing: the file below a qcow2 overlay; the overlay's own header is not believed.
     :param removable: can be detached while the VM runs (data disks).
+    :param limits: how fast it may be: ``total``, or ``read`` and ``write`` or one of them, each with ``rate`` (bytes a
+        second), ``burst`` (bytes at once) and ``iops``, as far as they are limited.
     """
 
     serial: str
@@ -165,6 +172,7 @@ class Disk:
     backing: str | None = None
     backing_format: str = "qcow2"
     removable: bool = False
+    limits: DiskLimits = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -495,6 +503,9 @@ class Driver(t.Protocol):
 
         :raises HypervisorError: it is larger than that, as no disk ever shrinks.
         """
+
+    def limit_disk(self, run_dir: str, serial: str, limits: DiskLimits) -> None:
+        """Have a disk of a running VM be as fast as *limits* say from now on; see :class:`Disk`."""
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         """Ask the guest's balloon to take *taken* bytes of its memory."""

@@ -14,7 +14,13 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import current_nics
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.checks import MAX_METRIC, MAX_PORTS, MAX_VLAN
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.checks import (
+    MAX_DISK_RATE,
+    MAX_IOPS,
+    MAX_METRIC,
+    MAX_PORTS,
+    MAX_VLAN,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.defaults import MAX_CPU, MAX_NICS, MIN_CPU
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import is_suspended
@@ -60,7 +66,19 @@ def _or_null(schema: Record) -> Record:
 _DIGESTS: Record = {"type": "object", "additionalProperties": {"type": "string", "maxLength": 256}}
 # What it holds goes nowhere but into comparisons.
 _DIGESTED: Record = {"type": "object", "properties": {"digests": _DIGESTS}}
-_DISKS: Record = document.OURS["properties"]["data_disks"]
+_RATE: Record = {"type": "integer", "minimum": 1, "maximum": MAX_DISK_RATE}
+_LIMIT: Record = {
+    "type": "object",
+    "properties": {"rate": _RATE, "burst": _RATE, "iops": {"type": "integer", "minimum": 1, "maximum": MAX_IOPS}},
+    "additionalProperties": False,
+}
+_LIMITS: Record = {
+    "type": "object",
+    "properties": dict.fromkeys(("total", "read", "write"), _LIMIT),
+    "additionalProperties": False,
+}
+_DISK: Record = {**document.DISK, "properties": {**document.DISK["properties"], "limits": _LIMITS}}
+_DISKS: Record = {**document.OURS["properties"]["data_disks"], "items": _DISK}
 _CONFIG: Record = {
     "type": "object",
     "required": ["name", "cpu", "memory", "storage", "image"],
@@ -139,6 +157,7 @@ SCHEMA: Record = {
         "own_kernel": _or_null(_FLAG),
         "firmware": _or_null({"enum": ["uefi", "bios"]}),
         "ports": {"type": "array", "maxItems": MAX_PORTS, "items": {"type": "string", "maxLength": 64}},
+        "limits": _LIMITS,
         "data_disks": _DISKS,
         # What is detached does not count as attached, but somebody has to have detached it.
         "detached_disks": {**_DISKS, "maxItems": MAX_DETACHED},

@@ -42,6 +42,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps imp
     GrowSystemDisk,
     SetBalloon,
     SetCpus,
+    SetDiskLimits,
     SetNics,
     SetPorts,
     SetSecretEnv,
@@ -102,8 +103,14 @@ def shown(option: str, value: t.Any) -> t.Any:
     if option in SIZES and isinstance(value, int):
         return format_size(value)
     if option == "data_disks":
-        return [{"name": disk["name"], "size": format_size(disk["size"]), "fstype": disk["fstype"]} for disk in value]
+        return [{**disk_fields(disk), "size": format_size(disk["size"])} for disk in value]
     return value
+
+
+def disk_fields(disk: t.Mapping[str, t.Any]) -> Definition:
+    """What the record says of a data disk."""
+    limits = {"limits": disk["limits"]} if disk.get("limits") else {}
+    return {**{key: disk[key] for key in ("name", "size", "fstype")}, **limits}
 
 
 def current(record: VmRecord) -> Definition:
@@ -134,7 +141,14 @@ def current_nics(record: VmRecord) -> list[Definition]:
 
 def undo(record: VmRecord) -> Definition:
     """What a definition has to say for a VM to be as it is now, beside what a snapshot of it puts back."""
-    names = ("network", "ports", "labels", "memory_backing", *(("hostname",) if record["image_type"] == "oci" else ()))
+    names = (
+        "network",
+        "ports",
+        "labels",
+        "memory_backing",
+        "limits",
+        *(("hostname",) if record["image_type"] == "oci" else ()),
+    )
     have = current(record)
     nics = [{key: value for key, value in nic.items() if value is not None} for nic in current_nics(record)]
     return {**{name: have[name] for name in names if name in have}, "nics": nics}
@@ -191,6 +205,7 @@ def compare(record: VmRecord, definition: Definition) -> list[Difference]:
         *_scalars(record, definition),
         *_owner(record, definition),
         *_storage(record, definition),
+        *_limits("limits", "", record.get("limits"), definition.get("limits")),
         *_login(record, definition),
         *_balloon(record, definition),
         *_secret_env(record, definition),
@@ -276,6 +291,13 @@ def _storage(record: VmRecord, definition: Definition) -> t.Iterator[Difference]
         steps=(GrowSystemDisk(after),),
         reason=("a system disk never shrinks", "remove the VM and create it again with the smaller disk"),
     )
+
+
+def _limits(option: str, disk: str, before: t.Any, after: t.Any) -> t.Iterator[Difference]:
+    """Of the system disk, or of the data disk *disk*."""
+    if after is not None and (before or {}) != after:
+        steps = (SetDiskLimits(disk, after),)
+        yield Difference(option, before or {}, after, RESTART, "live_disk_limits", steps=steps)
 
 
 def _login(record: VmRecord, definition: Definition) -> t.Iterator[Difference]:
@@ -437,6 +459,7 @@ def _changed_disk(old: t.Mapping[str, t.Any], disk: t.Mapping[str, t.Any]) -> t.
             "live_disk_resize",
             steps=(GrowDataDisk(disk["name"], size),),
         )
+    yield from _limits(f"data_disks[{disk['name']}].limits", disk["name"], old.get("limits"), disk.get("limits"))
 
 
 def added_disk(old: t.Mapping[str, t.Any] | None, disk: t.Mapping[str, t.Any], where: str) -> Difference:
@@ -456,15 +479,18 @@ def added_disk(old: t.Mapping[str, t.Any] | None, disk: t.Mapping[str, t.Any], w
 
 
 def wanted_disk(old: t.Mapping[str, t.Any] | None, disk: t.Mapping[str, t.Any], where: str) -> Definition:
-    """``{name, size, fstype, reattach}`` of a disk to add; *old* is the kept one of that name, if any.
+    """``{name, size, fstype, reattach}``, and ``limits`` if it has any, of a disk to add.
 
+    :param old: the kept one of that name, if any.
     :raises InputError: a new disk without a size.
     """
     size: int | None = disk.get("size") or (old["size"] if old else None)
     if not size:
         raise InputError(f"data disk '{disk['name']}' is new and has no size", where, "Give its size, such as 1G.")
     fstype = disk.get("fstype") or (old or {}).get("fstype") or DEFAULT_FSTYPE
-    return {"name": disk["name"], "size": size, "fstype": fstype, "reattach": old is not None}
+    limits = disk["limits"] if "limits" in disk else (old or {}).get("limits")
+    wanted = disk_fields({"name": disk["name"], "size": size, "fstype": fstype, "limits": limits})
+    return {**wanted, "reattach": old is not None}
 
 
 def compare_image(

@@ -36,6 +36,8 @@ MAX_METRIC = (1 << 32) - 1
 MAX_VLAN = 4094
 # What comes at once may be a packet of 64 KiB that is cut up later.
 MIN_RATE, MIN_BURST, MAX_BURST = 8 << 10, 128 << 10, (1 << 32) - 1
+# A request of a guest's to its disk may be of a MiB: slower, and it takes it for broken.
+MIN_DISK_RATE, MAX_DISK_RATE, MAX_IOPS = 64 << 10, 1 << 40, 100_000_000
 
 _PORT_RE = re.compile(r"^(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?\Z")
 _RANGE_RE = re.compile(
@@ -346,6 +348,29 @@ def _limit(value: t.Any, option: str) -> Definition:
     if found.get("burst", 0) > MAX_BURST:
         raise InputError(f"{found['burst']} is too large", f"{option}.burst", "The kernel takes less than 4G.")
     return {"burst": min(max(found["rate"] // 10, MIN_BURST), MAX_BURST), **found}
+
+
+def disk_limits(value: t.Any, option: str) -> Definition:
+    """``{total|read|write: {rate, burst, iops}}``; ``{}`` for none."""
+    found = mapping_of(value, option, dict.fromkeys(("total", "read", "write"), _disk_limit))
+    if "total" in found and len(found) > 1:
+        raise InputError("limits reads and writes together", f"{option}.total", "Give it alone, or read and write.")
+    return found
+
+
+def _disk_limit(value: t.Any, option: str) -> Definition:
+    rate = size(MIN_DISK_RATE, 1)
+    found = mapping_of(value, option, {"rate": rate, "burst": rate, "iops": integer(1, MAX_IOPS)})
+    if not found:
+        raise InputError("says nothing", option, "Give rate, iops or both.")
+    if "burst" in found and "rate" not in found:
+        raise InputError("is missing", f"{option}.rate", "Say how many bytes a second, such as 10M.")
+    for field in ("rate", "burst"):
+        if found.get(field, 0) > MAX_DISK_RATE:
+            raise InputError(f"{found[field]} is too large", f"{option}.{field}", "At most 1T is possible.")
+    if found.get("burst", found.get("rate", 0)) < found.get("rate", 0):
+        raise InputError("is less than what comes in a second", f"{option}.burst", "Give at least rate.")
+    return {**({"burst": found["rate"]} if "rate" in found else {}), **found}
 
 
 def disk_name(value: t.Any, option: str) -> str:

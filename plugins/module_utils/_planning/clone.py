@@ -107,8 +107,9 @@ def _data_disks(
 ) -> t.Iterator[Step]:
     """All disks of the snapshot come along, as large or larger; others are added."""
     have = {disk["name"]: disk for disk in snapshot["data_disks"]}
-    base["data_disks"] = [dict(disk) for disk in have.values()]
     listed = attached_disks(definition) if definition.get("data_disks") else [("", disk) for disk in have.values()]
+    limits = {disk["name"]: {"limits": disk["limits"]} for _where, disk in listed if disk.get("limits")}
+    base["data_disks"] = [{**disk, **limits.get(disk["name"], {})} for disk in have.values()]
     missing = sorted(set(have) - {disk["name"] for _where, disk in listed})
     if missing:
         problems.append(InputError(f"data_disks has to attach {', '.join(missing)} of the snapshot", "data_disks"))

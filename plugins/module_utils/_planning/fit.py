@@ -96,6 +96,8 @@ def check_limits(wanted: Definition, image: ImageRecord, context: Context) -> No
     if limits is not None:
         _check_counts(wanted["hypervisor"], {**wanted, "image": image}, limits)
         _check_devices(wanted, image, limits.devices)
+    disks = {option: wanted[option] for option in ("limits", "data_disks")}  # which come along in a rebuild
+    check_capabilities(wanted["hypervisor"], required_capabilities(disks, None), context)
 
 
 def _check_counts(hypervisor: str, asked: Definition, limits: LimitsLike) -> None:

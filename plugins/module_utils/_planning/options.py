@@ -122,6 +122,11 @@ def _container(name: str, spec: Spec, check: checks.Check, default: t.Any, schem
 _METRIC = checks.integer(1, checks.MAX_METRIC)
 _ROUTE: Spec = {"to": {"type": "str", "required": True}, "via": STR, "metric": INT}
 _LIMIT: Spec = {"type": "dict", "options": {"rate": {"type": "str", "required": True}, "burst": STR}}
+_DISK_LIMIT: Spec = {"type": "dict", "options": {"rate": STR, "burst": STR, "iops": INT}}
+_DISK_LIMITS: tuple[Spec, checks.Check] = (
+    {"type": "dict", "options": dict.fromkeys(("total", "read", "write"), _DISK_LIMIT)},
+    checks.disk_limits,
+)
 _NIC_SPEC, _NIC_CHECKS = _fields(
     ("network", STR, checks.name),
     ("mac", STR, checks.mac),
@@ -140,10 +145,18 @@ _DISK_SPEC, _DISK_CHECKS = _fields(
     ("name", {"type": "str", "required": True}, checks.disk_name),
     ("size", {"type": "str", "required": True}, checks.size(MIN_DATA_DISK, DISK_UNIT)),
     ("fstype", *_word("ext4", "none")),
+    ("limits", *_DISK_LIMITS),
     ("attached", BOOL, checks.flag),
 )
 
 _LOGIN = "cannot pass login data to a guest"
+_APART = "does not tell reads from writes where it limits a disk, but takes a total of both"
+
+
+def tells_apart(limits: t.Mapping[str, t.Any] | None) -> bool:
+    """Whether limits of a disk are of reads or writes alone."""
+    return bool(limits) and "total" not in t.cast("t.Mapping[str, t.Any]", limits)
+
 
 _RESOURCES = (
     _plain("hypervisor", *_word("auto", *HYPERVISORS), NONE, REBUILD, auto=True),
@@ -168,6 +181,8 @@ _RESOURCES = (
     ),
     # The Go engine's default, as those above.
     Option("storage", STR, checks.size(MIN_STORAGE, DISK_UNIT), 10 * GIB, at="config", size=True),
+    # Of the system disk; data disks have their own.
+    Option(*("limits", *_DISK_LIMITS, {}), at="record", needs="read_write_limits", lacks=_APART, asks=tells_apart),
     _go("queue_size", INT, checks.queue(256, QUEUE), QUEUE),
     _go("disk_queue_size", INT, checks.queue(16, QUEUE), QUEUE),
     _go("no_direct_io", BOOL, checks.flag, False),
@@ -179,7 +194,12 @@ _RESOURCES = (
     Option("network", STR, checks.name, None, at="config"),
     Option("nics", _list("dict", options=_NIC_SPEC), checks.nics(_NIC_CHECKS)),
     Option("ports", _list("str"), checks.ports, [], at="record"),
-    Option("data_disks", _list("dict", options=_DISK_SPEC), checks.data_disks(_DISK_CHECKS)),
+    Option(
+        *("data_disks", _list("dict", options=_DISK_SPEC), checks.data_disks(_DISK_CHECKS)),
+        needs="read_write_limits",
+        lacks=_APART,
+        asks=lambda disks: any(tells_apart(disk.get("limits")) for disk in disks or ()),
+    ),
     # A balloon exists only when asked for: its holes in a snapshot's RAM file would reach the clones.
     Option(
         *("balloon", STR, checks.balloon, None),

@@ -157,7 +157,7 @@ class GrowDataDisk(Step):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AddDisk(Step):
-    """:param disk: ``{name, size, fstype, reattach}``."""
+    """:param disk: ``{name, size, fstype, reattach}``, and its ``limits``, if it has any."""
 
     name = "add_disk"
     rank = 90
@@ -171,6 +171,21 @@ class AddDisk(Step):
     def more_disk(self, record: VmRecord) -> int:
         kept = {disk["name"]: disk["size"] for disk in record.get("detached_disks") or ()}
         return int(self.disk["size"] - kept.get(self.disk["name"], 0))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SetDiskLimits(Step):
+    """:param disk: a data disk; empty for the system disk. :param limits: ``{}`` for none."""
+
+    name = "set_disk_limits"
+    rank = 95
+    on_device = True
+    disk: str
+    limits: t.Mapping[str, t.Mapping[str, int]]
+
+    @property
+    def subject(self) -> str:
+        return self.disk
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

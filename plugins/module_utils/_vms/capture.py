@@ -102,7 +102,8 @@ def fresh_record(vm: Vm, name: str, description: str, owner: str, labels: Record
         **{key: vm.record.get(key) for key in ("login", "relogin")},
         "host_keys": vm.record.get("host_keys") or [],
         "first_boot_due": cidata.due(vm.paths, vm.record),
-        "data_disks": vm.record["data_disks"],
+        # What limits them is not theirs, but the VM's.
+        "data_disks": [{key: disk[key] for key in ("name", "size", "fstype")} for disk in vm.record["data_disks"]],
         "nic_networks": [nic["network_name"] for nic in vm.record["network_configs"]],
         "nic_configs": [
             {"mac": nic["mac"], "mtu": nic.get("mtu") or 0, "num_queues": nic["num_queues"]}

@@ -492,7 +492,16 @@ def disk_of(vm: Vm, item: StorageConfig) -> Disk:
         direct=not item["ro"] and not vm.record["config"]["no_direct_io"] and _takes_direct_io(item["path"]),
         queue_size=vm.record["config"]["disk_queue_size"],
         backing=backing,
+        limits=limits_of(vm.record, item["serial"]),
     )
+
+
+def limits_of(record: VmRecord, serial: str) -> t.Mapping[str, t.Mapping[str, int]]:
+    """How fast a disk may be: the system disk, or a data disk. What an image's layers have is nobody's to limit."""
+    if serial == boot.COW_SERIAL:
+        return record.get("limits") or {}
+    disks = [*(record.get("data_disks") or ()), *(record.get("detached_disks") or ())]
+    return next((disk.get("limits") or {} for disk in disks if disk["name"] == serial), {})
 
 
 def _takes_direct_io(path: str) -> bool:

@@ -16,6 +16,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils import _types as types
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import ConflictError, InputError, ResourceError
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import disk_fields
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import login_digests
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS, fields_of
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import disk_bytes
@@ -67,7 +68,7 @@ def fresh_record(run: Run, wanted: Record, image: ImageRecord) -> VmRecord:
         "image_digest": image["digest"],
         "own_kernel": not kernel.needed(image),
         "nics": wanted["nics"],
-        "data_disks": [{key: disk[key] for key in ("name", "size", "fstype")} for disk in wanted["data_disks"]],
+        "data_disks": [disk_fields(disk) for disk in wanted["data_disks"]],
         "detached_disks": [],
         "login": login_of(wanted),
         "relogin": "relogin" in image["features"],

@@ -95,6 +95,8 @@ def _merged(vm: Vm, snapshot: SnapshotRecord) -> VmRecord:
     same = record["hypervisor"] == snapshot["hypervisor"]
     pinned = ("accel", *vm.driver.pinned) if same else ()
     names = {disk["name"] for disk in snapshot["data_disks"]}
+    mine = [*record["data_disks"], *record["detached_disks"]]
+    limits = {disk["name"]: {"limits": disk["limits"]} for disk in mine if disk.get("limits")}
     others = [disk for disk in [*record["detached_disks"], *record["data_disks"]] if disk["name"] not in names]
     fixed = {**machine_of(snapshot), "storage": snapshot["storage"], "image": snapshot["image"]}
     merged = {
@@ -102,7 +104,7 @@ def _merged(vm: Vm, snapshot: SnapshotRecord) -> VmRecord:
         **{key: snapshot.get(key) for key in (*AGAIN, *pinned)},
         **{key: value for key, value in snapshot.items() if key in AGAIN_IF_KNOWN and value is not None},
         "host_keys": snapshot.get("host_keys") or [],
-        "data_disks": [dict(disk) for disk in snapshot["data_disks"]],
+        "data_disks": [{**disk, **limits.get(disk["name"], {})} for disk in snapshot["data_disks"]],
         "detached_disks": others,
     }
     return t.cast("VmRecord", merged)

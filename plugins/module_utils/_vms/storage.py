@@ -11,6 +11,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import disk_fields
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.login import is_hash
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
@@ -208,7 +209,7 @@ def add_disk(vm: Vm, disk: t.Mapping[str, t.Any]) -> None:
     goes on from there, and nothing that it holds is lost.
     """
     record = vm.record
-    entry: DataDisk = {"name": disk["name"], "size": disk["size"], "fstype": disk["fstype"]}
+    entry = t.cast("DataDisk", disk_fields(disk))
     others = [item for item in record["detached_disks"] if item["name"] != disk["name"]]
     kept = next((item for item in record["detached_disks"] if item["name"] == disk["name"]), entry)
     size = wanted_bytes({**record, "detached_disks": [*others, entry]})
@@ -232,6 +233,23 @@ def add_disk(vm: Vm, disk: t.Mapping[str, t.Any]) -> None:
     record["data_disks"] = [item for item in record["data_disks"] if item["name"] != disk["name"]] + [entry]
     _refresh(vm)
     vm.mark("add_disk.done")
+
+
+def set_limits(vm: Vm, name: str, limits: t.Mapping[str, t.Mapping[str, int]]) -> None:
+    """Limit a data disk, or without a name the system disk; live if the VM runs."""
+    if vm.runs():
+        vm.driver.limit_disk(vm.run_dir, name or boot.COW_SERIAL, limits)
+    vm.mark("set_limits.asked")
+    record, mine = vm.record, {key: dict(limit) for key, limit in limits.items()}
+    if name:
+        entries = [
+            t.cast("DataDisk", disk_fields({**disk, "limits": mine})) if disk["name"] == name else disk
+            for disk in record["data_disks"]
+        ]
+        vm.write(data_disks=entries)
+    else:
+        vm.write(limits=mine)
+    vm.mark("set_limits.done")
 
 
 def drop_disk(vm: Vm, name: str, delete: bool) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import buckets
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Disk,
     Launch,
@@ -37,6 +38,8 @@ LIMITS = Limits(
     nic_queues=NIC_QUEUE_SIZES,
     disk_queues=QUEUE_SIZES,
 )
+# What the command line calls the buckets of a disk.
+LIMITED = {"bandwidth": "bw", "ops": "ops"}
 IMAGE_TYPES = {"raw": "Raw", "qcow2": "Qcow2"}
 
 Config = dict[str, t.Any]
@@ -99,6 +102,7 @@ def check_disk(disk: Disk) -> None:
 
 def disk_config(disk: Disk) -> Config:
     """A disk, as the API has it."""
+    limits = buckets.buckets(disk.limits)
     return {
         "id": disk_id(disk.serial),
         "path": disk.path,
@@ -110,6 +114,7 @@ def disk_config(disk: Disk) -> Config:
         "image_type": IMAGE_TYPES[disk.format],
         "backing_files": disk.backing is not None,
         "sparse": not disk.read_only,
+        **({"rate_limiter_config": limits} if limits else {}),
     }
 
 
@@ -138,7 +143,9 @@ def _word(value: object) -> str:
 
 def _disk_words(disk: Disk) -> str:
     config = disk_config(disk)
-    return words({**config, "image_type": config["image_type"].lower()})
+    limits = config.pop("rate_limiter_config", {})
+    flat = {f"{LIMITED[name]}_{key}": value for name, limit in limits.items() for key, value in limit.items()}
+    return words({**config, "image_type": config["image_type"].lower(), **flat})
 
 
 def _nic_words(number: int, nic: Nic) -> str:

@@ -28,6 +28,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     BootStyle,
     Capabilities,
     Disk,
+    DiskLimits,
     Endpoints,
     Firmware,
     GuestActions,
@@ -325,6 +326,9 @@ class CloudHypervisorDriver(VsockDriver):
         if size < present:  # it would cut it off
             raise HypervisorError(f"disk '{serial}' has {present} bytes, it never shrinks to {size}")
         rest.put("/vm.resize-disk", {"id": commandline.disk_id(serial), "desired_size": size})
+
+    def limit_disk(self, run_dir: str, serial: str, limits: DiskLimits) -> None:
+        raise UnsupportedError("Cloud Hypervisor limits no disk of a running VM anew", "limits", "Restart it.")
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         runstate.client(run_dir, SLOW).put("/vm.resize", {"desired_balloon": taken})

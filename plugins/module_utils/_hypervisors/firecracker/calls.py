@@ -11,8 +11,14 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, UnsupportedError
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import vsock
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Disk, Launch, Limits, Nic
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import buckets, vsock
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
+    Disk,
+    DiskLimits,
+    Launch,
+    Limits,
+    Nic,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker.files import (
     MEMORY_FILE,
@@ -107,7 +113,8 @@ def load(launch: Launch) -> list[Call]:
         "clock_realtime": True,
         "resume_vm": False,
     }
-    return [Call("/snapshot/load", body)]
+    # A saved disk has the limits of its source.
+    return [Call("/snapshot/load", body), *(limited(d.serial, d.limits) for d in launch.disks if not d.read_only)]
 
 
 def nics(launch: Launch) -> list[Call]:
@@ -118,7 +125,7 @@ def nics(launch: Launch) -> list[Call]:
 def drive(launch: Launch, disk: Disk) -> Call:
     """A disk. Guests count them in the order of the calls; none is the root device, which would come first."""
     name = drive_id(disk.serial)
-    body = {
+    body: dict[str, t.Any] = {
         "drive_id": name,
         "path_on_host": places.inside(launch, disk.path),
         "is_root_device": False,
@@ -127,6 +134,9 @@ def drive(launch: Launch, disk: Disk) -> Call:
         "cache_type": "Unsafe" if disk.read_only else "Writeback",
         "io_engine": "Sync",
     }
+    limits = buckets.buckets(disk.limits)
+    if limits:
+        body["rate_limiter"] = limits
     return Call(f"/drives/{name}", body)
 
 
@@ -134,6 +144,13 @@ def grown(serial: str, path: str) -> Call:
     """What has it look again at how large the disk is that it has at *path*."""
     name = drive_id(serial)
     return Call(f"/drives/{name}", {"drive_id": name, "path_on_host": path}, "PATCH")
+
+
+def limited(serial: str, limits: DiskLimits) -> Call:
+    """Other limits of a disk; a bucket without tokens is none."""
+    name, none = drive_id(serial), {"size": 0, "refill_time": 0}
+    found = {"bandwidth": none, "ops": none, **buckets.buckets(limits)}
+    return Call(f"/drives/{name}", {"drive_id": name, "rate_limiter": found}, "PATCH")
 
 
 def drive_id(serial: str) -> str:

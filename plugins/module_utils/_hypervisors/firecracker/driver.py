@@ -43,6 +43,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     BootStyle,
     Capabilities,
     Disk,
+    DiskLimits,
     Endpoints,
     Firmware,
     GuestActions,
@@ -101,7 +102,7 @@ class FirecrackerDriver(VsockDriver):
     """
 
     name = "firecracker"
-    capabilities = Capabilities(balloon=True, live_disk_resize=True, snapshots=True, agent=True)
+    capabilities = Capabilities(balloon=True, live_disk_resize=True, live_disk_limits=True, snapshots=True, agent=True)
     limits = calls.LIMITS
     nic_by: t.ClassVar[t.Literal["fd", "name"]] = "name"
     pinned = ()
@@ -307,6 +308,9 @@ class FirecrackerDriver(VsockDriver):
         finally:
             os.close(fd)
         self._say(run_dir, calls.grown(serial, inside))
+
+    def limit_disk(self, run_dir: str, serial: str, limits: DiskLimits) -> None:
+        self._say(run_dir, calls.limited(serial, limits))
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         self._say(run_dir, calls.balloon(taken))

@@ -26,6 +26,7 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import (
     Disk,
+    DiskLimits,
     Launch,
     Layout,
     Limits,
@@ -218,6 +219,23 @@ def disk_device(disk: Disk, place: Options, queues: int) -> Options:
         "disable-legacy": "on",
         **place,
     }
+
+
+# What QEMU calls them.
+THROTTLED = {"total": "", "read": "_rd", "write": "_wr"}
+
+
+def throttle(serial: str, limits: DiskLimits) -> Options:
+    """``block_set_io_throttle`` of a disk: what is 0 has no limit. What comes at once is a second's worth of *max*."""
+    # The device has it behind its PCI part.
+    found: Options = {"id": f"/machine/peripheral/{device_id(serial)}/virtio-backend"}
+    for kind, suffix in THROTTLED.items():
+        limit = limits.get(kind, {})
+        for unit, average, most in (("bps", "rate", "burst"), ("iops", "iops", "iops")):
+            found[f"{unit}{suffix}"] = limit.get(average, 0)
+            if average in limit:
+                found[f"{unit}{suffix}_max"] = limit.get(most, limit[average])
+    return found
 
 
 class _Places(t.TypedDict):

@@ -32,6 +32,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base i
     BootStyle,
     Capabilities,
     Disk,
+    DiskLimits,
     Driver,
     Endpoints,
     Firmware,
@@ -70,6 +71,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import Pro
 
 REMEDY = "Install qemu-system-x86 (Debian, Ubuntu) or qemu-kvm (RHEL), or run the role cocoon.microvm.host."
 TURN = 10.0
+THROTTLE = "block_set_io_throttle"
 # Where QEMU keeps what was added by an id.
 DEVICES = "/machine/peripheral"
 # A guest that is still booting overlooks a request to let go of a device.
@@ -93,6 +95,8 @@ class QemuDriver(Driver):
         balloon=True,
         watchdog=True,
         live_disk_resize=True,
+        live_disk_limits=True,
+        read_write_limits=True,
         snapshots=True,
         live_disk_copy=True,
         live_cpus=True,
@@ -287,6 +291,9 @@ class QemuDriver(Driver):
                 _load(qmp, launch, deadline)
             elif launch.balloon:
                 qmp.execute("balloon", {"value": launch.memory - launch.balloon}, deadline - time.monotonic())
+            for disk in launch.disks:
+                if disk.limits:
+                    qmp.execute(THROTTLE, commandline.throttle(disk.serial, disk.limits))
             qmp.execute("cont", timeout=max(1.0, deadline - time.monotonic()))
             status = qmp.execute("query-status", timeout=max(1.0, deadline - time.monotonic()))
             if not isinstance(status, dict) or status.get("status") != "running":
@@ -423,6 +430,8 @@ class QemuDriver(Driver):
                 with contextlib.suppress(QmpClosedError):
                     _remove_node(qmp, disk.serial)
                 raise
+            if disk.limits:
+                qmp.execute(THROTTLE, commandline.throttle(disk.serial, disk.limits))
 
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
         with self.connect(run_dir) as qmp:
@@ -482,6 +491,10 @@ class QemuDriver(Driver):
             if size < present:
                 raise HypervisorError(f"disk '{serial}' has {present} bytes, it never shrinks to {size}")
             qmp.execute("block_resize", {"node-name": node, "size": size}, timeout=60.0)
+
+    def limit_disk(self, run_dir: str, serial: str, limits: DiskLimits) -> None:
+        with self.connect(run_dir) as qmp:
+            qmp.execute(THROTTLE, commandline.throttle(serial, limits))
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         with self.connect(run_dir) as qmp:

@@ -12,7 +12,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import shell
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Jail, Launch, Resume
-from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import sockets
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import commandline, sockets
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu.files import STATE_FILE
 
 
@@ -26,6 +26,11 @@ def lines(launch: Launch, jail: Jail, argv: t.Sequence[str]) -> list[str]:
         shell.process(launch, jail, argv) + " &",
         shell.await_socket(sockets.qmp_path(launch.run_dir)),
         *([_load(launch.resume)] if launch.resume else []),
+        *(
+            _say(launch, "block_set_io_throttle", commandline.throttle(disk.serial, disk.limits))
+            for disk in launch.disks
+            if disk.limits
+        ),
         _say(launch, "cont"),
     ]
 
@@ -35,8 +40,9 @@ def _load(resume: Resume) -> str:
     return f"# {shlex.quote(state)} is handed over as a descriptor: getfd, migrate-incoming fd:state"
 
 
-def _say(launch: Launch, command: str) -> str:
+def _say(launch: Launch, command: str, arguments: t.Mapping[str, t.Any] | None = None) -> str:
     """One command to the monitor, which wants to be greeted first."""
-    words = [json.dumps({"execute": name}) for name in ("qmp_capabilities", command)]
+    said = {"execute": command, **({"arguments": arguments} if arguments else {})}
+    words = [json.dumps(word) for word in ({"execute": "qmp_capabilities"}, said)]
     target = f"UNIX-CONNECT:{sockets.qmp_path(launch.run_dir)}"
     return f"printf '%s\\n' {shlex.join(words)} | socat -t 2 - {shlex.quote(target)}"

@@ -113,6 +113,19 @@ def test_what_is_there_only_when_asked_for() -> None:
     assert "--initramfs" not in build(boot={"kernel_path": "/k", "cmdline": ""})
 
 
+SLOW = dataclasses.replace(DATA, limits={"total": {"rate": 10 * MIB, "burst": 30 * MIB, "iops": 100}})
+
+
+def test_a_disk_has_buckets() -> None:
+    (words,) = values(build(disks=(SLOW,)), "--disk")
+    assert words.endswith(f",bw_size={30 * MIB},bw_refill_time=3000,ops_size=100,ops_refill_time=1000")
+    few = dataclasses.replace(DATA, limits={"total": {"rate": 10 * MIB}})
+    assert commandline.disk_config(few)["rate_limiter_config"] == {"bandwidth": {"size": 10 * MIB, "refill_time": 1000}}
+    assert "rate_limiter_config" not in commandline.disk_config(DATA)
+    with pytest.raises(UnsupportedError, match="reads from writes"):
+        commandline.disk_config(dataclasses.replace(DATA, limits={"write": {"iops": 5}}))
+
+
 @pytest.mark.parametrize(
     ("value", "word"),
     [
@@ -158,7 +171,7 @@ def test_the_configuration_keeps_the_contract() -> None:
     contract = Contract(CLOUD_HYPERVISOR)
     assert [
         problem
-        for disk in LAUNCH.disks
+        for disk in (*LAUNCH.disks, SLOW)
         for problem in contract.problems_of("DiskConfig", commandline.disk_config(disk))
     ] == []
     assert contract.problems_of("NetConfig", commandline.net_config(0, LAUNCH.nics[0])) == []
@@ -172,7 +185,9 @@ RESUME = Resume("/vms/x/resume", "/vms/x/resume/mem", True, {"version": "53.0.0"
 WITH_FDS = {"NetConfig": {"fds": {"type": "array", "items": {"type": "integer"}}}}
 
 
-@pytest.mark.parametrize("changes", [{}, {"balloon": 64 * MIB, "watchdog": True}, {"resume": RESUME}, {"nics": ()}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"balloon": 64 * MIB, "watchdog": True}, {"resume": RESUME}, {"nics": ()}, {"disks": (COW, SLOW)}]
+)
 def test_a_whole_machine_keeps_the_contract(changes: dict[str, t.Any]) -> None:
     found = commandline.config(dataclasses.replace(LAUNCH, **changes), "/s")
     assert Contract(CLOUD_HYPERVISOR, WITH_FDS).problems_of("VmConfig", found) == []

@@ -79,6 +79,7 @@ LAUNCH = Launch(
     nics=(Nic("02:00:00:00:00:01", tap="cmabcdefgh-0"), Nic("02:00:00:00:00:02", tap="cmabcdefgh-1", mtu=1400)),
     balloon=64 << 20,
 )
+SLOW = dataclasses.replace(LAUNCH.disks[2], limits={"total": {"rate": 10 << 20, "burst": 30 << 20, "iops": 100}})
 RESUME = Resume("/lib/x/vms/abc/resume", "/lib/x/vms/abc/resume/mem", True, {"version": "1.16.1", "id": "source"}, True)
 
 
@@ -97,6 +98,8 @@ def body(launch: Launch, target: str) -> t.Mapping[str, t.Any]:
         *everything(dataclasses.replace(LAUNCH, disks=LAUNCH.disks[:2], nics=(), balloon=None)),
         *everything(dataclasses.replace(LAUNCH, boot={"kernel_path": "/k/vmlinux"}, balloon=0)),
         calls.CTRL_ALT_DEL,
+        *everything(dataclasses.replace(LAUNCH, disks=(*LAUNCH.disks[:2], SLOW))),
+        *(calls.limited("my-data", SLOW.limits), calls.limited("cocoon-cow", {})),
         calls.grown("cocoon-cow", "/var/lib/cocoon/run/firecracker/a/cow.raw"),
         *calls.load(dataclasses.replace(LAUNCH, resume=RESUME)),
         *(calls.PAUSE, calls.SAVE, calls.RESUME),
@@ -142,6 +145,22 @@ def test_disks_in_their_order_under_the_names_of_saved_machines() -> None:
     assert all(call.target == f"/drives/{call.body['drive_id']}" for call in drives)
     assert all(call.body["drive_id"].isalnum() and not call.body["is_root_device"] for call in drives)
     assert len({calls.drive_id(serial) for serial in ("a-b", "a_b", "aXb".lower())}) == 3
+
+
+def test_a_disk_has_buckets_and_loses_them() -> None:
+    bandwidth, ops = {"size": 30 << 20, "refill_time": 3000}, {"size": 100, "refill_time": 1000}
+    assert calls.drive(LAUNCH, SLOW).body["rate_limiter"] == {"bandwidth": bandwidth, "ops": ops}
+    assert "rate_limiter" not in calls.drive(LAUNCH, LAUNCH.disks[2]).body
+    few = calls.limited("my-data", {"total": {"iops": 100}})
+    assert few.method == "PATCH" and few.target == "/drives/myXdata" and "path_on_host" not in few.body
+    assert few.body["rate_limiter"] == {"bandwidth": {"size": 0, "refill_time": 0}, "ops": ops}
+
+
+def test_one_that_goes_on_has_the_limits_of_its_own() -> None:
+    """Those of its source are in the state; a disk without any is told so."""
+    launch = dataclasses.replace(LAUNCH, disks=(*LAUNCH.disks[:2], SLOW), resume=RESUME)
+    _load, cow, data = calls.load(launch)
+    assert cow == calls.limited("cocoon-cow", {}) and data == calls.limited("my-data", SLOW.limits)
 
 
 def test_nics_by_the_names_of_their_taps() -> None:
@@ -366,7 +385,8 @@ def test_going_on_from_a_saved_machine(paths: Paths, launch: Launch, double: Dou
 
     double.answers = {("PUT", "/snapshot/load"): load}
     FirecrackerDriver(paths).start(launch, Jail(), lambda _process: seen.extend(double.api.targets()))  # type: ignore[union-attr]
-    assert double.api and seen == ["PUT /snapshot/load"] and double.api.targets() == [*seen, "PATCH /vm"]
+    limits = [f"PATCH /drives/{calls.drive_id(disk.serial)}" for disk in launch.disks[1:]]
+    assert double.api and seen == ["PUT /snapshot/load", *limits] and double.api.targets() == [*seen, "PATCH /vm"]
     assert double.api.requests[0].body == {
         "snapshot_path": "/run/state",
         "mem_backend": {"backend_type": "File", "backend_path": "/memory"},
@@ -377,7 +397,7 @@ def test_going_on_from_a_saved_machine(paths: Paths, launch: Launch, double: Dou
         "clock_realtime": True,
         "resume_vm": False,
     }
-    assert double.api.requests[1].body == {"state": "Resumed"}
+    assert double.api.requests[-1].body == {"state": "Resumed"}
     assert found == [b"state"] and not state.exists()
 
 
@@ -451,6 +471,14 @@ def test_the_keys_and_the_balloon(paths: Paths, running: tuple[str, Api]) -> Non
     api.answers[("PATCH", "/balloon")] = (400, {"fault_message": "Invalid device type found on the MMIO bus."})
     with pytest.raises(HypervisorError, match="Invalid device type"):
         FirecrackerDriver(paths).set_balloon(run_dir, 0)
+
+
+def test_a_disk_is_limited_while_it_runs(paths: Paths, running: tuple[str, Api]) -> None:
+    run_dir, api = running
+    FirecrackerDriver(paths).limit_disk(run_dir, "my-data", SLOW.limits)
+    assert [request.body for request in api.requests] == [calls.limited("my-data", SLOW.limits).body]
+    with pytest.raises(UnsupportedError, match="reads from writes"):
+        FirecrackerDriver(paths).limit_disk(run_dir, "my-data", {"read": {"iops": 5}})
 
 
 CONFIG = (

@@ -131,6 +131,8 @@ WORDS_OF = {
     "hotplug_disks": "data disks attached and detached while the VM runs",
     "hotplug_nics": "NICs added, changed and removed while the VM runs",
     "live_disk_resize": "data disks grown while the VM runs",
+    "live_disk_limits": "`limits` of disks changed while the VM runs",
+    "read_write_limits": "`limits` of a disk's reads, or writes, alone",
     "live_cpus": "vCPUs added while the VM runs (`cpu_max`)",
     "balloon": "`balloon`",
     "watchdog": "`watchdog`",

@@ -37,6 +37,17 @@ def test_paths_in_a_list_name_their_item() -> None:
     _module.check_paths({"images": None}, spec)
 
 
+def test_options_within_options_are_looked_at() -> None:
+    """However deep: a NIC in a list of a VM in a list has limits, each of which is a mapping of its own."""
+    inner = {"rx": {"type": "dict", "options": SPEC}}
+    spec = {"nics": {"type": "list", "elements": "dict", "options": {"limits": {"type": "dict", "options": inner}}}}
+    for good in ({"nics": [{"limits": {"rx": {"source": "/x"}}}]}, {"nics": [{"limits": None}]}, {"nics": [{}]}):
+        _module.check_paths(good, spec)
+    with pytest.raises(InputError, match="x") as caught:
+        _module.check_paths({"nics": [{"name": "a", "limits": {"rx": {"source": "x"}}}]}, spec)
+    assert caught.value.option == "nics[0] (a): limits.rx.source"
+
+
 @pytest.mark.parametrize(
     "params",
     [

@@ -54,6 +54,18 @@ def test_a_vm_at_the_limits_of_its_options_can_go() -> None:
         passport.check(issued(record), driver)
 
 
+def test_limits_of_disks_go_along() -> None:
+    record = records.read_vm(document(names("vm")[-1]))
+    limits = {"total": {"rate": 1 << 20, "burst": 1 << 20, "iops": 9}}
+    disk = {"name": "db", "size": 1 << 24, "fstype": "none", "limits": limits}
+    record.update(limits=limits, data_disks=[disk])
+    found = passport.check(issued(record), driver)
+    assert found["limits"] == limits and found["data_disks"] == [disk]
+    for bad in ({"total": {"rate": "fast"}}, {"total": {"iops": -1}}, {"all": {}}):
+        with pytest.raises(InputError, match="limits"):
+            passport.check({**issued(record), "limits": bad}, driver)
+
+
 def test_nics_are_taken_as_they_were_checked() -> None:
     """Whoever wrote them, a record has them as it would from a task."""
     record = records.read_vm(document(names("vm")[-1]))

@@ -26,6 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Limits
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import changes as table
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import steps as kinds
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.changes import disk_fields
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.definition import normalise
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
     HALTS,
@@ -62,6 +63,8 @@ class Caps:
     hotplug_disks: bool = True
     hotplug_nics: bool = True
     live_disk_resize: bool = True
+    live_disk_limits: bool = True
+    read_write_limits: bool = True
     balloon: bool = True
     watchdog: bool = True
     guest_data: bool = True
@@ -294,8 +297,10 @@ def _apply_step(record, running, step):
     elif isinstance(step, kinds.AddDisk):
         assert step.disk["name"] not in attached
         assert step.disk["reattach"] == (step.disk["name"] in detached)
-        attached[step.disk["name"]] = {key: step.disk[key] for key in ("name", "size", "fstype")}
+        attached[step.disk["name"]] = disk_fields(step.disk)
         detached.pop(step.disk["name"], None)
+    elif isinstance(step, kinds.SetDiskLimits):
+        (attached[step.disk] if step.disk else record)["limits"] = step.limits
     elif isinstance(step, kinds.DropDisk):
         disk = attached.pop(step.disk, None) or detached.pop(step.disk)
         if not step.delete:
@@ -388,7 +393,7 @@ DISK = {"name": "data1", "size": "1G", "fstype": "ext4"}
 NEW_DISK = {"name": "new", "size": "64M"}
 OLD_DISK = {"name": "old", "size": 64 * MIB, "fstype": "ext4"}
 CONTAINER_VM = {"env": {"A": "1"}, "secret_env": secret_digests({"PASSWORD": "old", "SAME": "x"}, "salt")}
-NO_HOTPLUG = Caps(hotplug_disks=False, live_disk_resize=False)
+NO_HOTPLUG = Caps(hotplug_disks=False, live_disk_resize=False, live_disk_limits=False)
 
 # (what, record changes, definition, how on a running VM, steps besides the power)
 ROWS = [
@@ -420,6 +425,9 @@ ROWS = [
     ("balloon on", {}, {"balloon": "256M"}, "restart", ["configure"]),
     ("balloon off", {"balloon": 256 * MIB}, {"balloon": "off"}, "restart", ["configure"]),
     ("balloon size", {"balloon": 256 * MIB}, {"balloon": "128M"}, "live", ["set_balloon"]),
+    ("limits", {}, {"limits": {"total": {"rate": "10M"}}}, "live", ["set_disk_limits"]),
+    ("limits gone", {"limits": {"total": {"iops": 9}}}, {"limits": {}}, "live", ["set_disk_limits"]),
+    ("disk limits", {}, {"data_disks": [{**DISK, "limits": {"read": {"iops": 9}}}]}, "live", ["set_disk_limits"]),
     ("storage grows", {}, {"storage": "12G"}, "restart", ["grow_system_disk"]),
     ("storage shrinks", {}, {"storage": "5G"}, "refused", []),
     ("labels", {}, {"labels": {"tier": "db"}}, "live", ["configure"]),
@@ -534,7 +542,10 @@ def test_row_within_a_stop_that_is_asked_for_needs_no_permission(row, state):
     assert plan.state_after == ("running" if state == "restarted" else "stopped")
 
 
-@pytest.mark.parametrize("name", ["disk added", "disk dropped", "disk unplugged", "disk grows", "disk back"])
+@pytest.mark.parametrize(
+    "name",
+    [*("disk added", "disk dropped", "disk unplugged", "disk grows", "disk back"), *("limits gone", "disk limits")],
+)
 def test_disks_restart_where_the_driver_cannot_hotplug(name):
     row = ROWS[IDS.index(name)]
     host = Host(caps={"qemu": NO_HOTPLUG})
@@ -543,6 +554,28 @@ def test_disks_restart_where_the_driver_cannot_hotplug(name):
     plan = host.plan(made(**row[1]), {**row[2], "allow_restart": True}, UP)
     assert steps(plan) == ["stop", *row[4], "start"]
     assert [change.how for change in plan.changes] == ["restart"]
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "total"])
+@pytest.mark.parametrize("option", ["limits", "data_disks"])
+def test_what_a_driver_does_not_tell_apart_is_refused_by_name(kind, option):
+    """Of a new VM, of one that is there, and of one whose disks come along to another driver."""
+    limits = {kind: {"rate": "10M"}}
+    definition = {"limits": limits} if option == "limits" else {"data_disks": [{**DISK, "limits": limits}]}
+    host = Host(caps={"qemu": Caps(read_write_limits=False)})
+    cases = [(None, {"image": "tiny", "hypervisor": "qemu", **definition}, DOWN), (made(), definition, UP)]
+    for record, wanted, observed in cases:
+        if kind == "total":
+            assert host.plan(record, wanted, observed).changed
+            continue
+        with pytest.raises(UnsupportedError, match="qemu does not tell reads from writes") as caught:
+            host.plan(record, wanted, observed)
+        assert caught.value.option == option
+    mine = ABLE.plan(made("stopped"), definition, DOWN)
+    record, observed = apply(made("stopped"), DOWN, mine)
+    if kind != "total":
+        with pytest.raises(UnsupportedError, match="does not tell reads from writes"):
+            host.plan(record, {"recreate": True, "image": "debian"}, observed)
 
 
 @pytest.mark.parametrize("observed", [UP, DOWN], ids=["up", "down"])
@@ -912,7 +945,7 @@ def test_create_applies_the_defaults():
         "disk_queue_size": 512, "network": None, "nics": [], "ports": [], "data_disks": [], "user": None,
         "password": None, "ssh_keys": None, "kernel_args": "", "labels": {}, "owner": "store-1",
         "entrypoint": [], "command": [], "env": {}, "secret_env": {}, "working_dir": "",
-        "hostname": "",
+        "hostname": "", "limits": {},
         "no_direct_io": False, "windows": False, "balloon": None, "watchdog": True,
         "user_data": None, "firmware": None, "memory_backing": "ram",
     }  # fmt: skip

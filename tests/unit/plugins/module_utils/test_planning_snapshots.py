@@ -499,6 +499,15 @@ def test_what_a_clone_gets_once_it_runs(options: Definition, later: list[Step]) 
     assert base["storage"] == FULL["storage"] and base["data_disks"] == FULL["data_disks"]
 
 
+def test_a_clones_disks_have_limits_of_their_own() -> None:
+    limits = {"total": {"iops": 9}}
+    more = {"name": "new", "size": "64M", "limits": limits}
+    base, steps = inherit(FULL, limits=limits, data_disks=[{"name": "data1", "limits": limits}, more])
+    assert steps == [kinds.AddDisk({**NEW, "limits": limits})] and base["limits"] == limits
+    assert base["data_disks"] == [{**FULL["data_disks"][0], "limits": limits}]
+    assert "limits" not in FULL["data_disks"][0]
+
+
 def test_a_new_disk_of_a_clone_needs_a_size() -> None:
     with pytest.raises(InputError) as caught:
         inherit(FULL, data_disks=[{"name": "data1"}, {"name": "new"}])

@@ -458,3 +458,22 @@ def test_uefi_is_flash_on_no_bus() -> None:
     assert "pflash" not in values(by_bios, "-machine")[0]
     bootable = [device for device in by_driver(by_uefi, "virtio-blk-pci") if "bootindex" in device]
     assert [device["serial"] for device in bootable] == ["cocoon-cow"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "found"),
+    [
+        ({}, {}),
+        ({"total": {"rate": 5, "burst": 7}}, {"bps": 5, "bps_max": 7}),
+        ({"total": {"rate": 5, "iops": 3}}, {"bps": 5, "bps_max": 5, "iops": 3, "iops_max": 3}),
+        ({"read": {"rate": 5}, "write": {"iops": 3}}, {"bps_rd": 5, "bps_rd_max": 5, "iops_wr": 3, "iops_wr_max": 3}),
+    ],
+)
+def test_how_fast_a_disk_is(limits: dict[str, dict[str, int]], found: dict[str, int]) -> None:
+    """The command wants all averages, and what is 0 has no limit."""
+    none = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+    assert commandline.throttle("data", limits) == {
+        **{"id": "/machine/peripheral/disk-data/virtio-backend"},
+        **none,
+        **found,
+    }

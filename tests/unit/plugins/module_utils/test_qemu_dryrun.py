@@ -35,6 +35,9 @@ LAUNCH = Launch(
 )
 
 
+SLOW = {"read": {"rate": 1 << 20, "burst": 3 << 20}, "write": {"iops": 100}}
+
+
 @pytest.fixture(name="driver")
 def fixture_driver() -> QemuDriver:
     return QemuDriver(Paths(), "/usr/bin/qemu-system-x86_64")
@@ -74,3 +77,10 @@ def test_a_saved_state_is_a_remark(driver: QemuDriver) -> None:
 
 def test_a_vm_without_groups(driver: QemuDriver) -> None:
     assert "--clear-groups" in shlex.split(driver.dry_run(dataclasses.replace(LAUNCH, groups=()))[6])
+
+
+def test_limits_come_before_the_guest_runs(driver: QemuDriver) -> None:
+    slow = dataclasses.replace(LAUNCH, disks=(Disk("cocoon-cow", "/vms/x/cow.raw", limits=SLOW),))
+    throttle, cont = driver.dry_run(slow)[-2:]
+    assert '"block_set_io_throttle"' in throttle and '"cont"' in cont
+    assert "disk-cocoon-cow/virtio-backend" in throttle and '"bps_rd": 1048576' in throttle

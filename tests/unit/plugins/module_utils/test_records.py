@@ -95,6 +95,16 @@ def test_a_vm_of_any_layout_goes_back_to_a_snapshot_of_any(store: Store, vm: str
     assert READERS["vm"](merged) == merged
 
 
+def test_a_vm_that_goes_back_keeps_its_limits(store: Store) -> None:
+    snapshot, record, limits = read(SNAPSHOTS[-1]), read(VMS[-1]), {"total": {"iops": 9}}
+    for key in ("data_disks", "detached_disks"):
+        mine = {**record, "data_disks": [], "detached_disks": [], "limits": limits}
+        mine[key] = [{"name": "db", "size": 1 << 24, "fstype": "none", "limits": limits}]
+        disk = {"name": "db", "size": 1 << 25, "fstype": "none"}
+        merged = restoring._merged(Vm(Run(store, Options()), mine), {**snapshot, "data_disks": [disk]})
+        assert merged["data_disks"] == [{**disk, "limits": limits}] and merged["limits"] == limits
+
+
 @pytest.mark.parametrize("name", SNAPSHOTS)
 @pytest.mark.parametrize("disks_only", [False, True])
 def test_a_snapshot_of_every_layout_is_cloned_and_exported(name: str, disks_only: bool) -> None:

@@ -11,6 +11,7 @@ nothing: a process can rewrite its own.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import select
@@ -24,6 +25,7 @@ Identity = dict[str, t.Any]
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KILL_TIMEOUT = 10.0
 DYING_TIMEOUT = 5.0
+SYS_PIDFD_GETFD = 438
 
 
 @functools.cache
@@ -134,6 +136,17 @@ class Process:
                     f"process {self.pid} does not end, not even by SIGKILL",
                     remedy=f"See what it waits for (cat /proc/{self.pid}/stack), mend that, and run this again.",
                 )
+
+    def fetch(self, number: int) -> int:
+        """A descriptor that it has, as one of ours.
+
+        :raises OSError: it has none of that number, or the kernel does not give it.
+        """
+        fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, self.pidfd, number, 0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        os.set_inheritable(fd, False)
+        return int(fd)
 
     def stopped(self) -> bool:
         """Whether somebody stopped it by a signal, so that it cannot answer."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
@@ -30,13 +31,19 @@ def guest_channel(name: str, run_dir: str) -> Channel:
 
 
 def console(name: str, run_dir: str) -> str | None:
-    """The socket of a running VM's console, see :class:`Endpoints`."""
+    """The socket of a running VM's console, see :class:`Endpoints`; ``None``: an older release started it without."""
     if name == "qemu":
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.qemu import sockets
 
-        return sockets.endpoints(run_dir).console
-    if name == "firecracker":
+        found = sockets.endpoints(run_dir).console
+    elif name == "firecracker":
         from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.firecracker import places
 
-        return places.endpoints(run_dir).console
-    return None
+        found = places.endpoints(run_dir).console
+    elif name == "cloud-hypervisor":
+        from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.cloud_hypervisor import runstate
+
+        found = runstate.endpoints(run_dir).console
+    else:
+        return None
+    return found if found and os.path.lexists(found) else None

@@ -11,7 +11,6 @@ made to vanish with it and moved to its bridge (:func:`take_over`), so that it i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -41,7 +40,6 @@ IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 MAX_PAIRS = 256
-SYS_PIDFD_GETFD = 438
 # Bursts to a guest wait here rather than being dropped; the Go engine's value.
 QUEUE_LENGTH = 10000
 RTM_NEWQDISC = 36
@@ -134,7 +132,7 @@ def take_over(config: NetworkConfig, process: Process, attached: bool = True) ->
     if number is None:
         raise HypervisorError(f"the hypervisor has not opened the TAP {name}")
     try:
-        fd = _fetch(process.pidfd, number)
+        fd = process.fetch(number)
         try:
             fcntl.ioctl(fd, TUNSETPERSIST, 0)
         finally:
@@ -156,15 +154,6 @@ def _held(process: Process, name: str) -> int | None:
             if f"iff:\t{name}\n" in stream.read():
                 return int(number)
     return None
-
-
-def _fetch(pidfd: int, number: int) -> int:
-    """Another process's descriptor as one of ours."""
-    fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    os.set_inheritable(fd, False)
-    return int(fd)
 
 
 def _tap_mac(guest_mac: str | None) -> str | None:

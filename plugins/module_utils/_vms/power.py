@@ -96,7 +96,11 @@ def mend_console(vm: Vm) -> None:
 
     # A hypervisor may have filled the logs' file system with complaints that nobody takes what its guest prints.
     cut_log(vm.paths.hypervisor_log(vm.id))
-    pid = keeper.mend(vm.paths.console_log(vm.id), vm.run_dir, vm.uid)
+    hypervisor = vm.process()
+    if hypervisor is None:  # it has just ended, and needs nobody
+        return
+    with hypervisor:
+        pid = keeper.mend(vm.paths.console_log(vm.id), vm.run_dir, vm.uid, hypervisor)
     if pid and scope.present():
         # One of its own: systemd lets nobody into a scope that has begun.
         scope.wait_adopted(pid, scope.adopt(vm.id, (pid,), f"console of microVM {vm.record['config']['name']}"))

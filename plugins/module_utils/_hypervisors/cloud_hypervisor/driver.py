@@ -148,7 +148,7 @@ class CloudHypervisorDriver(VsockDriver):
         return BootStyle("ttyS0")
 
     def endpoints(self, run_dir: str) -> Endpoints:
-        return Endpoints(runstate.api_path(run_dir))
+        return runstate.endpoints(run_dir)
 
     def firmware(self, folder: str) -> Firmware:
         raise UnsupportedError("Cloud Hypervisor boots kernels only", "firmware", "Use hypervisor: qemu.")
@@ -169,7 +169,8 @@ class CloudHypervisorDriver(VsockDriver):
     def start(
         self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
-        with keeper.beside(launch) as kept:
+        # What people type it reads from a terminal only; what its guest prints goes past that, into the pipe.
+        with keeper.beside(launch, "terminal") as kept:
             return self._start(launch, jail, kept, on_nics_open, time.monotonic() + timeout)
 
     def _start(
@@ -181,7 +182,7 @@ class CloudHypervisorDriver(VsockDriver):
         deadline: float,
     ) -> Process:
         try:
-            process = self._spawn(launch, jail, kept.pipe)
+            process = self._spawn(launch, jail, kept)
         except BaseException:
             _clean(launch)
             raise
@@ -205,7 +206,7 @@ class CloudHypervisorDriver(VsockDriver):
             raise
         return process
 
-    def _spawn(self, launch: Launch, jail: Jail, console: int) -> Process:
+    def _spawn(self, launch: Launch, jail: Jail, kept: keeper.Kept) -> Process:
         with contextlib.ExitStack() as stack:
             api = launcher.listen(runstate.api_path(launch.run_dir))
             stack.callback(api.close)
@@ -217,11 +218,10 @@ class CloudHypervisorDriver(VsockDriver):
                 launcher.fill_ram(launch.ram_path, launch.resume.memory)
             log = launcher.open_log(launch.hypervisor_log, 0, 0, launcher.KEEP_LOG)
             stack.callback(os.close, log)
-            passed = [api.fileno(), own, *(fd for nic in launch.nics for fd in nic.fds)]
+            passed = [api.fileno(), own, *kept.held, *(fd for nic in launch.nics for fd in nic.fds)]
             limit = resource.RLIM_INFINITY if launch.file_limit is None else launch.file_limit
-            return launcher.spawn(
-                argv, launch.uid, launch.gid, jail.groups, passed, log, limit, jail.enter, output=console
-            )
+            ends = (kept.input, kept.pipe)
+            return launcher.spawn(argv, launch.uid, launch.gid, jail.groups, passed, log, limit, jail.enter, *ends)
 
     def _argv(self, launch: Launch, api: int, socket_path: str) -> list[str]:
         if launch.resume is None:

@@ -9,10 +9,11 @@ import os
 import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeping
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.rest import TURN, Rest
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import RunState
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Endpoints, RunState
 
 API = "api.sock"
 BASE = "/api/v1"
@@ -27,6 +28,13 @@ MEANINGS: t.Final[t.Mapping[str, RunState]] = {
 
 def api_path(run_dir: str) -> str:
     return os.path.join(run_dir, API)
+
+
+def endpoints(run_dir: str) -> Endpoints:
+    """People attach to who keeps its console, and has the other ends of its standard input and output."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Endpoints
+
+    return Endpoints(api_path(run_dir), keeping.socket_path(run_dir))
 
 
 def client(run_dir: str, timeout: float = TURN) -> Rest:

@@ -198,7 +198,7 @@ class FirecrackerDriver(VsockDriver):
     def start(
         self, launch: Launch, jail: Jail, on_nics_open: t.Callable[[Process], None] | None = None, timeout: float = 60.0
     ) -> Process:
-        with keeper.beside(launch, attach=True) as kept:
+        with keeper.beside(launch, "pipe") as kept:
             return self._start(launch, jail, kept, on_nics_open, time.monotonic() + timeout)
 
     def _start(

@@ -21,6 +21,7 @@ import pytest
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import HypervisorError
 from ansible_collections.cocoon.microvm.plugins.module_utils._guest import console
 from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeper, keeping
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 
 MOST = keeper.MOST
 PATIENCE = 20.0
@@ -43,15 +44,25 @@ class Vm:
         self.log = folder / "console.log"
         self.pipe = -1
         self.pid = 0
+        self.held: list[int] = []
 
-    def start(self, attach: bool = False) -> int:
+    def start(self, entry: Any = None) -> int:
         """Gives where what people type comes out."""
         given: Any = types.SimpleNamespace(
             name="web1", run_dir=str(self.run_dir), console_log=str(self.log), uid=os.getuid(), gid=os.getgid()
         )
-        with keeper.beside(given, attach) as kept:
+        with keeper.beside(given, entry) as kept:
             self.pipe, self.pid = os.dup(kept.pipe), kept.pid
-            return os.dup(kept.input) if attach else -1
+            copies = {number: os.dup(number) for number in kept.held}
+            read = os.dup(kept.input) if entry else -1
+        for number, copy in copies.items():  # a hypervisor inherits them under the same numbers
+            self.held.append(os.dup2(copy, number))
+            os.close(copy)
+        return read
+
+    def mend(self) -> int | None:
+        with Process(os.getpid(), os.pidfd_open(os.getpid())) as hypervisor:
+            return keeper.mend(str(self.log), str(self.run_dir), os.getuid(), hypervisor)
 
     def say(self, words: bytes) -> None:
         while words:
@@ -61,6 +72,8 @@ class Vm:
         if self.pipe >= 0:
             os.close(self.pipe)
             self.pipe = -1
+        while self.held:
+            os.close(self.held.pop())
         until(lambda: not keeping.is_kept(str(self.log)))
 
     def file(self, suffix: str) -> bytes:
@@ -148,9 +161,9 @@ def test_without_its_keeper_a_hypervisor_goes_on_and_a_new_one_takes_the_pipe_up
     until(lambda: keeping.lost(str(vm.log), str(vm.run_dir)))
     with pytest.raises(BrokenPipeError):  # an error, and no wait
         vm.say(b"lost\n")
-    pid = keeper.mend(str(vm.log), str(vm.run_dir), os.getuid())
+    pid = vm.mend()
     assert pid and not keeping.lost(str(vm.log), str(vm.run_dir))
-    assert keeper.mend(str(vm.log), str(vm.run_dir), os.getuid()) is None
+    assert vm.mend() is None
     vm.say(b"heard again\n")
     until(lambda: vm.file("") == b"heard\nheard again\n")
     vm.stop()
@@ -180,15 +193,20 @@ def typed(entry: int, words: bytes) -> bytes:
     return heard
 
 
-def test_people_attach_to_it(vm: Vm) -> None:
-    """Each sees what is printed from then on, as the log does; what they type goes to the guest alone."""
-    entry = vm.start(attach=True)
+ENTRIES = pytest.mark.parametrize("by", ["pipe", "terminal"])
+
+
+@ENTRIES
+def test_people_attach_to_it(vm: Vm, by: str) -> None:
+    """Each sees what is printed from then on, as the log does; what they type goes to the guest alone, as it is."""
+    entry = vm.start(by)
+    assert os.isatty(entry) is (by == "terminal")
     vm.say(b"before\n")
     with attached(vm) as one, attached(vm) as two:
         one.sendall(b"ls\n")
         assert typed(entry, b"ls\n") == b"ls\n"
-        two.sendall(b"w\n")
-        assert typed(entry, b"w\n") == b"w\n"  # both are there
+        two.sendall(b"w\r\x03\x04\n")
+        assert typed(entry, b"\n") == b"w\r\x03\x04\n"  # both are there
         vm.say(b"file\n")
         assert hear(one, b"file\n") == hear(two, b"file\n") == b"file\n"
     vm.say(b"nobody sees\n")
@@ -198,8 +216,9 @@ def test_people_attach_to_it(vm: Vm) -> None:
     os.close(entry)
 
 
-def test_one_who_does_not_read_hinders_nobody(vm: Vm) -> None:
-    entry = vm.start(attach=True)
+@ENTRIES
+def test_one_who_does_not_read_hinders_nobody(vm: Vm, by: str) -> None:
+    entry = vm.start(by)
     with attached(vm) as slow:
         slow.sendall(b"x")
         assert typed(entry, b"x") == b"x"
@@ -215,11 +234,35 @@ def test_one_who_does_not_read_hinders_nobody(vm: Vm) -> None:
     os.close(entry)
 
 
-def test_another_keeper_is_there_for_people_too(vm: Vm) -> None:
-    entry = vm.start(attach=True)
+def test_a_terminal_takes_no_more_than_a_guest_may_leave_unread(vm: Vm) -> None:
+    """A hypervisor reads all that is there, whether or not its guest does; who prints has read."""
+    entry, came = vm.start("terminal"), b""
+    os.set_blocking(entry, False)
+    with attached(vm) as line:
+        line.settimeout(0.05)
+        for _turn in range(100):
+            with contextlib.suppress(TimeoutError):
+                line.sendall(b"y" * 4096)
+            with contextlib.suppress(BlockingIOError):
+                came += os.read(entry, 4096)
+        assert keeper.UNREAD // 2 < len(came) <= keeper.UNREAD
+        vm.say(numbered(0, LINES))
+        line.settimeout(PATIENCE)
+        hear(line, b"%07d\n" % (LINES - 1))
+        line.sendall(b"z")
+        typed(entry, b"z")
+    os.close(entry)
+
+
+@ENTRIES
+def test_another_keeper_is_there_for_people_too(vm: Vm, by: str) -> None:
+    entry = vm.start(by)
     os.kill(vm.pid, signal.SIGKILL)
     until(lambda: keeping.lost(str(vm.log), str(vm.run_dir)))
-    assert keeper.mend(str(vm.log), str(vm.run_dir), os.getuid())
+    with pytest.raises(BlockingIOError):  # nothing ends for who reads
+        os.set_blocking(entry, False)
+        os.read(entry, 1)
+    assert vm.mend()
     with attached(vm) as line:
         line.sendall(b"again\n")
         assert typed(entry, b"again\n") == b"again\n"
@@ -238,11 +281,12 @@ def test_who_only_looks_is_no_keeper(vm: Vm) -> None:
         assert not keeping.is_kept(str(vm.log))
 
 
-def test_of_a_start_that_fails_nothing_stays(vm: Vm) -> None:
+@ENTRIES
+def test_of_a_start_that_fails_nothing_stays(vm: Vm, by: Any) -> None:
     given: Any = types.SimpleNamespace(
         name="web1", run_dir=str(vm.run_dir), console_log=str(vm.log), uid=os.getuid(), gid=os.getgid()
     )
-    with pytest.raises(ValueError, match="no"), keeper.beside(given, attach=True) as kept:
+    with pytest.raises(ValueError, match="no"), keeper.beside(given, by) as kept:
         vm.pid = kept.pid
         raise ValueError("no")
     assert os.listdir(vm.run_dir) == [] and not keeping.is_kept(str(vm.log))
@@ -255,7 +299,20 @@ def test_a_vm_without_a_pipe_has_lost_nobody(vm: Vm) -> None:
     vm.log.write_bytes(b"x")
     assert not keeping.lost(str(vm.log), str(vm.run_dir))
     with pytest.raises(HypervisorError, match="cannot keep the console"):
-        keeper.mend(str(vm.log), str(vm.run_dir), os.getuid())
+        vm.mend()
+
+
+def test_a_hypervisor_is_not_believed(vm: Vm) -> None:
+    """It has put something else in the place of its terminal."""
+    entry = vm.start("terminal")
+    os.kill(vm.pid, signal.SIGKILL)
+    until(lambda: keeping.lost(str(vm.log), str(vm.run_dir)))
+    with open("/dev/null", "wb") as other:
+        os.dup2(other.fileno(), vm.held[0])
+    with pytest.raises(HypervisorError, match="has let go of its terminal") as caught:
+        vm.mend()
+    assert caught.value.remedy == "Restart the VM."
+    os.close(entry)
 
 
 def test_a_keeper_that_hangs_is_waited_for_no_longer_than_it_may(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,15 @@ def test_the_way_to_an_agent(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", registry.DRIVERS)
+def test_the_way_to_a_console(name: str, tmp_path: Path) -> None:
+    """The driver's; where an older release started a VM without, there is none."""
+    found = registry.driver(name, Paths()).endpoints(str(tmp_path)).console
+    assert found and channels.console(name, str(tmp_path)) is None
+    Path(found).touch()
+    assert channels.console(name, str(tmp_path)) == found
+
+
+@pytest.mark.parametrize("name", registry.DRIVERS)
 def test_pins_are_taken_from_records_by_their_keys(name: str) -> None:
     driver = registry.driver(name, Paths())
     record = {**{key: f"it-{key}" for key in driver.pinned}, "accel": "tcg", "hypervisor_version": "1"}

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import plays
 from common import ROOT, say
 from fleet import BenchError, Fleet, seconds
 from measures import timed
@@ -36,7 +37,7 @@ OWN += "e=$(cut -d' ' -f1 /proc/uptime); echo $s $e"
 
 
 def measure(fleet: Fleet, runs: int) -> list[Row]:
-    """Round trips, files each way, and a command in twenty guests by one task."""
+    """Round trips, files each way, a command in twenty guests by one task, and plays in them."""
     key = make_key(fleet.folder)
     items = fleet.vms(fleet.size, state="started", wait_for="port", timeout=600, ssh_keys=[key.public])
     say(f"   {fleet.size} guests ...")
@@ -44,14 +45,16 @@ def measure(fleet: Fleet, runs: int) -> list[Row]:
     # Twenty that do nothing take the processors, too: what is of one guest is measured with it alone.
     many = fleet.play([_everywhere(fleet)] * runs)
     rows = [Row("8", f"a command in {fleet.size} guests, one task", "s", seconds(many, "exec"))]
+    rows += plays.at_once(fleet, key, runs)
     fleet.engine([fleet.named(fleet.size - 1, 1, state="absent", force=True)])
     vm = fleet.module("cocoon_vm_info")["vms"][0]
     ssh = ["ssh", "-F", "/dev/null", *SSH_OPTIONS, "-i", str(key.private), *_shared(fleet), f"root@{address(vm)}"]
     try:
-        return rows + _one(fleet, vm["id"], ssh, runs)
+        rows += _one(fleet, vm["id"], ssh, runs)
     finally:
         command(*fleet.netns.enter(), *ssh[:1], "-O", "exit", *ssh[1:], check=False)
         fleet.clear()
+    return rows + plays.facts(fleet, key, runs)
 
 
 def _shared(fleet: Fleet) -> list[str]:

@@ -79,6 +79,17 @@ memory_backing:
       the disk all the time.
   type: str
   choices: [ram, disk]
+restore_mode:
+  description:
+    - How a saved memory is taken up, by the first start of a clone, by a restore, and by a start after V(hibernated).
+    - V(copy) copies it before the guest goes on, which takes as long as reading all of it. V(on_demand) lets the guest
+      go on at once, which reads what it needs from the file of the saved memory; clones of one snapshot share it.
+    - Where omitted, clones do the latter and the others the former, as the memory of a VM that has its own can be saved
+      faster. Firecracker always goes on V(on_demand), and V(copy) is refused there.
+    - V(on_demand) is refused beside O(balloon) on the others. Memory that was saved of a guest that had gone on like
+      this itself is not in a file under QEMU, so it is read beforehand, with a warning.
+  type: str
+  choices: [copy, on_demand]
 storage:
   description:
     - Size of the system disk, such as V(20G); V(10G) where omitted at creation. It can grow, never shrink.

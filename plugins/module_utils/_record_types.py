@@ -106,6 +106,7 @@ class SavedMemory(t.TypedDict, total=False):
     hold: bool
     macs: list[str] | None
     snapshot_id: str
+    mode: str | None
 
 
 class VmConfig(t.TypedDict, total=False):
@@ -171,6 +172,7 @@ class VmRecord(t.TypedDict, total=False):
     watchdog: bool
     cpu_max: int
     memory_backing: t.Literal["ram", "disk"]
+    restore_mode: t.Literal["copy", "on_demand"] | None
     login: Record
     relogin: bool
     secret_env: Record

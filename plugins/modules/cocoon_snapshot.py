@@ -114,6 +114,15 @@ options:
       - V(auto) where omitted. A snapshot with memory needs nothing like it, nor does one of a VM that does not run.
     type: str
     choices: [auto, required, 'no']
+  restore_mode:
+    description:
+      - With O(state=restored), how the memory of the snapshot is taken up this time.
+      - V(copy), which holds where omitted unless O(cocoon.microvm.cocoon_vm#module:restore_mode) of the VM says
+        otherwise, copies it before the guest goes on. V(on_demand) lets the guest go on at once, and reads the
+        snapshot's file as it needs it.
+      - See O(cocoon.microvm.cocoon_vm#module:restore_mode) for what each takes and costs.
+    type: str
+    choices: [copy, on_demand]
   force:
     description:
       - Change or remove a snapshot of another owner.
@@ -302,6 +311,7 @@ OPTIONS = {
     "checksum": {"type": "str"},
     "disks_only": {"type": "bool"},
     "freeze": {"type": "str", "choices": ["auto", "required", "no"]},
+    "restore_mode": {"type": "str", "choices": ["copy", "on_demand"]},
     "force": {"type": "bool"},
 }
 

@@ -236,6 +236,32 @@ def test_a_clone_boots_as_itself(host: Host, source: dict[str, Any]) -> None:
     assert host.ssh(clone, "cat /sys/class/net/eth0/address") == clone["network_configs"][0]["mac"]
 
 
+def ram_of(vm: dict[str, Any]) -> set[int]:
+    """The inodes of the large files that the VM's process has mapped: its guest's RAM."""
+    rows = [line.split() for line in Path(f"/proc/{vm['pid']}/maps").read_text(encoding="utf-8").splitlines()]
+    sizes = [(int(row[4]), *(int(end, 16) for end in row[0].split("-"))) for row in rows]
+    return {inode for inode, begin, end in sizes if inode and end - begin >= 32 << 20}
+
+
+def test_a_memory_is_copied_or_read_on_demand(host: Host, source: dict[str, Any]) -> None:
+    blob = host.facts(source)["blob"]
+    folder = Path(host.run.defaults["root_dir"])
+
+    def inode(snapshot: str) -> int:
+        found = host.run("cocoon_snapshot_info", names=[snapshot])["snapshots"][0]
+        return (folder / "snapshots" / found["id"] / "mem").stat().st_ino
+
+    own = host.vm("lazy", state="started", snapshot="warm", restore_mode="copy", wait_for="port")["vm"]
+    assert ram_of(own) == {(Path(host.run.defaults["run_dir"]) / "ram" / own["id"]).stat().st_ino}
+    host.snapshot("lazy", vm="lazy")
+    host.vm("lazy", state="hibernated")
+    saved = (folder / "vms" / own["id"] / "resume" / "mem").stat().st_ino
+    lazy = host.vm("lazy", state="started", restore_mode="on_demand")["vm"]
+    assert ram_of(lazy) == {saved} and host.ssh(lazy, "sha256sum < /tmp/blob") == blob
+    back = host.snapshot("lazy", state="restored")["vm"]
+    assert ram_of(back) == {inode("lazy")} and host.ssh(back, "sha256sum < /tmp/blob") == blob
+
+
 def test_three_generations(host: Host, source: dict[str, Any]) -> None:
     """A clone's own snapshot goes another way, and its clones can be cloned again."""
     blob = host.facts(source)["blob"]

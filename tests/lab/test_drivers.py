@@ -207,6 +207,13 @@ def test_a_vcpu_comes_live(site: Site, vm: dict[str, Any], driver: str) -> None:
         time.sleep(2)
 
 
+def test_a_memory_that_is_never_copied_says_so(site: Site, vm: dict[str, Any], driver: str) -> None:
+    if has(site, driver, "ram_file"):
+        pytest.skip(f"{driver} copies a memory where it is told to")
+    refused = site.module("cocoon_vm", check=True, name=name_of(driver), restore_mode="copy")
+    assert refused["failed"] and driver in refused["msg"] and "restore_mode" in refused["msg"]
+
+
 def test_what_it_cannot_do_is_refused_by_name(site: Site, vm: dict[str, Any], driver: str) -> None:
     refused = site.module("cocoon_vm", check=True, name=f"no-{driver}", hypervisor=driver, state="started",
                           **{**VM, "ssh_keys": [site.lab.key.with_suffix(".pub").read_text()]})  # fmt: skip
@@ -247,7 +254,8 @@ def test_clones_share_memory_and_have_names_of_their_own(site: Site, vm: dict[st
     assert answers(site, vm)
     before = digest_of(site, taken)
     slow = {"nics": [{"limits": {"rx": {"rate": "3M"}}}], "limits": {"total": {"iops": 1000}}}
-    clones = [cloned(site, driver, "one", taken["name"]), cloned(site, driver, "two", taken["name"], **slow)]
+    own = {"restore_mode": "copy"} if has(site, driver, "ram_file") else {}
+    clones = [cloned(site, driver, "one", taken["name"], **own), cloned(site, driver, "two", taken["name"], **slow)]
     assert answers(site, vm) and answers(site, clones[0])
     taps = [{item["network_configs"][0]["tap"]} for item in (vm, *clones)]
     assert "tbf" in site.shell(f"tc qdisc show dev {clones[1]['network_configs'][0]['tap']}")
@@ -260,11 +268,12 @@ def test_clones_share_memory_and_have_names_of_their_own(site: Site, vm: dict[st
 
 
 def test_one_that_sleeps_goes_on(site: Site, vm: dict[str, Any], driver: str) -> None:
-    asleep = site.vm(name_of(driver), state="hibernated")
+    asleep = site.vm(name_of(driver), state="hibernated", restore_mode="on_demand")
     assert asleep["changed"] and not answers(site, vm)
     assert f"{vm['id']}" not in site.shell("ps -eo args")
     assert not site.vm(name_of(driver), state="hibernated")["changed"]
     awake = site.vm(name_of(driver), state="started", wait_for="ping", timeout=120)
+    assert "/resume/mem (deleted)" in site.shell(f"cat /proc/{awake['vm']['pid']}/maps") or driver == "firecracker"
     assert awake["changed"] and "Linux version" not in console(site, vm), "it has booted"
     assert not site.vm(name_of(driver), state="started")["changed"]
 

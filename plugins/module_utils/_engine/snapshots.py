@@ -93,12 +93,16 @@ def wanted_of(params: t.Mapping[str, t.Any]) -> Wanted:
         raise InputError("is for state: present, restored and imported", "disks_only", "Leave it out.")
     if params.get("freeze") and params["state"] != "present":
         raise InputError("is for state: present", "freeze", "Leave it out.")
+    mode = params.get("restore_mode")
+    if mode and params["state"] != "restored":
+        raise InputError("is for state: restored", "restore_mode", "Leave it out.")
     labels = params.get("labels")
     fields: dict[str, t.Any] = {field: params.get(field) for field in FIELDS if field != "labels"}
     texts = None if labels is None else check_labels(labels)
     force = bool(params.get("force"))
     freeze = params.get("freeze") or FREEZE_AUTO
-    return Wanted(**fields, labels=texts, disks_only=disks_only, replace=replace, force=force, freeze=freeze)
+    fields.update(disks_only=disks_only, replace=replace, force=force)
+    return Wanted(**fields, labels=texts, freeze=freeze, restore_mode=mode)
 
 
 def _look(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, SnapshotRecord | None, VmRecord | None]:
@@ -135,7 +139,9 @@ def _compare(run: Run, wanted: Wanted) -> tuple[SnapshotPlan, SnapshotRecord | N
         return planning.plan_present(record, vm, wanted, others, time.time(), source, clones), record, vm
     if wanted.state == "absent":
         return planning.plan_absent(record, wanted), record, vm
-    return planning.plan_restored(record, vm, wanted, observe(vm).running), record, vm
+    able = run.driver(vm["hypervisor"]).capabilities if vm and wanted.restore_mode else None
+    copies = able is None or able.ram_file
+    return planning.plan_restored(record, vm, wanted, observe(vm).running, copies), record, vm
 
 
 def _source(run: Run, vm: VmRecord) -> Source:
@@ -172,7 +178,8 @@ def _execute(
     if "restore" in plan.actions and record is not None and vm is not None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._vms import restoring
 
-        restoring.restore(Vm(run, vm), snapshots.disks_of(record) if wanted.disks_only else record)
+        source = snapshots.disks_of(record) if wanted.disks_only else record
+        restoring.restore(Vm(run, vm), source, wanted.restore_mode)
     for name in plan.pruned:
         outdated = snapshots.load(run.store, name)
         if outdated is not None:

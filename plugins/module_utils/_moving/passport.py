@@ -163,6 +163,7 @@ SCHEMA: Record = {
         "detached_disks": {**_DISKS, "maxItems": MAX_DETACHED},
         "balloon": _or_null(document.SIZE),
         "memory_backing": {"enum": ["ram", "disk"]},
+        "restore_mode": _or_null({"enum": ["copy", "on_demand"]}),
         "login": _DIGESTED,
         "relogin": _FLAG,
         "host_keys": {"type": "array", "maxItems": 8, "items": {"type": "string", "maxLength": 2048}},

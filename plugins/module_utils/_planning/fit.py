@@ -30,6 +30,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     REBUILD,
     REFUSED,
     REMOVED,
+    RESTORE_ON_DEMAND,
     SECRETS,
     UEFI,
     Context,
@@ -353,6 +354,16 @@ def check_balloon(balloon: int | None, memory: int) -> None:
         )
 
 
+def check_restore_mode(mode: str | None, balloon: int | None, hypervisor: str, context: Context) -> None:
+    """:raises InputError: the guest's balloon would spoil the file of memory that it goes on from."""
+    if mode == RESTORE_ON_DEMAND and balloon is not None and _can(context, hypervisor, "ram_file"):
+        raise InputError(
+            "a balloon punches holes into the file of memory that its guest goes on from",
+            "restore_mode",
+            "Use copy, or no balloon.",
+        )
+
+
 def check_cpus(cpu: int, cpu_max: int) -> None:
     """:raises InputError: more vCPUs than the VM can ever have."""
     if 0 < cpu_max < cpu:
@@ -463,6 +474,7 @@ def _settle(record: VmRecord | None, old: Definition, definition: Definition, co
     check_capabilities(hypervisor, required_capabilities({**wanted, **waits}, image), context)
     wanted["firmware"] = choose_firmware(wanted, image, context)
     check_balloon(wanted["balloon"], wanted["memory"])
+    check_restore_mode(wanted["restore_mode"], wanted["balloon"], hypervisor, context)
     check_cpus(wanted["cpu"], wanted["cpu_max"])
     return wanted
 
@@ -527,5 +539,8 @@ def check_update(record: VmRecord, definition: Definition, context: Context) -> 
         check_firmware(record["hypervisor"], definition["firmware"], context)
     cpus = {"cpu": record["config"]["cpu"], "cpu_max": record.get("cpu_max", 0), **definition}
     check_cpus(cpus["cpu"], cpus["cpu_max"])
-    balloon = definition.get("balloon", record.get("balloon"))
-    check_balloon(None if balloon == "off" else balloon, definition.get("memory", record["config"]["memory"]))
+    asked = definition.get("balloon", record.get("balloon"))
+    balloon = None if asked == "off" else asked
+    mode = definition.get("restore_mode", record.get("restore_mode"))
+    check_restore_mode(mode, balloon, record["hypervisor"], context)
+    check_balloon(balloon, definition.get("memory", record["config"]["memory"]))

@@ -41,6 +41,10 @@ PHASE_RESTORE = "restore"
 # A record's ``memory_mode`` while its VM maps the RAM file of a snapshot and keeps its own changes to itself.
 PRIVATE = "private"
 
+# How a saved memory is taken up: copied before the guest goes on, or read from its file as the guest needs it.
+RESTORE_COPY = "copy"
+RESTORE_ON_DEMAND = "on_demand"
+
 # What is wanted of a guest's file systems while the disks of its VM are copied.
 FREEZE_AUTO = "auto"
 FREEZE_REQUIRED = "required"

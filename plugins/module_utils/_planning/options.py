@@ -27,6 +27,8 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
     LIVE,
     REBUILD,
     RESTART,
+    RESTORE_COPY,
+    RESTORE_ON_DEMAND,
     UEFI,
     Definition,
 )
@@ -178,6 +180,12 @@ _RESOURCES = (
         needs="ram_file",
         lacks="keeps a guest's memory in no file",
         asks=lambda value: value == "disk",
+    ),
+    _plain(
+        *("restore_mode", *_word(RESTORE_COPY, RESTORE_ON_DEMAND), None, LIVE),
+        needs="ram_file",
+        lacks="reads a saved memory as its guest needs it, and copies none beforehand",
+        asks=lambda value: value == RESTORE_COPY,
     ),
     # The Go engine's default, as those above.
     Option("storage", STR, checks.size(MIN_STORAGE, DISK_UNIT), 10 * GIB, at="config", size=True),

@@ -18,7 +18,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import (
     StateError,
     UnsupportedError,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import FREEZE_AUTO, FREEZE_REQUIRED
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import (
+    FREEZE_AUTO,
+    FREEZE_REQUIRED,
+    RESTORE_COPY,
+    RESTORE_ON_DEMAND,
+)
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options import OPTIONS
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, PAUSED, Record
 
@@ -47,6 +52,7 @@ class Wanted:
     replace: bool = False
     force: bool = False
     freeze: str = FREEZE_AUTO
+    restore_mode: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,9 +273,30 @@ def plan_absent(record: SnapshotRecord | None, wanted: Wanted) -> SnapshotPlan:
     return SnapshotPlan(("remove",), before, {})
 
 
-def plan_restored(record: SnapshotRecord | None, vm: VmRecord | None, wanted: Wanted, running: bool) -> SnapshotPlan:
+def _check_restore_mode(record: SnapshotRecord, wanted: Wanted, copies: bool) -> None:
+    """:raises CocoonError: its memory cannot be taken up like that."""
+    if wanted.restore_mode is None:
+        return
+    if record["kind"] == DISKS or wanted.disks_only:
+        raise InputError("is for a memory, and these are disks alone", "restore_mode", "Leave it out.")
+    if wanted.restore_mode == RESTORE_COPY and not copies:
+        raise UnsupportedError(
+            f"hypervisor {record['hypervisor']} {OPTIONS['restore_mode'].lacks}", "restore_mode", "Leave it out."
+        )
+    if wanted.restore_mode == RESTORE_ON_DEMAND and copies and record.get("balloon") is not None:
+        raise InputError(
+            "its guest's balloon punches holes into the file of memory that it goes on from",
+            "restore_mode",
+            "Use copy, or leave it out.",
+        )
+
+
+def plan_restored(
+    record: SnapshotRecord | None, vm: VmRecord | None, wanted: Wanted, running: bool, copies: bool = True
+) -> SnapshotPlan:
     """A VM goes back to one of its own snapshots; always a change.
 
+    :param copies: its hypervisor has the RAM in a file, which can be a copy.
     :raises CocoonError: there is no such snapshot, or it is another VM's, or that VM has changed too much.
     """
     check_intact(record)
@@ -295,6 +322,7 @@ def plan_restored(record: SnapshotRecord | None, vm: VmRecord | None, wanted: Wa
             "name",
             "Restore its disks alone with disks_only: true, or clone the snapshot.",
         )
+    _check_restore_mode(record, wanted, copies)
     networks = [nic["network_name"] for nic in vm["network_configs"]]
     if record["kind"] == "full" and not wanted.disks_only and len(networks) != record["nics"]:
         raise ChangeRefusedError(

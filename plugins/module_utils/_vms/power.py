@@ -161,6 +161,7 @@ def _begin(vm: Vm, driver: Driver) -> tuple[Process, float]:
     if record.get("resume"):
         resuming.check(vm)
         resuming.check_driver(driver, record, vm.saved["layout"])
+        resuming.choose(vm)
         resuming.give_memory(vm)
     image = _bootable(vm)
     record["blob_digests"] = vm.run.blob_digests(record["image_id"])

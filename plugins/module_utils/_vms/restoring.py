@@ -42,9 +42,10 @@ AGAIN = ("own_kernel", "balloon", "image_id", "image_type", "image_digest")
 AGAIN_IF_KNOWN = ("login", "relogin")
 
 
-def restore(vm: Vm, snapshot: SnapshotRecord) -> None:
+def restore(vm: Vm, snapshot: SnapshotRecord, mode: str | None = None) -> None:
     """Put the VM back and let it run again if it ran, or if the snapshot has its memory.
 
+    :param mode: how the memory is taken up this time, see :func:`resuming.choose`; ``None``: as always.
     :raises CocoonError: the snapshot cannot be used, or there is no room: the VM goes on as it was.
     """
     run, record = vm.run, vm.record
@@ -67,7 +68,7 @@ def restore(vm: Vm, snapshot: SnapshotRecord) -> None:
             vm.write()
             images.pin(run.store, snapshot["image_id"], vm.id)
             vm.mark("restore.image")
-        record["restore"] = {"snapshot_id": snapshot["id"], "runs": runs, "full": full}
+        record["restore"] = {"snapshot_id": snapshot["id"], "runs": runs, "full": full, "mode": mode}
         vm.set_state(record["state"], record.get("reason", ""), phase=PHASE_RESTORE)
     except BaseException:
         _drop_copies(vm, snapshot)
@@ -164,13 +165,15 @@ def finish(vm: Vm, snapshot: SnapshotRecord) -> None:
     fsync_dir(target)
     if cidata.takes(record):
         cidata.retain(vm.paths, record, snapshot)
-    runs = (record["restore"] or {})["runs"]
+    begun = record["restore"] or {}
+    runs, mode = begun["runs"], begun.get("mode")
     record.update(_merged(vm, snapshot))
     _refresh_nics(record, snapshot)
     if record.get("held_images"):
         reserve.unpin_images(vm.run, record)
     if snapshot["kind"] == snapshots.FULL:
         resuming.link_memory(vm, snapshot, resuming.COPY)
+        vm.saved["mode"] = mode
     else:
         resuming.forget(vm)
     fields = {**power.not_running(), "restore": None, "restarting": runs, "first_booted": True}

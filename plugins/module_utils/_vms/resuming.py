@@ -9,6 +9,7 @@ its own, so that a snapshot can go while its clones stay, and its record says un
     {"memory": "map" | "copy" | "stream", "layout": {…}, "disks": {name: mtime in ns}, "hold": bool, "macs": […],
      "blob_digests": {layer: digest of its file}}
 
+``mode`` may stand there, too: how this memory is to be taken up, whatever the VM's ``restore_mode`` says.
 ``map`` keeps what the guest changes to itself and shares the rest, ``copy`` fills a RAM file of its own,
 with ``stream`` the state has the RAM in it. A hypervisor that keeps RAM in no file reads it where it is, always.
 """
@@ -20,6 +21,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils import _disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import StateError
+from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import RESTORE_ON_DEMAND
 from ansible_collections.cocoon.microvm.plugins.module_utils._snapshots import store as snapshots
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, remove_tree
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
@@ -161,18 +163,38 @@ def resume_of(vm: Vm) -> Resume | None:
 def groups(vm: Vm) -> list[int]:
     """The group that may map the snapshot's RAM, for a VM that does."""
     saved = vm.record.get("resume") or {}
-    return [snapshots.gid(vm.run.store, saved["snapshot_id"])] if saved.get("memory") == MAP else []
+    shares = saved.get("memory") == MAP and "snapshot_id" in saved
+    return [snapshots.gid(vm.run.store, saved["snapshot_id"])] if shares else []
+
+
+def choose(vm: Vm) -> None:
+    """Settle how the saved memory is taken up: as this one was to be, or the VM's always, or as it is best.
+
+    A clone shares its source's memory, and what is restored or was hibernated is copied, so that its own memory can be
+    saved the fastest way again.
+    """
+    record, saved = vm.record, vm.saved
+    mode = saved.get("mode") or record.get("restore_mode")
+    if mode is None or not vm.driver.capabilities.ram_file:
+        return
+    whole = "its state and its memory are one" if saved["memory"] == STREAM else None
+    holes = "its balloon would punch holes into the saved one" if record.get("balloon") is not None else None
+    if mode == RESTORE_ON_DEMAND and (whole or holes):
+        vm.run.warnings.append(f"VM '{vm.name}': its memory was read before it went on, as {whole or holes}")
+    if not whole:
+        saved["memory"] = MAP if mode == RESTORE_ON_DEMAND and not holes else COPY
 
 
 def give_memory(vm: Vm) -> None:
-    """Have a hypervisor that keeps RAM in no file read the saved one, which is nobody else's."""
-    if vm.saved["memory"] != COPY or vm.driver.capabilities.ram_file:
+    """Have the hypervisor read the saved memory itself, where it is nobody else's."""
+    saved = vm.saved
+    if saved["memory"] != (MAP if vm.driver.capabilities.ram_file else COPY) or "snapshot_id" in saved:
         return
     name = memory_name(vm.driver, os.listdir(folder(vm)))
     if name is not None:
         path = os.path.join(folder(vm), name)
         os.chown(path, 0, vm.uid)
-        os.chmod(path, 0o440)
+        os.chmod(path, 0o440 if vm.driver.reads_only() else 0o460)
 
 
 def check(vm: Vm) -> None:

@@ -148,7 +148,7 @@ WORDS_OF = {
     "snapshots": "snapshots of a running VM, clones, `hibernated`",
     "live_disk_copy": "snapshots that copy disks while the guest runs on",
     "agent": "a way to an agent in the guest",
-    "ram_file": "`memory_backing: disk`",
+    "ram_file": "`memory_backing: disk`, `restore_mode: copy`",
 }
 COUNTS = {
     "cpus": "vCPUs",

@@ -422,6 +422,8 @@ ROWS = [
     ("snapshot", {}, {"snapshot": "warm"}, "refused", []),
     ("accel", {}, {"accel": "tcg"}, "restart", ["configure"]),
     ("firmware", DISK_VM, {"firmware": "uefi"}, "restart", ["configure"]),
+    ("restore_mode", {}, {"restore_mode": "copy"}, "live", ["configure"]),
+    ("restore_mode back", {"restore_mode": "on_demand"}, {"restore_mode": "copy"}, "live", ["configure"]),
     ("balloon on", {}, {"balloon": "256M"}, "restart", ["configure"]),
     ("balloon off", {"balloon": 256 * MIB}, {"balloon": "off"}, "restart", ["configure"]),
     ("balloon size", {"balloon": 256 * MIB}, {"balloon": "128M"}, "live", ["set_balloon"]),
@@ -554,6 +556,22 @@ def test_disks_restart_where_the_driver_cannot_hotplug(name):
     plan = host.plan(made(**row[1]), {**row[2], "allow_restart": True}, UP)
     assert steps(plan) == ["stop", *row[4], "start"]
     assert [change.how for change in plan.changes] == ["restart"]
+
+
+def test_how_a_memory_is_taken_up_is_refused_by_name():
+    """What its driver does not do, and what a balloon would spoil."""
+    reads = Host(caps={"qemu": Caps(ram_file=False)})
+    new = {"image": "tiny", "hypervisor": "qemu"}
+    for record, definition, observed in ((None, new, DOWN), (made(), {"allow_restart": True}, UP)):
+        assert reads.plan(record, {**definition, "restore_mode": "on_demand", "balloon": "64M"}, observed).changed
+        with pytest.raises(UnsupportedError, match="qemu reads a saved memory as its guest needs it") as caught:
+            reads.plan(record, {**definition, "restore_mode": "copy"}, observed)
+        assert caught.value.option == "restore_mode"
+        with pytest.raises(InputError, match="punches holes") as caught:
+            HOST.plan(record, {**definition, "restore_mode": "on_demand", "balloon": 0}, observed)
+        assert caught.value.option == "restore_mode"
+    with pytest.raises(InputError, match="punches holes"):
+        HOST.plan(made(restore_mode="on_demand"), {"balloon": "64M", "allow_restart": True}, UP)
 
 
 @pytest.mark.parametrize("kind", ["read", "write", "total"])
@@ -945,7 +963,7 @@ def test_create_applies_the_defaults():
         "disk_queue_size": 512, "network": None, "nics": [], "ports": [], "data_disks": [], "user": None,
         "password": None, "ssh_keys": None, "kernel_args": "", "labels": {}, "owner": "store-1",
         "entrypoint": [], "command": [], "env": {}, "secret_env": {}, "working_dir": "",
-        "hostname": "", "limits": {},
+        "hostname": "", "limits": {}, "restore_mode": None,
         "no_direct_io": False, "windows": False, "balloon": None, "watchdog": True,
         "user_data": None, "firmware": None, "memory_backing": "ram",
     }  # fmt: skip

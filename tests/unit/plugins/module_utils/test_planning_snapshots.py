@@ -342,6 +342,31 @@ def test_restored_is_always_a_change(record: Record, vm: Record, options: Defini
 
 
 @pytest.mark.parametrize(
+    ("record", "options", "copies", "error"),
+    [
+        (taken(), {"restore_mode": "copy"}, True, None),
+        (taken(), {"restore_mode": "on_demand"}, True, None),
+        (taken(), {"restore_mode": "on_demand"}, False, None),
+        (taken(balloon=0), {"restore_mode": "copy"}, True, None),
+        (taken(balloon=0), {"restore_mode": "on_demand"}, False, None),
+        (taken(balloon=0), {"restore_mode": "on_demand"}, True, InputError),
+        (taken(), {"restore_mode": "copy"}, False, UnsupportedError),
+        (taken(kind="disks"), {"restore_mode": "copy"}, True, InputError),
+        (taken(), {"restore_mode": "copy", "disks_only": True}, True, InputError),
+    ],
+)
+def test_how_a_memory_is_restored(
+    record: Record, options: Definition, copies: bool, error: type[CocoonError] | None
+) -> None:
+    if error is None:
+        assert planning.plan_restored(record, VM, wanted("restored", **options), True, copies).actions == ("restore",)
+        return
+    with pytest.raises(error) as caught:
+        planning.plan_restored(record, VM, wanted("restored", **options), True, copies)
+    assert caught.value.option == "restore_mode" and caught.value.remedy
+
+
+@pytest.mark.parametrize(
     ("record", "vm", "options", "error", "option"),
     [
         (None, VM, {}, NotFoundError, "name"),

@@ -283,6 +283,7 @@ def test_a_damaged_one_stands_there_and_can_be_removed(store: Store, damage: str
     [
         ({"state": "restored", "freeze": "auto"}, "freeze"),
         ({"state": "absent", "freeze": "no"}, "freeze"),
+        ({"state": "present", "restore_mode": "copy"}, "restore_mode"),
         ({"state": "exported", "disks_only": True}, "disks_only"),
         ({"state": "absent", "disks_only": True}, "disks_only"),
         ({"state": "restored", "keep": 1}, "keep"),

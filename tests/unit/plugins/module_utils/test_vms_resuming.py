@@ -44,6 +44,7 @@ def use(vm: Vm, ram_file: bool) -> None:
     driver: t.Any = types.SimpleNamespace(
         capabilities=Capabilities(ram_file=ram_file), saved_files={"state": STATE, "mem": MEMORY}, own_files=()
     )
+    driver.reads_only = lambda: True
     vm.run._drivers["it"] = driver
 
 
@@ -92,3 +93,58 @@ def test_the_memory_of_one_that_sleeps(vm: Vm, ram_file: bool, mode: int) -> Non
     resuming.give_memory(vm)
     assert vm.record["resume"]["memory"] == resuming.COPY and resuming.groups(vm) == []
     assert (folder / "mem").stat().st_mode & 0o777 == mode and (folder / "state").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("names", "ram_file", "always", "once", "balloon", "mode", "warned"),
+    [
+        (("state", "mem"), True, None, None, None, resuming.COPY, False),
+        (("state", "mem"), True, "on_demand", None, None, resuming.MAP, False),
+        (("state", "mem"), True, "on_demand", "copy", None, resuming.COPY, False),
+        (("state", "mem"), True, "copy", "on_demand", None, resuming.MAP, False),
+        (("state", "mem"), True, "on_demand", None, 0, resuming.COPY, True),
+        (("state",), True, "on_demand", None, None, resuming.STREAM, True),
+        (("state",), True, "copy", None, None, resuming.STREAM, False),
+        (("state", "mem"), False, "on_demand", None, 0, resuming.COPY, False),
+    ],
+)
+def test_a_memory_that_is_taken_up_as_it_is_told(
+    vm: Vm,
+    names: tuple[str, ...],
+    ram_file: bool,
+    always: str | None,
+    once: str | None,
+    balloon: int | None,
+    mode: str,
+    warned: bool,
+) -> None:
+    """What this one is to be goes before what the VM says, and what cannot be is told."""
+    use(vm, ram_file)
+    folder = Path(resuming.make_folder(vm))
+    for name in names:
+        (folder / name).write_bytes(b"x")
+        (folder / name).chmod(0o600)
+    vm.record.update(config={"name": "web1"}, restore_mode=always, balloon=balloon)
+    resuming.settle_hibernation(vm, Saved({"a": 1}, "1", 0.1))
+    vm.saved["mode"] = once
+    resuming.choose(vm)
+    resuming.give_memory(vm)
+    assert vm.saved["memory"] == mode and resuming.groups(vm) == []
+    assert ["was read before it went on" in words for words in vm.run.warnings] == [True] * warned
+    if "mem" in names:
+        reads = mode == resuming.MAP or not ram_file
+        assert (folder / "mem").stat().st_mode & 0o777 == (0o440 if reads else 0o600)
+
+
+@pytest.mark.parametrize(("always", "mode"), [(None, resuming.MAP), ("copy", resuming.COPY)])
+def test_a_clone_that_has_a_memory_of_its_own(vm: Vm, always: str | None, mode: str) -> None:
+    """The file that it has a link to stays the snapshot's."""
+    use(vm, ram_file=True)
+    resuming.link_memory(vm, snapshot(vm, "state", "mem"), resuming.MAP)
+    vm.record["restore_mode"] = always
+    before = Path(resuming.folder(vm), "mem").stat()
+    resuming.choose(vm)
+    resuming.give_memory(vm)
+    after = Path(resuming.folder(vm), "mem").stat()
+    assert vm.saved["memory"] == mode and (after.st_mode, after.st_gid) == (before.st_mode, before.st_gid)
+    assert bool(resuming.groups(vm)) == (mode == resuming.MAP)

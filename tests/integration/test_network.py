@@ -40,6 +40,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import (
     kernel,
     links,
     listing,
+    neighbours,
     nftables,
     wires,
 )
@@ -175,6 +176,21 @@ def test_guests_cannot_lie_about_their_subnet(lab: Host) -> None:
     assert udp_blocked(one.netns, lab.outside, INTERNET, 53)
     lab.netns.run("nft", "flush", "ruleset")
     assert udp_reaches(one.netns, lab.outside, INTERNET, 53, reply=False)
+
+
+@pytest.mark.parametrize("ip", ("10.88.0.5", "fd00:88::5"))
+def test_the_host_forgets_where_an_address_was(make_netns: Callable[[], Netns], ip: str) -> None:
+    """Until then it would send to the old MAC what is for whoever has the address next."""
+    netns = make_netns()
+    netns.run("ip", "link", "add", "nb0", "type", "bridge")
+    netns.run("ip", "link", "set", "nb0", "up")
+    for one in (ip, f"{ip}0"):
+        netns.run("ip", "neigh", "add", one, "lladdr", "02:00:00:00:00:05", "dev", "nb0", "nud", "reachable")
+    for _again in range(2):
+        inside(netns, neighbours.forget, "nb0", ip)
+        known = [line.split()[0] for line in netns.run("ip", "neigh", "show", "dev", "nb0").splitlines()]
+        assert known == [f"{ip}0"]
+    inside(netns, neighbours.forget, "nb1", ip)
 
 
 def test_a_network_without_nat_stays_inside(host: Host) -> None:

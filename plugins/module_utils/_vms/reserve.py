@@ -218,7 +218,7 @@ def give_back_nics(
     run: Run, record: VmRecord, configs: t.Sequence[NetworkConfig], keep: t.Sequence[NetworkConfig] = ()
 ) -> None:
     """Release what *configs* hold and *keep* does not."""
-    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
+    from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments, neighbours
 
     kept_macs = {config["mac"] for config in keep}
     kept_ips = {(config["network_id"], ip) for config in keep for ip in _addresses(config)}
@@ -227,6 +227,7 @@ def give_back_nics(
         for address in _addresses(config):
             if (config["network_id"], address) not in kept_ips:
                 attachments.release(run.store, config["network_id"], address, record["id"])
+                neighbours.forget(config.get("bridge_dev") or "", address)
         if config["mac"] not in kept_macs:
             run.store.index("mac").release(config["mac"], record["id"])
         if config["network_id"] not in kept_networks:

@@ -117,7 +117,9 @@ no_direct_io:
   type: bool
 windows:
   description:
-    - The guest is Windows.
+    - The guest is Windows, on a disk image that brings virtio drivers and boots by UEFI.
+    - It finds what it asks of Hyper-V where KVM runs it, and its clock has the local time of the host. It is told
+      nothing, and has no balloon. Only QEMU boots disks.
   type: bool
 network:
   description:
@@ -384,7 +386,7 @@ timeout:
   type: int
 stop_timeout:
   description:
-    - Seconds that the guest has to shut down before it is powered off; 30 where omitted.
+    - Seconds that the guest has to shut down before it is powered off; 30 where omitted, and 120 for O(windows).
   type: int
 pull:
   description:

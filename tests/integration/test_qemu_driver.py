@@ -683,3 +683,20 @@ def test_scope_where_systemd_runs(bootable: Lab) -> None:
     launch = bootable.launch()
     with running(bootable, launch) as guest:
         assert scope.in_unit(guest.process.pid, scope.unit_name(launch.vm_id, guest.process.pid))
+
+
+def test_what_windows_asks_for_is_known() -> None:
+    """A name that this QEMU does not know ends it before all else; that emulation has none of it, later."""
+    binary = probe.find_binary()
+    assert binary is not None
+    cpu = f"qemu64-v1,enforce=on,{commandline.keyval(commandline.ENLIGHTENMENTS)}"
+    clock = ("-rtc", "base=localtime,driftfix=slew")
+
+    def said(model: str) -> str:
+        words = [binary, *("-nodefaults", "-display", "none", "-monitor", "stdio", "-S", "-accel", "tcg"), *clock]
+        words += ["-machine", "q35,hpet=off", "-cpu", model]
+        done = subprocess.run(words, input="quit\n", capture_output=True, text=True, timeout=60, check=False)
+        return done.stderr
+
+    assert "not found" in said(f"{cpu},hv-nonsense=on")
+    assert "not found" not in said(cpu) and said("qemu64-v1") == ""

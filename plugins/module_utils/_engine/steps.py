@@ -52,6 +52,10 @@ if t.TYPE_CHECKING:
     )
 
 
+# Seconds that a guest has to shut down where nobody says how many; Windows has much to do first.
+STOPS, WINDOWS_STOPS = 30.0, 120.0
+
+
 class Job:
     """One VM on its way through the steps of its plan."""
 
@@ -273,7 +277,8 @@ def stop(job: Job, step: steps.Stop) -> None:
         vm.write(restarting=step.restart)
         vm.mark("stop.begun")
     timeout = job.controls.get("stop_timeout")
-    power.stop(vm, 30.0 if timeout is None else float(timeout), step.force, step.keep)
+    usual = WINDOWS_STOPS if vm.record["config"].get("windows") else STOPS
+    power.stop(vm, usual if timeout is None else float(timeout), step.force, step.keep)
 
 
 def remove(job: Job, step: steps.Remove) -> None:

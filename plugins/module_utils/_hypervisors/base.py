@@ -287,6 +287,7 @@ class Launch:
     :param status_log: file that takes what the guest writes to its second channel; ``None`` for no such channel.
     :param balloon: bytes that the balloon takes; ``None`` for no balloon.
     :param cpu_max: vCPUs that it can come to have while it runs; none beyond *cpu* if that is less.
+    :param windows: its guest is Windows: what of a hypervisor that knows, and a clock of the host's local time.
     :param file_limit: the largest file that the process may make, its RAM and disks included; ``None`` for no limit.
     :param resume: a saved state to go on from instead of booting.
     :param serial: the machine's serial number (SMBIOS); the VM's id if empty.
@@ -313,6 +314,7 @@ class Launch:
     balloon: int | None = None
     watchdog: bool = False
     cpu_max: int = 0
+    windows: bool = False
     file_limit: int | None = None
     resume: Resume | None = None
     status_log: str | None = None

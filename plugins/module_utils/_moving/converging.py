@@ -74,7 +74,7 @@ def _networks(params: t.Mapping[str, t.Any]) -> dict[str, str]:
 
 
 def _departed(run: Run, params: t.Mapping[str, t.Any]) -> Record:
-    timeout = 30.0 if params.get("stop_timeout") is None else float(params["stop_timeout"])
+    timeout = params.get("stop_timeout")
     changed, record = source.depart(run, params["name"], params["host"], params["memory"], timeout)
     return _answer(run, changed, record)
 

@@ -91,8 +91,10 @@ def _files(run: Run, record: VmRecord) -> dict[str, str]:
     return {os.path.basename(path): path for path in found if os.path.lexists(path)}
 
 
-def depart(run: Run, name: str, to: str, memory: bool, stop_timeout: float) -> tuple[bool, VmRecord]:
+def depart(run: Run, name: str, to: str, memory: bool, stop_timeout: float | None) -> tuple[bool, VmRecord]:
     """Stop a VM, its memory saved if *memory*, and hold it for the host *to*: whether anything was done, its record.
+
+    :param stop_timeout: seconds that its guest has to shut down; ``None`` for what guests of its kind have.
 
     It is written down first that the VM is on its way: from then on nothing else starts or changes it here.
 

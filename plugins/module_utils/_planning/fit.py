@@ -264,9 +264,7 @@ def check_image(wanted: Definition, image: ImageRecord, context: Context) -> Non
         _check_features(wanted, image)
         return
     if wanted.get("windows"):
-        for option in SECRETS:
-            if wanted.get(option):
-                raise UnsupportedError("Windows guests take no login data", option, "Leave it out.")
+        check_windows(wanted)
     if wanted["kernel_args"]:
         raise _no_kernel_args(name)
     if wanted["storage"] < (disk.get("virtual_size") or 0):
@@ -275,6 +273,17 @@ def check_image(wanted: Definition, image: ImageRecord, context: Context) -> Non
             "storage",
             f"Give at least {format_size(disk['virtual_size'])}.",
         )
+
+
+def check_windows(asked: t.Mapping[str, t.Any]) -> None:
+    """:raises UnsupportedError: options that are not for Windows guests."""
+    for option in SECRETS:
+        if asked.get(option):
+            raise UnsupportedError("Windows guests take no login data", option, "Leave it out.")
+    if asked.get("balloon") not in (None, "off"):
+        raise UnsupportedError("Windows guests have no balloon", "balloon", "Leave it out.")
+    if asked.get("firmware") == BIOS:
+        raise UnsupportedError("Windows guests boot by UEFI", "firmware", "Leave it out, or use uefi.")
 
 
 def check_container(wanted: Definition, image: str, boots: bool) -> None:
@@ -523,6 +532,8 @@ def check_update(record: VmRecord, definition: Definition, context: Context) -> 
     check_container(definition, record["config"].get("image", ""), bool(record.get("own_kernel")))
     if definition.get("kernel_args") and record.get("image_type") == "cloudimg":
         raise _no_kernel_args(record["config"].get("image", ""))
+    if record["config"].get("windows"):
+        check_windows(definition)
     limits = context.limits.get(record["hypervisor"])
     if limits is not None:
         _check_counts(record["hypervisor"], {key: value for key, value in definition.items() if key != "image"}, limits)

@@ -458,6 +458,7 @@ def launch_of(vm: Vm, image: ImageRecord, nics: t.Sequence[Nic]) -> Launch:
         balloon=record.get("balloon"),
         watchdog=bool(record.get("watchdog")),
         cpu_max=record.get("cpu_max", 0),
+        windows=bool(config.get("windows")),
         file_limit=file_limit(record),
         resume=resuming.resume_of(vm),
         serial=cidata.serial_number(vm.paths, record),

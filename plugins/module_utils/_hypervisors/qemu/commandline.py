@@ -44,6 +44,8 @@ QUEUE_SIZES = tuple(1 << bits for bits in range(1, 11))
 NIC_QUEUE_SIZES = (256, 512, 1024)
 # All that QEMU has for a TAP: older releases cut a larger value down, newer ones refuse it.
 TAP_TX_QUEUE_SIZE = 256
+Options = dict[str, t.Any]
+
 # More hits QEMU's interrupt remapping limit on q35.
 MAX_CPUS = 240
 
@@ -72,9 +74,13 @@ LIMITS = Limits(
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # The default takes up to 1 GiB of translated code per VM, which no admission check would see.
 TCG_CACHE_MIB = 128
+# What of Hyper-V a guest finds that looks for it; all of it can be saved, and be had of Linux 4.20 and newer.
+ENLIGHTENMENTS: Options = {
+    **dict.fromkeys(("hv-relaxed", "hv-vapic", "hv-vpindex", "hv-runtime", "hv-synic", "hv-time", "hv-stimer"), True),
+    "hv-spinlocks": "0x1fff",
+}
 MAKER = {"manufacturer": "Cocoon", "product": "microVM"}
 
-Options = dict[str, t.Any]
 Sockets = t.Mapping[str, t.Union[int, str]]
 
 
@@ -125,6 +131,10 @@ def check(launch: Launch) -> None:
         raise InputError("the balloon takes all of the memory", "balloon", "Give less than memory.")
     if not launch.boot.get("kernel_path") and not launch.disks:
         raise InputError("nothing to boot from", "image", "Give an image with a kernel or a disk.")
+    if launch.windows and not launch.boot.get("firmware_path"):
+        raise InputError("Windows boots by UEFI", "windows", "Give an image with a disk, and firmware: uefi.")
+    if launch.windows and launch.balloon is not None:
+        raise InputError("Windows guests have no balloon", "balloon", "Leave it out.")
     if launch.boot.get("firmware_path") and not launch.folder:
         raise InputError("UEFI without a file for its variables", "firmware", "Start the VM again.")
     if len(launch.nics) > MAX_NICS:
@@ -435,17 +445,30 @@ def _smp(launch: Launch) -> Options:
     return {"cpus": launch.cpu, "maxcpus": most, "sockets": 1, "cores": most, "threads": 1}
 
 
+def _cpu(launch: Launch) -> str:
+    """The model, and what Windows asks of a hypervisor; an emulated CPU has nothing of it."""
+    hyper_v = ENLIGHTENMENTS if launch.windows and launch.accel == "kvm" else {}
+    return ",".join(filter(None, (f"{launch.pins['cpu_model']},enforce=on", keyval(hyper_v))))
+
+
+def _rtc(launch: Launch) -> Options:
+    """Windows takes the clock's time for the local one, and has to be given ticks that it missed."""
+    return {"base": "localtime", "driftfix": "slew"} if launch.windows else {"base": "utc"}
+
+
 def _machine(launch: Launch, rom: bool) -> list[str]:
     machine = {"type": launch.pins["machine"], "memory-backend": "ram", "usb": False, "vmport": "off"}
     # Not there, not probed by the guest's kernel: each costs boot time.
     machine.update({"smbus": False, "sata": False, "i8042": False})
+    if launch.windows:
+        machine["hpet"] = False  # slower than what it finds of Hyper-V
     if launch.boot.get("firmware_path"):
         machine.update({"pflash0": FLASH[0], "pflash1": FLASH[1]})
     accel = {"accel": launch.accel, "tb-size": TCG_CACHE_MIB if launch.accel == "tcg" else None}
     return [
         *("-machine", keyval(machine)),
         *("-accel", keyval(accel)),
-        *("-cpu", f"{launch.pins['cpu_model']},enforce=on"),
+        *("-cpu", _cpu(launch)),
         *("-smp", keyval(_smp(launch))),
         *("-m", f"size={launch.memory}B"),
         *("-object", "memory-backend-file," + keyval(_memory(launch, rom))),
@@ -499,7 +522,7 @@ def build(binary: str, launch: Launch, sockets: Sockets, rom: bool = False) -> l
         *("-msg", "timestamp=on"),
         *_flash(launch),
         *_machine(launch, rom),
-        *("-rtc", "base=utc"),
+        *("-rtc", keyval(_rtc(launch))),
         *("-chardev", listening("qmp", sockets)),
         *("-mon", "chardev=qmp,mode=control"),
         *_console(launch, sockets),

@@ -558,6 +558,15 @@ def test_disks_restart_where_the_driver_cannot_hotplug(name):
     assert [change.how for change in plan.changes] == ["restart"]
 
 
+@pytest.mark.parametrize(("option", "value"), [("balloon", "64M"), ("firmware", "bios"), ("user", "x")])
+def test_what_is_not_for_windows_does_not_come_later(option, value):
+    record = made(**{**DISK_VM, "firmware": "uefi"})
+    record["config"]["windows"] = True
+    with pytest.raises(UnsupportedError, match="Windows guests") as caught:
+        ABLE.plan(record, {option: value, "allow_restart": True, "recreate": True}, UP)
+    assert caught.value.option == option
+
+
 def test_how_a_memory_is_taken_up_is_refused_by_name():
     """What its driver does not do, and what a balloon would spoil."""
     reads = Host(caps={"qemu": Caps(ram_file=False)})
@@ -1059,6 +1068,8 @@ def test_no_watchdog_by_default_where_the_driver_has_none():
         ({"image": "tiny", "windows": True}, HOST, UnsupportedError, "windows", "Linux"),
         ({"image": "cloud", "windows": True}, HOST, UnsupportedError, "windows", "qemu"),
         ({"image": "cloud", "windows": True, "user": "x"}, HOST, UnsupportedError, "user", "Windows"),
+        ({"image": "cloud", "windows": True, "balloon": 0}, HOST, UnsupportedError, "balloon", "Windows"),
+        ({"image": "cloud", "windows": True, "firmware": "bios"}, HOST, UnsupportedError, "firmware", "by UEFI"),
         ({"image": "tiny", "balloon": "1000M"}, HOST, InputError, "balloon", "memory"),
         ({"image": "tiny", "cpu": 4, "cpu_max": 3}, HOST, InputError, "cpu", "cpu_max"),
         ({"image": "tiny", "cpu_max": 3}, Host(caps={"qemu": Caps(live_cpus=False)}), UnsupportedError, "cpu_max",

@@ -477,3 +477,33 @@ def test_how_fast_a_disk_is(limits: dict[str, dict[str, int]], found: dict[str, 
         **none,
         **found,
     }
+
+
+WINDOWS: dict[str, t.Any] = {
+    "windows": True,
+    "boot": {"firmware_path": "/usr/share/OVMF/OVMF_CODE.fd"},
+    "folder": "/vms/x",
+    "disks": (Disk("cocoon-cow", "/vms/x/overlay.qcow2", format="qcow2", backing="/images/w.qcow2"),),
+}
+
+
+@pytest.mark.parametrize("accel", ["kvm", "tcg"])
+def test_windows_finds_what_it_asks_for(accel: str) -> None:
+    """An emulated CPU has nothing of Hyper-V, as QEMU does that by KVM."""
+    words = commandline.build("/qemu", dataclasses.replace(LAUNCH, accel=accel, **WINDOWS), FDS)
+    found = {words[index]: words[index + 1] for index in range(len(words) - 1) if words[index].startswith("-")}
+    assert ("hv-relaxed=on,hv-vapic=on" in found["-cpu"] and "hv-spinlocks=0x1fff" in found["-cpu"]) == (accel == "kvm")
+    assert found["-cpu"].startswith(f"{LAUNCH.pins['cpu_model']},enforce=on")
+    assert found["-rtc"] == "base=localtime,driftfix=slew"
+    assert "hpet=off" in found["-machine"] and "pflash0=" in found["-machine"]
+    others = commandline.build("/qemu", LAUNCH, FDS)
+    assert "base=utc" in others and not any("hv-" in word or "hpet" in word for word in others)
+
+
+@pytest.mark.parametrize(
+    ("change", "option"), [({"boot": {"kernel_path": "/k"}}, "windows"), ({"balloon": 0}, "balloon")]
+)
+def test_what_windows_does_not_go_with(change: dict[str, t.Any], option: str) -> None:
+    with pytest.raises(InputError) as caught:
+        commandline.build("/qemu", dataclasses.replace(LAUNCH, **{**WINDOWS, **change}), FDS)
+    assert caught.value.option == option

@@ -4,7 +4,9 @@
 """The lab of a session: booted once, with the collection installed on this side as a user installs it.
 
 ``COCOON_LAB_BIN`` names the folder with the hypervisors (default: /opt/cocoon-lab/bin); ``COCOON_LAB_DIR`` where the
-lab's trees are kept; ``COCOON_LAB_PORT`` uses a lab that ``machine.py up`` has started.
+lab's trees are kept; ``COCOON_LAB_PORT`` uses a lab that ``machine.py up`` has started. ``COCOON_LAB_MINUTES``: when so
+many have gone by, the making of the lab and its boot included, no test begins (default: 20). With ``COCOON_LAB_BRIEF``
+all but the most telling tests are left out.
 """
 
 from __future__ import annotations
@@ -27,17 +29,28 @@ from ansible_collections.cocoon.microvm.tests.lab import machine
 
 BINARIES = Path(os.environ.get("COCOON_LAB_BIN") or "/opt/cocoon-lab/bin")
 FOLDER = Path(os.environ.get("COCOON_LAB_DIR") or WORK / "lab")
-# Seconds of a session after which no test begins.
-LIMIT = 20 * 60
-BEGUN = time.monotonic()
+HERE = Path(__file__).resolve().parent
+MINUTES = float(os.environ.get("COCOON_LAB_MINUTES") or 20)
+END = time.monotonic() + MINUTES * 60
+BRIEF = "left out of the brief run of the lab that is a part of `make test`: `make lab` has it"
 PROGRAMS = ("cloud-hypervisor", "ch-remote", "firecracker", "jailer")
 
 
-@pytest.fixture(autouse=True)
-def in_time() -> None:
-    """Leave out what does not fit into the time of the lab."""
-    if time.monotonic() - BEGUN > LIMIT:
-        pytest.skip(f"the lab's {LIMIT // 60} minutes are over")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the life of a VM under each hypervisor; in a brief run, leave out by name what tells less."""
+    items.sort(key=lambda item: item.path.name != "test_drivers.py")
+    if not os.environ.get("COCOON_LAB_BRIEF"):
+        return
+    for item in items:
+        if HERE in item.path.parents and not item.get_closest_marker("telling"):
+            item.add_marker(pytest.mark.skip(reason=BRIEF))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Leave out what does not fit into the time of the lab, before any fixture begins."""
+    if time.monotonic() > END:
+        pytest.skip(f"the lab's {MINUTES:g} minutes are over")
 
 
 class Site:
@@ -46,6 +59,7 @@ class Site:
     def __init__(self, lab: machine.Lab, folder: Path) -> None:
         self.lab = lab
         self.folder = folder
+        self.sent = False
         bins = Path(sys.executable).parent
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "PYTHON"))},
@@ -105,6 +119,19 @@ class Site:
         done = self._done(*words, "-a", args)
         return done.returncode, done.stdout + done.stderr
 
+    def inside(self, program: str, *words: str, timeout: float = 600) -> Any:
+        """What a program of these tests prints as JSON, run by the lab's own Python from the collection there."""
+        if not self.sent:
+            packed = subprocess.run(
+                ["tar", "-C", self.folder / "collections", "-cz", "ansible_collections"],
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+            self.lab.ssh("mkdir -p /root/side && tar -C /root/side -xz", stdin=packed.stdout)
+            self.sent = True
+        name = f"ansible_collections.cocoon.microvm.tests.lab.{program}"
+        return json.loads(self.shell(f"cd /root/side && python3 -m {name} {' '.join(words)}", timeout))
+
     def shell(self, command: str, timeout: float = 120) -> str:
         return self.lab.ssh(command, timeout)
 
@@ -137,7 +164,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with contextlib.ExitStack() as stack:
         port = os.environ.get("COCOON_LAB_PORT")
         try:
-            lab = machine.Lab(FOLDER, int(port)) if port else stack.enter_context(machine.running(FOLDER))
+            lab = machine.Lab(FOLDER, int(port)) if port else stack.enter_context(machine.running(FOLDER, END))
         except machine.LabError as exc:
             pytest.skip(f"there is no lab: {exc}")
         for name in there:

@@ -11,7 +11,9 @@ machine. QEMU is Debian 13's, in a tree of its own; the machine is another tree,
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -105,14 +107,16 @@ def mirror() -> str:
     raise LabError("apt knows no archive of Debian")
 
 
-def tree(folder: Path, name: str) -> Path:
+def tree(folder: Path, name: str, end: float) -> Path:
     """A Debian 13 with the packages of *name*, made once."""
     target = folder / name
     if not target.is_dir():
         new = folder / f"{name}.new"
         shutil.rmtree(new, ignore_errors=True)
         options = ["--quiet", "--variant=apt", '--aptopt=APT::Install-Recommends "false"']
-        run("mmdebstrap", *options, f"--include={','.join(PACKAGES[name])}", "trixie", new, mirror(), timeout=1200)
+        words = ["mmdebstrap", *options, f"--include={','.join(PACKAGES[name])}", "trixie", new, mirror()]
+        # It takes down what it has mounted, if it is asked to end.
+        run("timeout", "--kill-after=30", f"{max(1, min(1200, end - time.monotonic())):.0f}", *words, timeout=1300)
         new.rename(target)
     return target
 
@@ -151,15 +155,17 @@ def initramfs(host: Path) -> None:
     run("chroot", host, "update-initramfs", "-u")
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, end: float) -> Path:
     """The tree of QEMU, with the machine's disk, kernel and initramfs in its folder /lab.
 
+    :param end: the time (monotonic) at which it is given up.
     :raises LabError: it cannot be made here.
     """
     if os.getuid():
         raise LabError("the lab needs root, for trees of Debian")
     folder.mkdir(parents=True, exist_ok=True)
-    qemu, host = tree(folder, "qemu"), tree(folder, "host")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        qemu, host = pool.map(lambda name: tree(folder, name, end), ("qemu", "host"))
     inside = qemu / "lab"
     disk = inside / "host.img"
     if not disk.exists():
@@ -209,9 +215,9 @@ class Lab:
         if done.returncode:
             raise LabError(f"{source} could not be copied into the lab")
 
-    def await_ssh(self, process: subprocess.Popen[bytes]) -> None:
+    def await_ssh(self, process: subprocess.Popen[bytes], end: float) -> None:
         """:raises LabError: it does not come up."""
-        deadline = time.monotonic() + BOOT_SECONDS
+        deadline = min(time.monotonic() + BOOT_SECONDS, end)
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise LabError(f"QEMU ended: see {self.folder}/qemu.log")
@@ -219,7 +225,7 @@ class Lab:
                 self.ssh("true", timeout=30)
                 return
             time.sleep(2)
-        raise LabError(f"the lab did not answer to ssh within {BOOT_SECONDS} s: see {self.folder}/qemu/lab/console.log")
+        raise LabError(f"the lab did not answer to ssh in time: see {self.folder}/qemu/lab/console.log")
 
 
 def command_line(root: Path, port: int) -> list[str]:
@@ -238,16 +244,16 @@ def command_line(root: Path, port: int) -> list[str]:
     ]
 
 
-def start(folder: Path) -> tuple[Lab, subprocess.Popen[bytes]]:
-    """:raises LabError: it cannot be made, or does not come up."""
-    root = build(folder)
+def start(folder: Path, end: float = math.inf) -> tuple[Lab, subprocess.Popen[bytes]]:
+    """:raises LabError: it cannot be made, or does not come up, or not before *end* (monotonic)."""
+    root = build(folder, end)
     lab = Lab(folder, free_port())
     with (folder / "qemu.log").open("wb") as log:
         process = subprocess.Popen(
             command_line(root, lab.port), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        lab.await_ssh(process)
+        lab.await_ssh(process, end)
     except BaseException:
         process.kill()
         process.wait()
@@ -256,9 +262,12 @@ def start(folder: Path) -> tuple[Lab, subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Lab]:
-    """A lab for as long as it lasts."""
-    lab, process = start(folder)
+def running(folder: Path, end: float = math.inf) -> Iterator[Lab]:
+    """A lab for as long as it lasts.
+
+    :raises LabError: there is none before *end* (monotonic).
+    """
+    lab, process = start(folder, end)
     try:
         yield lab
     finally:

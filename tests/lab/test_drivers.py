@@ -70,17 +70,20 @@ def test_the_host_has_it(site: Site, driver: str) -> None:
     assert driver in json.dumps(found)
 
 
+@pytest.mark.telling
 def test_it_runs_and_answers(site: Site, vm: dict[str, Any], driver: str) -> None:
     assert (vm["hypervisor"], vm["state"], vm["accel"]) == (driver, "running", "kvm")
     assert answers(site, vm)
     assert "Linux version" in console(site, vm)
 
 
+@pytest.mark.telling
 def test_a_second_run_changes_nothing(site: Site, vm: dict[str, Any], driver: str) -> None:
     again = site.vm(name_of(driver), hypervisor=driver, state="started", **VM)
     assert not again["changed"] and again["vm"]["pid"] == vm["pid"]
 
 
+@pytest.mark.telling
 def test_it_has_no_rights(site: Site, vm: dict[str, Any]) -> None:
     status = process(site, vm)
     uids = set(status["Uid"].split())
@@ -91,6 +94,7 @@ def test_it_has_no_rights(site: Site, vm: dict[str, Any]) -> None:
     assert links[0] != links[1]
 
 
+@pytest.mark.telling
 def test_upstream_seccomp_filters_are_on(site: Site, vm: dict[str, Any], driver: str) -> None:
     if driver == "firecracker":
         pytest.skip("a Firecracker built for the GNU target has no filters of its own")
@@ -127,6 +131,7 @@ def test_people_attach_to_its_console(site: Site, vm: dict[str, Any], driver: st
     await_console(site, vm, "typed by me")
 
 
+@pytest.mark.telling
 def test_pause_and_go_on(site: Site, vm: dict[str, Any], driver: str) -> None:
     paused = site.vm(name_of(driver), state="paused")
     assert paused["changed"] and paused["vm"]["state"] == "paused"
@@ -249,6 +254,7 @@ def snapshot_of(site: Site, driver: str, name: str, vm: str) -> dict[str, Any]:
     return dict(taken["snapshot"])
 
 
+@pytest.mark.telling
 def test_clones_share_memory_and_have_names_of_their_own(site: Site, vm: dict[str, Any], driver: str) -> None:
     taken = snapshot_of(site, driver, "golden", name_of(driver))
     assert answers(site, vm)
@@ -267,6 +273,7 @@ def test_clones_share_memory_and_have_names_of_their_own(site: Site, vm: dict[st
     assert answers(site, clones[0])
 
 
+@pytest.mark.telling
 def test_one_that_sleeps_goes_on(site: Site, vm: dict[str, Any], driver: str) -> None:
     asleep = site.vm(name_of(driver), state="hibernated", restore_mode="on_demand")
     assert asleep["changed"] and not answers(site, vm)
@@ -303,6 +310,7 @@ def test_a_hypervisor_that_was_killed_is_started_again(site: Site, vm: dict[str,
     assert answers(site, vm)
 
 
+@pytest.mark.telling
 def test_stop_and_start(site: Site, vm: dict[str, Any], driver: str) -> None:
     stopped = site.vm(name_of(driver), state="stopped", stop_timeout=60)
     assert stopped["changed"] and stopped["vm"]["state"] == "stopped"
@@ -314,6 +322,7 @@ def test_stop_and_start(site: Site, vm: dict[str, Any], driver: str) -> None:
     assert started["changed"]
 
 
+@pytest.mark.telling
 def test_nothing_is_left(site: Site, vm: dict[str, Any], driver: str) -> None:
     names = [name_of(driver), *(f"{name_of(driver)}-{name}" for name in ("one", "two", "three"))]
     removed = site.module("cocoon_vms", vms=[{"name": name, "state": "absent", "force": True} for name in names])

@@ -14,9 +14,12 @@ from common import ToolError, main_wrapper
 from lint import lint
 from report import Report, summary
 from stage import stage
-from suites import integration, lab, quick, sanity, unit
+from suites import brief_lab, integration, lab, quick, sanity, unit
 
-SUITES = {"lint": lint, "sanity": sanity, "unit": unit, "integration": integration, "lab": lab, "quick": quick}
+SUITES = {
+    **{"lint": lint, "sanity": sanity, "unit": unit, "integration": integration},
+    **{"lab": lab, "brief-lab": brief_lab, "quick": quick},
+}
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import guest_data
 from ansible_collections.cocoon.microvm.tests.integration.support import images
 from ansible_collections.cocoon.microvm.tests.integration.support.machine import COLLECTION, TOKEN, Netns, command
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks
@@ -26,7 +27,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support.running import
 GATEWAY, ADDRESS = "10.99.7.1", "10.99.7.2"
 STATIC = f"ip={ADDRESS}::{GATEWAY}:255.255.255.0:guest:eth0:off:{GATEWAY}:9.9.9.9"
 CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16"
-FEATURES = ["user", "password", "ssh_keys", "relogin", "nics"]
+FEATURES = ["user", "password", "ssh_keys", "relogin", "nics", "data"]
 HASH = "$5$saltsaltsaltsalt$t.vPDvl6SlYYyhlsbA7jMm5nvmdu0Y3hdEhTcuVgUx2"
 # Long enough for a busy machine without KVM; nothing waits this long when all is well.
 BOOT = 300
@@ -57,6 +58,15 @@ class Kit:
         path = self.folder / "login.json"
         path.write_text(json.dumps(data))
         return path
+
+    def initrd(self, login: Path | None) -> Path:
+        """The initramfs, with login data before it."""
+        plain = self.folder / "initrd.img"
+        if login is None:
+            return plain
+        found = self.folder / "login-and-initrd.img"
+        found.write_bytes(guest_data.archive({guest_data.LOGIN_ITEM: login.read_bytes()}) + plain.read_bytes())
+        return found
 
     def public_key(self) -> str:
         return self.key.with_suffix(".pub").read_text().strip()
@@ -91,7 +101,7 @@ def make_ext4(path: Path, size: int) -> None:
 class Guest:
     """A running QEMU with the devices of the engine's guests, started and stopped by hand."""
 
-    def __init__(self, kit: Kit, memory: int, login: Path | None, cow: bool) -> None:
+    def __init__(self, kit: Kit, memory: int, login: Path | None, cow: bool, before: bool) -> None:
         self.kit = kit
         self.console, self.qmp_path = kit.folder / "console.log", kit.folder / "qmp.sock"
         self.console.unlink(missing_ok=True)
@@ -102,7 +112,7 @@ class Guest:
             *("qemu-system-x86_64", "-M", "q35,accel=tcg", "-cpu", CPU, "-m", str(memory), "-nodefaults"),
             *("-no-user-config", "-display", "none", "-qmp", f"unix:{self.qmp_path},server=on,wait=off"),
             *("-chardev", f"file,id=serial,path={self.console}", "-serial", "chardev:serial"),
-            *("-kernel", str(kit.folder / "vmlinuz"), "-initrd", str(kit.folder / "initrd.img"), "-append"),
+            *("-kernel", str(kit.folder / "vmlinuz"), "-initrd", str(kit.initrd(login if before else None)), "-append"),
             "console=ttyS0 loglevel=3 boot=cocoon-overlay cocoon.layers=cocoon-layer0 cocoon.cow=cocoon-cow rw "
             f"net.ifnames=0 cocoon.hostname=guest {STATIC}",
             *("-netdev", "tap,id=net0,ifname=guest0,script=no,downscript=no"),
@@ -112,7 +122,7 @@ class Guest:
         for number, (serial, path, extra) in enumerate(disks):
             line += ["-drive", f"if=none,id=d{number},format=raw,file={path}{extra}"]
             line += ["-device", f"virtio-blk-pci,drive=d{number},serial={serial}"]
-        if login:
+        if login and not before:
             line += ["-fw_cfg", f"name=opt/cocoon/login,file={login}"]
         env = {**os.environ, TOKEN[0]: TOKEN[1]}
         self.process = subprocess.Popen(
@@ -158,9 +168,12 @@ class Guest:
 
 
 @contextmanager
-def booted(kit: Kit, memory: int, login: Path | None = None, cow: bool = True) -> Iterator[Guest]:
-    """A guest that is gone afterwards, whatever happens."""
-    guest = Guest(kit, memory, login, cow)
+def booted(kit: Kit, memory: int, login: Path | None = None, cow: bool = True, before: bool = False) -> Iterator[Guest]:
+    """A guest that is gone afterwards, whatever happens.
+
+    :param before: it has its login data before its initramfs, as where there is no device for it.
+    """
+    guest = Guest(kit, memory, login, cow, before)
     try:
         yield guest
     finally:
@@ -305,7 +318,7 @@ def test_a_second_boot_keeps_what_the_first_made(tiny: Kit) -> None:
 def test_a_user_with_a_password(tiny: Kit) -> None:
     tiny.fresh()
     login = tiny.login(user="alice", password=HASH, ssh_keys=[tiny.public_key()])
-    with booted(tiny, 128, login) as guest:
+    with booted(tiny, 128, login, before=True) as guest:
         guest.wait_line("cocoon: ready")
         assert tiny.ssh("id -un; pwd", user="alice") == "alice\n/home/alice\n"
         assert tiny.ssh("cat /etc/shadow", user="alice", check=False) == ""
@@ -358,7 +371,7 @@ def test_a_play_runs_in_a_debian_guest(debian: Kit, scratch: Path) -> None:
         {"name": "Agent", "ansible.builtin.command": {"cmd": "python3 -", "stdin": ASK_AGENT}},
         {"name": "Failed units", "ansible.builtin.command": "systemctl --failed --no-legend", "changed_when": False},
     ]
-    with booted(debian, 512, login) as guest:
+    with booted(debian, 512, login, before=True) as guest:
         guest.wait_line("cocoon: ready guest")
         play = [{"hosts": "guest", "gather_facts": False, "tasks": tasks}]
         variables = {"ansible_python_interpreter": "/usr/bin/python3"}

@@ -21,6 +21,8 @@ PANIC_RE = re.compile(r"Kernel panic - not syncing: *([^\r\n]*)")
 # What a guest that has come up again, after a panic or anyhow, says on its console.
 UP_RE = re.compile(r"cocoon: ready|\blogin: ")
 
+EXIT_RE = re.compile(r"^cocoon: exit ([0-9]{1,3})(?:\r|\n|\Z)", re.M)
+
 MOST = 16 << 20
 ATTEMPTS = 3
 KEY = rb"(?:ssh-ed25519|ecdsa-sha2-nistp(?:256|384|521)|ssh-rsa) AAAA[A-Za-z0-9+/]{40,1000}={0,3}"
@@ -60,6 +62,12 @@ def panicked(console_log: str) -> str:
     if not panics or UP_RE.search(text, panics[-1].end()):
         return ""
     return _short(panics[-1].group(1).partition(" ]---")[0]) or "for no reason that it gave"
+
+
+def exit_code(console_log: str) -> int | None:
+    """How the command of a container ended, as its guest has said last."""
+    codes = [int(code) for code in EXIT_RE.findall(_text(console_log))]
+    return codes[-1] if codes and codes[-1] < 256 else None
 
 
 def read(console_log: str, most: int = MOST) -> bytes:

@@ -62,6 +62,8 @@ class Capabilities:
     live_disk_copy: bool = False
     live_cpus: bool = False
     guest_data: bool = False
+    # That goes by a device of its own, and not before an initramfs; a container has one to say how it ended, too.
+    data_device: bool = False
     # The guest's RAM is a file, which can be on a disk; else it is the process's own memory.
     ram_file: bool = False
 

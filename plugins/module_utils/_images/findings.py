@@ -19,7 +19,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._images import tarb
 from ansible_collections.cocoon.microvm.plugins.module_utils._images.tarball import BadArchive, Member
 
 MARKER = "usr/lib/cocoon-microvm/image.json"
-FEATURES = ("user", "password", "ssh_keys", "relogin", "nics")
+FEATURES = ("user", "password", "ssh_keys", "relogin", "nics", "data")
 REBUILD = "Build the image again, with the role cocoon.microvm.image or without that file."
 MAX_MARKER = 64 << 10
 MAX_BOOT_FILE = 1 << 30

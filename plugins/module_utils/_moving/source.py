@@ -17,7 +17,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import locked, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, container, power, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import boot, cidata, container, guest_data, resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.saving import writable_disks
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.showing import observe
@@ -84,7 +84,7 @@ def _files(run: Run, record: VmRecord) -> dict[str, str]:
     home = paths.vm_dir(vm_id)
     found = [*writable_disks(Vm(run, record)), cidata.seed_path(paths, vm_id)]
     found += [boot.data_disk(vm_id, disk["name"], paths) for disk in record["detached_disks"]]
-    found += [os.path.join(home, name) for name in (power.LOGIN_FILE, container.SECRETS_FILE)]
+    found += [os.path.join(home, name) for name in (guest_data.LOGIN_FILE, container.SECRETS_FILE)]
     if record.get("resume"):
         saved = run.driver(record["hypervisor"]).saved_files
         found += [os.path.join(resuming.folder(Vm(run, record)), name) for name in saved]

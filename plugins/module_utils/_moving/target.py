@@ -22,7 +22,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Stage
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, read_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import power, reserve, resuming
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import guest_data, reserve, resuming
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
@@ -34,7 +34,7 @@ MAX_FILES = passport.MAX_DETACHED + 64
 SMALL = 16 << 20
 # Files of root's; the others are the VM's own.
 ROOTS = ("cidata.json", "secret_env.json")
-LOCKED = ("cidata.json", "secret_env.json", power.LOGIN_FILE)
+LOCKED = ("cidata.json", "secret_env.json", guest_data.LOGIN_FILE)
 
 
 def expect(run: Run, object_id: str, reader: int | None) -> str:

@@ -55,6 +55,7 @@ if t.TYPE_CHECKING:
 CHANGEABLE = tuple(row.name for row in NEEDY if row.name != "image" and row.how != REBUILD)
 
 # Of an image without a kernel.
+NO_DEVICE = "has no device for guest data, and this image looks for it nowhere else: build it anew by the role image"
 NO_COMMANDS = "cannot tell a guest what to run, as an image without a kernel needs it"
 
 
@@ -67,7 +68,8 @@ def required_capabilities(definition: t.Mapping[str, t.Any], image: ImageRecord 
         if (disk if row.name == "image" else row.name in definition and row.asks(definition[row.name]))
     }
     if not disk:  # a disk finds them on a volume, which any driver can attach
-        needed.update((option, "guest_data") for option in SECRETS if definition.get(option))
+        way = "guest_data" if image is None or "data" in image.get("features", ()) else "data_device"
+        needed.update((option, way) for option in SECRETS if definition.get(option))
     if image and not disk and not image.get("boot"):  # what it runs is told by the host
         needed["image"] = "guest_data"
     if definition.get("wait_for") == "agent":
@@ -84,6 +86,7 @@ def check_capabilities(hypervisor: str, needed: t.Mapping[str, str], context: Co
     for option, capability in needed.items():
         if not _can(context, hypervisor, capability):
             lacks = NO_COMMANDS if (option, capability) == ("image", "guest_data") else OPTIONS[option].lacks
+            lacks = NO_DEVICE if capability == "data_device" else lacks
             raise UnsupportedError(
                 f"hypervisor {hypervisor} {lacks}",
                 option,

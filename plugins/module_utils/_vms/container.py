@@ -7,14 +7,13 @@ The guest reads what to run from an item of guest data (``run``): strings that e
 can contain, each a letter and a value: ``a`` a word of the command, ``e`` NAME=value, ``u`` the user, ``d`` the
 working directory, ``s`` the signal that asks it to stop.
 
-It writes ``exit <code>`` to a second channel of its own, which goes to a file of the VM's log directory. The
-console's log does not do for that: what a container prints fills it, and then nothing more is kept. This file has
-room from the start. The guest may write what it likes to it, and can only lie about itself.
+It writes ``exit <code>`` to a second channel of its own, which goes to a file of the VM's log directory that has room
+from the start; and to its console, for machines without such a channel. The guest may write what it likes to either,
+and can only lie about itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import stat
@@ -33,6 +32,8 @@ RUN_ITEM = "run"
 SECRETS_FILE = "secret_env.json"
 STATUS_FILE = "status.log"
 KILLED = 128 + 9
+# Seconds that who keeps the console of a guest that is gone gets to write the end of it.
+LAST_WORD = 1.0
 EXIT_RE = re.compile(rb"\s*exit ([0-9]{1,3})\s")
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -101,31 +102,39 @@ def status_path(paths: Paths, record: VmRecord) -> str:
     return os.path.join(paths.vm_log(record["id"]), STATUS_FILE)
 
 
-def make_status(paths: Paths, record: VmRecord) -> str | None:
+def make_status(paths: Paths, record: VmRecord) -> None:
     """The file for the guest's last word, with a byte in it: so it has room when the log directory is full."""
-    if not is_container(record):
-        return None
     path = status_path(paths, record)
     remove_file(path)
     with os.fdopen(os.open(path, FLAGS, 0o600), "wb") as stream:
         os.fchown(stream.fileno(), record["uid"], record["uid"])
         stream.write(b"\n")
-    return path
 
 
 def exit_code(paths: Paths, record: VmRecord) -> int | None:
     """How the command of a VM that does not run any more ended; ``None`` if nobody knows."""
     if not is_container(record):
         return None
-    with contextlib.suppress(OSError):
+    try:
         fd = os.open(status_path(paths, record), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            found = EXIT_RE.match(os.pread(fd, 64, 0)) if stat.S_ISREG(os.fstat(fd).st_mode) else None
-        finally:
-            os.close(fd)
-        if found and int(found.group(1)) < 256:
-            return int(found.group(1))
-    return None
+    except FileNotFoundError:
+        return _said(paths.console_log(record["id"]))
+    except OSError:
+        return None
+    try:
+        found = EXIT_RE.match(os.pread(fd, 64, 0)) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+    return int(found.group(1)) if found and int(found.group(1)) < 256 else None
+
+
+def _said(console_log: str) -> int | None:
+    """What a guest without a channel for it said on its console, of which the newest is kept."""
+    from ansible_collections.cocoon.microvm.plugins.module_utils._guest import console
+    from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeping
+
+    keeping.await_end(console_log, None, LAST_WORD)
+    return console.exit_code(console_log)
 
 
 def outcome(paths: Paths, record: VmRecord) -> Record:

@@ -26,6 +26,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms import (
     boot,
     cidata,
     container,
+    guest_data,
     reserve,
     resuming,
 )
@@ -44,7 +45,6 @@ if t.TYPE_CHECKING:
         VmRecord,
     )
 
-LOGIN_FILE = "login.json"
 # Seconds between two pushes of the power button.
 PRESS_AGAIN = 2.0
 CLOSING = 2.0
@@ -320,6 +320,12 @@ def _bootable(vm: Vm) -> ImageRecord:
     default = kernel.find(vm.run.store)
     if default is None:
         raise no_kernel(record["config"]["image"])
+    if not (vm.driver.capabilities.data_device or "data" in default["features"]):
+        raise UnsupportedError(
+            f"the default kernel is of an earlier version, whose guests cannot be told by {vm.driver.name} what to run",
+            "hypervisor",
+            "Run the role cocoon.microvm.host, which builds it anew, or use another hypervisor.",
+        )
     container.prepare(vm.paths, record, image)
     return {**image, "boot": default["boot"], "features": default["features"]}
 
@@ -359,7 +365,7 @@ def _spawn(vm: Vm, image: ImageRecord) -> tuple[Process, float]:
         vm.mark("start.tap")
         os.makedirs(vm.run_dir, 0o700, exist_ok=True)
         mount_log(vm.paths.vm_log(vm.id))
-        container.make_status(vm.paths, record)
+        guest_data.leave(vm)
         begun = time.monotonic()
         launch = launch_of(vm, image, nics)
         _note(vm, launch)
@@ -431,7 +437,6 @@ def launch_of(vm: Vm, image: ImageRecord, nics: t.Sequence[Nic]) -> Launch:
 
     record = vm.record
     config = record["config"]
-    login = vm.file(LOGIN_FILE)
     return Launch(
         vm_id=vm.id,
         name=config["name"],
@@ -442,7 +447,7 @@ def launch_of(vm: Vm, image: ImageRecord, nics: t.Sequence[Nic]) -> Launch:
         memory=config["memory"],
         accel=record["accel"],
         pins=pins_of(vm.driver, record),
-        boot=record["boot_config"],
+        boot=guest_data.boot_of(vm),
         disks=tuple(disk_of(vm, item) for item in record["storage_configs"]),
         nics=tuple(nics),
         ram_path=vm.ram,
@@ -450,11 +455,8 @@ def launch_of(vm: Vm, image: ImageRecord, nics: t.Sequence[Nic]) -> Launch:
         run_dir=vm.run_dir,
         console_log=vm.paths.console_log(vm.id),
         hypervisor_log=vm.paths.hypervisor_log(vm.id),
-        guest_data={
-            **({"login": login} if os.path.exists(login) else {}),
-            **container.guest_data(vm.paths, record),
-        },
-        status_log=container.status_path(vm.paths, record) if container.is_container(record) else None,
+        guest_data=guest_data.for_device(vm),
+        status_log=guest_data.status_log(vm),
         balloon=record.get("balloon"),
         watchdog=bool(record.get("watchdog")),
         cpu_max=record.get("cpu_max", 0),
@@ -546,7 +548,8 @@ def stop(vm: Vm, timeout: float, force: bool, keep: bool = False) -> None:
     clear_runtime(vm)
     vm.mark("stop.runtime")
     if asked:
-        remove_file(vm.file(LOGIN_FILE))
+        remove_file(vm.file(guest_data.LOGIN_FILE))
+    remove_file(vm.file(guest_data.INITRD_FILE))
     # A machine that goes on from its saved state another time still has the volume.
     if not keep and (asked or cidata.taken(vm.paths, record)):
         cidata.settle(vm.paths, record)

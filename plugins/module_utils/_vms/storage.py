@@ -16,7 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.login imp
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import run_tool
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import fsync_dir, locked, remove_file
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
-from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, boot, cidata, power
+from ansible_collections.cocoon.microvm.plugins.module_utils._vms import admission, boot, cidata, guest_data, power
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
@@ -101,7 +101,7 @@ def write_login(vm: Vm, login: Record, keys: bool = True) -> None:
         "ssh_keys": (login.get("ssh_keys") or []) if keys else None,
         "version": os.urandom(8).hex(),
     }
-    path = vm.file(power.LOGIN_FILE)
+    path = vm.file(guest_data.LOGIN_FILE)
     remove_file(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
     with os.fdopen(fd, "wb") as stream:
@@ -280,7 +280,7 @@ def _refresh(vm: Vm) -> None:
 def rebuild_system_disk(vm: Vm, login: Record | None) -> None:
     """A new system disk in place of the old one; the guest boots for the first time again."""
     cidata.forget(vm.paths, vm.record)
-    for name in ("cow.raw", "overlay.qcow2", power.LOGIN_FILE, *vm.driver.own_files):
+    for name in ("cow.raw", "overlay.qcow2", guest_data.LOGIN_FILE, *vm.driver.own_files):
         remove_file(vm.file(name))
     vm.mark("rebuild.removed")
     create_system_disk(vm)

@@ -75,7 +75,7 @@ def build_boot(packages: Packages, version: str, guest: Path) -> Tree:
     tree.file(f"boot/vmlinuz-{version}", packages.get(f"boot/vmlinuz-{version}"))
     tree.file(f"boot/initrd.img-{version}", build_initramfs(packages, version, guest))
     # What is said here of an image is of those that boot with this one.
-    marker = json.dumps({"version": 1, "features": ["nics"]}) + "\n"
+    marker = json.dumps({"version": 1, "features": ["nics", "data"]}) + "\n"
     tree.file("usr/lib/cocoon-microvm/image.json", marker.encode())
     return tree
 

@@ -59,7 +59,7 @@ TEXTS = {
     "etc/acpi/PWRF/00000080": (0o755, "#!/bin/sh\nexec /etc/init.d/rcK now\n"),
     "usr/lib/cocoon-microvm/image.json": (
         0o644,
-        json.dumps({"version": 1, "features": ["user", "password", "ssh_keys", "relogin", "nics"]}) + "\n",
+        json.dumps({"version": 1, "features": ["user", "password", "ssh_keys", "relogin", "nics", "data"]}) + "\n",
     ),
 }
 DIRECTORIES = {

@@ -84,6 +84,7 @@ class CloudHypervisorDriver(VsockDriver):
         watchdog=True,
         live_disk_resize=True,
         live_cpus=True,
+        guest_data=True,
         snapshots=True,
         ram_file=True,
     )

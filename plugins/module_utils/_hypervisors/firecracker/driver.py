@@ -102,7 +102,9 @@ class FirecrackerDriver(VsockDriver):
     """
 
     name = "firecracker"
-    capabilities = Capabilities(balloon=True, live_disk_resize=True, live_disk_limits=True, snapshots=True, agent=True)
+    capabilities = Capabilities(
+        balloon=True, live_disk_resize=True, live_disk_limits=True, snapshots=True, agent=True, guest_data=True
+    )
     limits = calls.LIMITS
     nic_by: t.ClassVar[t.Literal["fd", "name"]] = "name"
     pinned = ()

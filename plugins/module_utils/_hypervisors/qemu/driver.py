@@ -101,6 +101,7 @@ class QemuDriver(Driver):
         live_disk_copy=True,
         live_cpus=True,
         guest_data=True,
+        data_device=True,
         ram_file=True,
     )
     limits = commandline.LIMITS

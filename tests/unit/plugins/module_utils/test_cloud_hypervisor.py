@@ -647,7 +647,7 @@ def test_what_it_does_not_do_is_refused() -> None:
         DRIVER.firmware("/x")
     form = DRIVER.archive_form()
     assert form.version(form.words({"hypervisor_version": "53.0"})) == "53.0" and not form.problems({}, [])
-    assert not (DRIVER.capabilities.guest_data or DRIVER.capabilities.uefi)
+    assert not (DRIVER.capabilities.data_device or DRIVER.capabilities.uefi)
 
 
 def test_a_dry_run_gives_a_command(monkeypatch: pytest.MonkeyPatch) -> None:

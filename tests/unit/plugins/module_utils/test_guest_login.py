@@ -33,12 +33,12 @@ class Guest:
         (root / "etc/shadow").write_text("root:*:20000:0:99999:7:::\n")
         text = (COMMON / "login").read_text(encoding="utf-8")
         text = text.replace("/usr/lib/cocoon-microvm/login.awk", str(COMMON / "login.awk"))
-        for path in ("/sys/", "/var/", "/etc/", "/home/", "/root", "/dev/console"):
+        for path in ("/sys/", "/run/", "/var/", "/etc/", "/home/", "/root", "/dev/console"):
             text = text.replace(path, f"{root}{path}")
         self.script = TOOLS + text.replace(f":{root}/home/", ":/home/").replace(f"::{root}/home", "::/home")
 
-    def boot(self, **login: t.Any) -> None:
-        item = self.root / "sys/firmware/qemu_fw_cfg/by_name/opt/cocoon/login/raw"
+    def boot(self, place: str = "sys/firmware/qemu_fw_cfg/by_name/opt/cocoon/login/raw", **login: t.Any) -> None:
+        item = self.root / place
         item.parent.mkdir(parents=True, exist_ok=True)
         item.write_text(json.dumps(login))
         subprocess.run([self.shell, "-c", self.script], check=True, capture_output=True)
@@ -55,6 +55,11 @@ class Guest:
 @pytest.fixture(name="guest", params=SHELLS)
 def fixture_guest(tmp_path: Path, request: pytest.FixtureRequest) -> Guest:
     return Guest(tmp_path, request.param)
+
+
+def test_what_came_with_the_initramfs_is_taken(guest: Guest) -> None:
+    guest.boot(place="run/cocoon/data/login", user="root", password="$6$a", ssh_keys=["key one"], version="1")
+    assert (guest.keys("root"), guest.password("root")) == ("key one\n", "$6$a")
 
 
 def test_what_has_another_version_is_taken(guest: Guest) -> None:

@@ -137,6 +137,7 @@ WORDS_OF = {
     "bios": "disk images, by BIOS",
     "qcow2": "system disks over an image (qcow2)",
     "guest_data": "logins and user data of images with a kernel; images without one (containers)",
+    "data_device": "the same by a device, which images and default kernels of earlier versions need",
     "hotplug_disks": "data disks attached and detached while the VM runs",
     "hotplug_nics": "NICs added, changed and removed while the VM runs",
     "live_disk_resize": "data disks grown while the VM runs",

@@ -68,6 +68,7 @@ class Caps:
     balloon: bool = True
     watchdog: bool = True
     guest_data: bool = True
+    data_device: bool = True
     ram_file: bool = True
     agent: bool = True
     live_cpus: bool = True
@@ -117,7 +118,10 @@ class Host:
     """Fills a context with what ``needs`` asks for, so that a look-up beyond it fails the test."""
 
     def __init__(self, caps=None, probes=None, auto=("qemu",), images=None, limits=None):
-        self.caps = caps or {"qemu": Caps(), "firecracker": Caps(qcow2=False, guest_data=False, hotplug_disks=False)}
+        self.caps = caps or {
+            "qemu": Caps(),
+            "firecracker": Caps(qcow2=False, guest_data=False, data_device=False, hotplug_disks=False),
+        }
         self.probes = probes or {name: Probe() for name in self.caps}
         self.auto = auto
         self.limits = limits or {}
@@ -1042,6 +1046,20 @@ def test_login_data_of_disks_goes_on_a_volume():
         HOST.plan(None, {"image": "tiny", "user_data": "#!/bin/sh"})
 
 
+def test_login_data_goes_where_the_image_looks_for_it():
+    """By a device, or before an initramfs, which those of an earlier version do not know."""
+    host = Host(
+        caps={"qemu": Caps(data_device=False)},
+        images={**IMAGES, "new": image("new", "0a", features=("user", "password", "ssh_keys", "data"))},
+    )
+    assert host.plan(None, {"image": "new", "user": "me"}).wanted["user"] == "me"
+    with pytest.raises(UnsupportedError, match="^user: hypervisor qemu has no device for guest data.*build it anew"):
+        host.plan(None, {"image": "tiny", "user": "me"})
+    assert host.plan(None, {"image": "tiny"}).wanted["user"] is None
+    both = Host(caps={"cloud-hypervisor": Caps(data_device=False), "qemu": Caps()}, auto=("cloud-hypervisor", "qemu"))
+    assert both.plan(None, {"image": "tiny", "user": "me"}).wanted["hypervisor"] == "qemu"
+
+
 def test_no_watchdog_by_default_where_the_driver_has_none():
     host = Host(caps={"qemu": Caps(watchdog=False)})
     assert host.plan(None, {"image": "tiny"}).wanted["watchdog"] is False
@@ -1118,7 +1136,7 @@ def test_a_guest_that_was_stopped_is_no_running_one(halted):
     }
 
 
-BOTH = {"firecracker": Caps(qcow2=False, guest_data=False, balloon=False), "qemu": Caps()}
+BOTH = {"firecracker": Caps(qcow2=False, guest_data=False, data_device=False, balloon=False), "qemu": Caps()}
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,24 @@ def test_the_last_word(tmp_path: Path, content: bytes, code: int | None) -> None
     assert container.exit_code(paths, {"id": "abc"}) is None
 
 
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("cocoon: exit 3\r\n", 3),
+        ("cocoon: exit 1\r\ncocoon: exit 0\r\n[  9.1] reboot: Restarting\r\n", 0),
+        ("it said cocoon: exit 3\r\n", None),
+        ("cocoon: exit 256\r\n", None),
+        ("cocoon: exit 3 times\r\n", None),
+        ("", None),
+    ],
+)
+def test_the_last_word_on_the_console(tmp_path: Path, said: str, code: int | None) -> None:
+    """Of a machine that has no channel for it."""
+    (tmp_path / "abc").mkdir()
+    (tmp_path / "abc" / "console.log").write_bytes(b"x" * 300_000 + b"\r\n" + said.encode())
+    assert container.exit_code(Paths(log=str(tmp_path)), {"id": "abc", "exit_code": None}) == code
+
+
 def test_the_last_word_of_an_escaped_guest(tmp_path: Path) -> None:
     """Its user owns the file, not the folder; what it could become is no file to wait for."""
     (tmp_path / "abc").mkdir()

@@ -484,6 +484,8 @@ def test_disks_of_the_go_engine_come_in_and_memory_does_not(host: Host, tmp_path
     taken = host.snapshot("go", **words, disks_only=True)["snapshot"]
     assert (taken["kind"], taken["hypervisor"], taken["image_id"]) == ("disks", hypervisor, image["id"])
     assert set(taken["files"]) == {"cocoon.json", "cow.raw", "data-data.raw"}
+    depth = 256 if hypervisor == "firecracker" else 512
+    assert (taken["queue_size"], taken["disk_queue_size"]) == (depth, depth), "which it can be started with"
     assert not host.snapshot("go", **words, disks_only=True).changed
     ours = str(tmp_path / "ours.tar")
     host.snapshot("go", state="exported", path=ours, compression="none")

@@ -43,7 +43,6 @@ CONFIG = (
     *("id", "name", "description", "image", "image_blob_ids", "hypervisor", "cpu", "memory", "storage", "nics"),
     *("queue_size", "disk_queue_size", "network", "no_direct_io", "windows"),
 )
-QUEUES = ("queue_size", "disk_queue_size")
 STAGING = "staging"
 MAX_FILES = 64
 QCOW2_HEAD = 4096
@@ -272,8 +271,15 @@ def _of_the_go_engine(
     for name in envelope.files.keys() - kept.keys():
         remove_file(os.path.join(staging, name))
     write_json(os.path.join(staging, snapshots.LAYOUT_FILE), described)
-    queues = {name: OPTIONS[name].default for name in QUEUES if not envelope.config.get(name)}
+    queues = _queues(envelope.config, driver)
     return described, dataclasses.replace(envelope, files=kept, config={**envelope.config, **queues})
+
+
+def _queues(config: Record, driver: Driver) -> Record:
+    """Depths of queues, where 0 is ours, as the driver has them: of a machine that boots anyway."""
+    there = {"queue_size": driver.limits.nic_queues, "disk_queue_size": driver.limits.disk_queues}
+    wanted = {name: config.get(name) or OPTIONS[name].default for name in there}
+    return {name: min(sizes, key=lambda size: abs(size - wanted[name])) for name, sizes in there.items()}
 
 
 def _drop_machine(described: Record, staging: str, names: t.Iterable[str]) -> None:

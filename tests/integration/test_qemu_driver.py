@@ -580,8 +580,12 @@ def test_launcher_killed_between_spawn_and_handshake(bootable: Lab) -> None:
         capture_output=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    left = pids_of(launch.uid) - before
-    keepers = {pid for pid in left if keeper.PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    left, keepers = pids_of(launch.uid) - before, set[int]()
+    deadline = time.monotonic() + 20
+    while not keepers:  # it is root until its interpreter is up
+        assert time.monotonic() < deadline, left
+        left = pids_of(launch.uid) - before
+        keepers = {pid for pid in left if keeper.PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()}
     assert len(keepers) == 1 and len(left) == 2
     (process,) = Process.scan(launch.uid, left - keepers)
     (kept,) = Process.scan(launch.uid, keepers)

@@ -338,3 +338,9 @@ class NetworkRecord(t.TypedDict, total=False):
     created_at: str
     updated_at: str
     phase: str
+    # As one NIC has it, whose plugins gave it.
+    gateway6: str
+    # Of what only stands for one that cannot be read.
+    state: str
+    reason: str
+    damaged: str

@@ -18,6 +18,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREAT
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
         ImageRecord,
+        NetworkRecord,
         SnapshotRecord,
         StorageConfig,
         VmRecord,
@@ -113,11 +114,11 @@ def read_image(document: Record) -> ImageRecord:
     return t.cast("ImageRecord", _fill(_require(document, _IMAGE), _IMAGE_SINCE))
 
 
-def read_network(document: Record) -> Record:
+def read_network(document: Record) -> NetworkRecord:
     """:raises StateError: what every layout has is not there."""
     _require(document, _NETWORK)
     guarded: Record = {"isolated": None, "anti_spoofing": None} if document["adopted"] else GUARDED
-    return _fill(document, {**_NETWORK_SINCE, **guarded})
+    return t.cast("NetworkRecord", _fill(document, {**_NETWORK_SINCE, **guarded}))
 
 
 def _require(document: Record, fields: t.Mapping[str, type], prefix: str = "") -> Record:
@@ -150,18 +151,19 @@ def damaged_vm(vm_id: str, name: str, why: str) -> VmRecord:
     }
 
 
-def damaged_network(network_id: str, name: str, why: str, seen: Record) -> Record:
+def damaged_network(network_id: str, name: str, why: str, seen: Record) -> NetworkRecord:
     """What stands for a network whose document cannot be read: its id, its name, and what the kernel shows of it.
 
     Without a bridge of ours there is nothing for rules to guard, as with one that was adopted.
     """
-    return {
+    known = {
         **copy.deepcopy(_NETWORK_SINCE),
         **{"id": network_id, "name": name, "backend": "bridge", "state": ERROR, "reason": why, "damaged": why},
         **{"bridge": "", "adopted": True, "nat": False, "subnet": None, "gateway": None, "range_start": None},
         **{"range_end": None, "isolated": True, "anti_spoofing": True, "mtu": None, "dns": [], "dns_search": []},
         **seen,
     }
+    return t.cast("NetworkRecord", known)
 
 
 def damaged_image(image_id: str, names: list[str], why: str) -> ImageRecord:

@@ -32,7 +32,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._vms.run import Run
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms.vm import Vm
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord, VmRecord
 
 # What says in a plan's changes how other NICs come about.
 NIC_OPTIONS = ("network", "nics")
@@ -158,6 +158,6 @@ def _check_ports(run: Run, vm_id: str | None, nics: t.Sequence[Record], ports: t
     networks = [run.network(nic.get("network") or "") for nic in nics]
     target = reserve.port_target(nics, networks)
     if target is not None:
-        network = t.cast(Record, networks[target])
+        network = t.cast("NetworkRecord", networks[target])
         free = [port for port in ports if port_key(port) not in run.passing]
         attachments.check_free(run.store, network, vm_id, attachments.check_ports(free), moving=True)

@@ -30,7 +30,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network.ports impo
     unpublish,
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
 
 __all__ = [
     "Port",
@@ -60,7 +62,7 @@ __all__ = [
 LOCK_TIMEOUT = 60.0
 
 
-def load(store: Store, name: str) -> Record | None:
+def load(store: Store, name: str) -> NetworkRecord | None:
     """The network *name*, or ``None`` if it is not there or is being removed."""
     network_id = store.index("network").lookup(name)
     record = read_record(store, network_id) if network_id else None
@@ -87,7 +89,7 @@ def purge(store: Store, vm_id: str) -> bool:
     return leases.purge(store, vm_id)
 
 
-def missing(store: Store, network: Record) -> list[str]:
+def missing(store: Store, network: NetworkRecord) -> list[str]:
     """What the host lacks of a network; empty in the usual case.
 
     :raises ConflictError: an interface that is not ours has the bridge's name.
@@ -96,7 +98,7 @@ def missing(store: Store, network: Record) -> list[str]:
     return backends.of(network).missing(store, network)
 
 
-def ensure(store: Store, network: Record, timeout: float = LOCK_TIMEOUT) -> bool:
+def ensure(store: Store, network: NetworkRecord, timeout: float = LOCK_TIMEOUT) -> bool:
     """Bring up what the host lacks of a network (after a reboot, say).
 
     :return: whether anything was to be done.

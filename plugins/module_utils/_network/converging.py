@@ -34,6 +34,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, locked, remove_tree, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, new_id, now
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 CREATING = "creating"
 UPDATING = "updating"
 FOLDERS = ("leases", "ports", "users")
@@ -41,6 +44,9 @@ FOLDERS = ("leases", "ports", "users")
 
 def checkpoint(_name: str) -> None:
     """Called after each step of a change; tests end the process here."""
+
+
+_Subnet = t.Literal["subnet", "subnet6"]
 
 
 class Gone(t.NamedTuple):
@@ -151,7 +157,7 @@ def _decide(
     return decision, facts
 
 
-def _check_host(store: Store | None, made: Record, facts: plan.Facts, gone: t.Collection[str]) -> None:
+def _check_host(store: Store | None, made: NetworkRecord, facts: plan.Facts, gone: t.Collection[str]) -> None:
     """What only the host can tell: tools, the bridge, and whether the subnet is free, once the networks *gone* are."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, kernel
 
@@ -166,15 +172,16 @@ def _check_host(store: Store | None, made: Record, facts: plan.Facts, gone: t.Co
         link = links.look(made["bridge"])
         plan.check_room(made, link.address.partition("/")[0] if link and link.address else None)
     for key in ("subnet", "subnet6"):
-        if made[key] and (record is None or made[key] != record[key]):
-            plan.check_overlap(made["name"], made[key], _used(store, made, gone, key))
+        subnet = made[key]
+        if subnet and (record is None or subnet != record[key]):
+            plan.check_overlap(made["name"], subnet, _used(store, made, gone, key))
     if made["uplink"]:
         name, link = made["uplink"], links.look(made["uplink"])
         address6 = kernel.global_address6(link.index) if link else None
         plan.check_uplink(made, link, kernel.kind(name), kernel.master(name), address6)
 
 
-def _check_asking(store: Store | None, record: Record) -> None:
+def _check_asking(store: Store | None, record: NetworkRecord) -> None:
     """:raises ChangeRefusedError: VMs would ask for their addresses, and nobody would answer."""
     vms = [store.load_vm(vm_id) or {} for vm_id in leases.users(store, record["id"])] if store else []
     asking = [
@@ -190,7 +197,7 @@ def _check_asking(store: Store | None, record: Record) -> None:
         )
 
 
-def _check_bridge(store: Store | None, made: Record, gone: t.Collection[str] = ()) -> None:
+def _check_bridge(store: Store | None, made: NetworkRecord, gone: t.Collection[str] = ()) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
     name = made["bridge"]
@@ -222,14 +229,14 @@ def _is_left_over(store: Store | None, name: str, bridge: str) -> bool:
     return bool(network_id and link and link.mac == kernel.bridge_mac(network_id))
 
 
-def _others(store: Store | None, name: str) -> list[Record]:
+def _others(store: Store | None, name: str) -> list[NetworkRecord]:
     if store is None:
         return []
     found = [leases.seen(store, network_id, other) for other, network_id in leases.every(store) if other != name]
     return [record for record in found if record]
 
 
-def _check_ipv6(made: Record) -> None:
+def _check_ipv6(made: NetworkRecord) -> None:
     """:raises UnsupportedError: the host does not do for IPv6 what the network needs."""
     if made["subnet6"] and not links.has_ipv6():
         raise UnsupportedError(
@@ -243,13 +250,14 @@ def _check_ipv6(made: Record) -> None:
         )
 
 
-def _used(store: Store | None, made: Record, gone: t.Collection[str], key: str) -> list[tuple[str, str]]:
+def _used(store: Store | None, made: NetworkRecord, gone: t.Collection[str], key: _Subnet) -> list[tuple[str, str]]:
     """Subnets that others have; those of an adopted bridge's own interface are what it is adopted for."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import kernel
 
     others = _others(store, made["name"])
-    used = [(other[key], f"network '{other['name']}'") for other in others if other[key] and other["name"] not in gone]
-    own = made["bridge"]
+    used = [(other[key] or "", f"network '{other['name']}'") for other in others if other["name"] not in gone]
+    used = [(subnet, holder) for subnet, holder in used if subnet]
+    own = made.get("bridge")
     if own is None and store is not None:
         own = _left_over_bridge(store, made["name"])
     if not made["adopted"]:
@@ -275,16 +283,16 @@ def _execute(store: Store, definition: plan.Definition, decision: plan.Plan, fac
     if decision.action == "remove" or facts.bare:
         _remove(store, name, bool(definition.get("force")))
     if decision.action == "create":
-        _create(store, t.cast(Record, decision.target))
+        _create(store, t.cast("NetworkRecord", decision.target))
     elif decision.action in ("update", "repair"):
-        _update(store, t.cast(Record, decision.target), t.cast(Record, facts.record))
+        _update(store, t.cast("NetworkRecord", decision.target), t.cast("NetworkRecord", facts.record))
 
 
 def _path(store: Store, network_id: str) -> str:
     return leases.directory(store, network_id, "network.json")
 
 
-def _create(store: Store, made: Record) -> None:
+def _create(store: Store, made: NetworkRecord) -> None:
     name = made["name"]
     network_id = new_id()
     store.index("network").reserve(name, network_id)
@@ -297,15 +305,15 @@ def _create(store: Store, made: Record) -> None:
         raise
 
 
-def _create_as(store: Store, made: Record, network_id: str) -> None:
+def _create_as(store: Store, made: NetworkRecord, network_id: str) -> None:
     directory = leases.directory(store, network_id).rstrip("/")
     for folder in FOLDERS:
         os.makedirs(os.path.join(directory, folder), 0o700, exist_ok=True)
     os.chmod(directory, 0o700)
     checkpoint("directory")
     stamp = now()
-    record = {**made, "id": network_id, "created_at": stamp, "updated_at": stamp}
-    if made["bridge"] is None:
+    record: NetworkRecord = {**made, "id": network_id, "created_at": stamp, "updated_at": stamp}
+    if made.get("bridge") is None:
         record["bridge"] = _free_bridge(store, made["name"], network_id)
     write_json(_path(store, network_id), {**record, "phase": CREATING})
     checkpoint("record")
@@ -320,7 +328,7 @@ def _free_bridge(store: Store, name: str, network_id: str) -> str:
     return t.cast(str, plan.default_bridge(name, network_id, taken))
 
 
-def _finish(store: Store, record: Record) -> None:
+def _finish(store: Store, record: NetworkRecord) -> None:
     """Bring the kernel to the record, then declare the record complete."""
     _bring_up(store, record)
     checkpoint("kernel")
@@ -328,7 +336,7 @@ def _finish(store: Store, record: Record) -> None:
     checkpoint("complete")
 
 
-def _bring_up(store: Store, record: Record) -> None:
+def _bring_up(store: Store, record: NetworkRecord) -> None:
     """:func:`attachments.ensure`, step by step for the tests."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
 
@@ -349,9 +357,8 @@ def _bring_up(store: Store, record: Record) -> None:
     guests.mend(store, record)
 
 
-def _update(store: Store, made: Record, old: Record) -> None:
-    record = {**old, **made}
-    record.pop("phase", None)
+def _update(store: Store, made: NetworkRecord, old: NetworkRecord) -> None:
+    record = _settled({**old, **made})
     if plan.public(record) != plan.public(old):
         record["updated_at"] = now()
     if old.get("phase") == CREATING and record["bridge"] == f"cm-{record['name']}":
@@ -368,8 +375,13 @@ def _update(store: Store, made: Record, old: Record) -> None:
     except Exception:
         write_json(_path(store, record["id"]), {**old, "phase": old.get("phase") or UPDATING})
         with contextlib.suppress(Exception):  # the next run finds the phase and tries again
-            _finish(store, {key: value for key, value in old.items() if key != "phase"})
+            _finish(store, _settled(old))
         raise
+
+
+def _settled(record: NetworkRecord) -> NetworkRecord:
+    """*record* once nothing is going on with it."""
+    return t.cast("NetworkRecord", {key: value for key, value in record.items() if key != "phase"})
 
 
 def _remove(store: Store, name: str, force: bool = False) -> None:
@@ -407,7 +419,7 @@ def _remove(store: Store, name: str, force: bool = False) -> None:
     checkpoint("name")
 
 
-def _mark_removed(store: Store, record: Record) -> None:
+def _mark_removed(store: Store, record: NetworkRecord) -> None:
     """From here on nobody can attach to it, as nobody can to a damaged one; who did before is seen now."""
     damaged = is_damaged(record)
     if not damaged:

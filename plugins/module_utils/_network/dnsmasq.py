@@ -13,6 +13,9 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import settings, subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, is_domain, rfc3339
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 PROGRAM = "dnsmasq"
 PACKAGE = "dnsmasq-base"
 CONFIG, HOSTS, RESERVED = "dnsmasq.conf", "hosts", "dhcp"
@@ -43,7 +46,7 @@ class Place(t.NamedTuple):
     group: str
 
 
-def config(network: Record, place: Place) -> str:
+def config(network: NetworkRecord, place: Place) -> str:
     """The whole configuration; the host's own is not read."""
     lines = [
         f"# Network {network['name']}: written anew whenever this is started.",
@@ -59,7 +62,7 @@ def config(network: Record, place: Place) -> str:
     return "\n".join([*lines, ""])
 
 
-def _names(network: Record, place: Place) -> list[str]:
+def _names(network: NetworkRecord, place: Place) -> list[str]:
     domain = settings.domain(network)
     return [
         *(f"domain={domain}", f"local=/{domain}/", f"hostsdir={os.path.join(place.folder, HOSTS)}"),
@@ -68,7 +71,7 @@ def _names(network: Record, place: Place) -> list[str]:
     ]
 
 
-def _dhcp(network: Record, place: Place) -> list[str]:
+def _dhcp(network: NetworkRecord, place: Place) -> list[str]:
     subnet = ipaddress.IPv4Network(network["subnet"])
     ranges = [f"{subnet.network_address},static,{subnet.netmask},{GUEST_LEASE}"]
     ranges += [
@@ -76,7 +79,7 @@ def _dhcp(network: Record, place: Place) -> list[str]:
     ]
     options = {
         # Empty ones are not sent; otherwise dnsmasq would name itself.
-        "router": [network["gateway"]] if network["nat"] else [],
+        "router": [network["gateway"] or ""] if network["nat"] else [],
         "dns-server": settings.servers(network),
         "domain-search": settings.domains(network),
         **({"mtu": [str(network["mtu"])]} if network.get("mtu") else {}),
@@ -92,7 +95,7 @@ def _dhcp(network: Record, place: Place) -> list[str]:
     ]
 
 
-def _advertising(network: Record) -> list[str]:
+def _advertising(network: NetworkRecord) -> list[str]:
     """Guests make their addresses from this and their MACs; without a way out the router is none by default."""
     subnet = ipaddress.IPv6Network(network["subnet6"])
     prefix = f"dhcp-range={subnet.network_address},ra-only,{subnet.prefixlen},{GUEST_LEASE}"
@@ -101,7 +104,7 @@ def _advertising(network: Record) -> list[str]:
     return ["enable-ra", prefix, *lifetime, *servers]
 
 
-def names_of(network: Record, vm: str) -> list[str]:
+def names_of(network: NetworkRecord, vm: str) -> list[str]:
     """The names of a VM: ``web1.<network>`` and, where its own is one word, ``web1``."""
     name = vm.lower()
     if not network.get("names") or not is_domain(name):
@@ -109,7 +112,7 @@ def names_of(network: Record, vm: str) -> list[str]:
     return [f"{name}.{settings.domain(network)}", *([] if "." in name else [name])]
 
 
-def host_lines(network: Record, entry: Entry) -> str:
+def host_lines(network: NetworkRecord, entry: Entry) -> str:
     """The names of each of a NIC's addresses."""
     names = names_of(network, entry.vm)
     addresses = filter(None, (entry.ip, entry.ip6))
@@ -143,13 +146,13 @@ def read_leases(text: str) -> dict[str, str]:
     return {item["ip"]: item["mac"] for item in list_leases(text)}
 
 
-def is_for_others(network: Record, ip: str) -> bool:
+def is_for_others(network: NetworkRecord, ip: str) -> bool:
     """Whether an address is given to whoever asks."""
     address = ipaddress.IPv4Address(ip)
     return any(first <= address <= last for first, last in subnets.ranges(network.get("dhcp_range")))
 
 
-def outdated(network: Record, leased: t.Mapping[str, str], entries: t.Iterable[Entry]) -> set[str]:
+def outdated(network: NetworkRecord, leased: t.Mapping[str, str], entries: t.Iterable[Entry]) -> set[str]:
     """Addresses that are leased to others than those whose they are, or are nobody's any more.
 
     :param leased: the MAC by address.

@@ -8,13 +8,17 @@ Callers hold the lock ``firewall:table`` to load, as the later of two loads must
 
 from __future__ import annotations
 
+import typing as t
+
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import forwarding, guard, leases, nftables, ports
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.ruleset import Inputs, Ruleset, render, table_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
 
 
-def networks(store: Store) -> list[Record]:
+def networks(store: Store) -> list[NetworkRecord]:
     """Networks with a bridge of ours that are not being removed, by name; damaged ones as the kernel has them."""
     found = []
     for name, network_id in leases.every(store):

@@ -17,7 +17,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import nft
 from ansible_collections.cocoon.microvm.plugins.module_utils._network.ruleset import table_name
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
 
 MAP = "guards"
 ARRIVING = "arriving"
@@ -41,11 +43,11 @@ class Nic(t.NamedTuple):
     """
 
     config: Config
-    network: Record
+    network: NetworkRecord
     addresses: tuple[str, ...]
 
 
-def nics(configs: t.Sequence[Config], network_of: t.Callable[[Config], Record | None]) -> t.Iterator[Nic]:
+def nics(configs: t.Sequence[Config], network_of: t.Callable[[Config], NetworkRecord | None]) -> t.Iterator[Nic]:
     """The NICs of one VM; those whose network is not known are left out."""
     addresses = tuple(sorted(filter(None, map(_address, configs))))
     for config in configs:

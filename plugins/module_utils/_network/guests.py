@@ -10,13 +10,12 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import backends, guard, leases, wires
 from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, NetworkRecord
 
 
-def running(store: Store, network: Record) -> t.Iterator[tuple[str, int, guard.Nic]]:
+def running(store: Store, network: NetworkRecord) -> t.Iterator[tuple[str, int, guard.Nic]]:
     """(VM, place, NIC) of each NIC that a running VM has on the network."""
     for vm_id in leases.users(store, network["id"]):
         record = store.load_vm(vm_id) or {}
@@ -32,13 +31,13 @@ def running(store: Store, network: Record) -> t.Iterator[tuple[str, int, guard.N
                 yield record["config"]["name"], index, nic
 
 
-def _labelled(store: Store, network: Record) -> t.Iterator[tuple[str, guard.Nic]]:
+def _labelled(store: Store, network: NetworkRecord) -> t.Iterator[tuple[str, guard.Nic]]:
     """(what to call it, NIC) of each of these."""
     for vm, index, nic in running(store, network):
         yield f"nics[{index}] of {vm}", nic
 
 
-def troubles(store: Store, network: Record) -> dict[str, str]:
+def troubles(store: Store, network: NetworkRecord) -> dict[str, str]:
     """What is wrong with those NICs and can be mended, in words; usually nothing."""
     links: wires.Wires | None = None
     found = {}
@@ -50,7 +49,7 @@ def troubles(store: Store, network: Record) -> dict[str, str]:
     return found
 
 
-def mend(store: Store, network: Record) -> None:
+def mend(store: Store, network: NetworkRecord) -> None:
     """Put the NICs of running VMs back on the network.
 
     :raises CocoonError: the kernel refuses it.

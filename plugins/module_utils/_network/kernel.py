@@ -26,6 +26,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._network import lin
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, derive_mac
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 DEFAULT_MTU = 1500
 RT_SCOPE_LINK = 253
 RT_TABLE_MAIN = 254
@@ -79,14 +82,14 @@ def found(network_id: str) -> Record:
     return {}
 
 
-def _cidr(record: Record) -> str | None:
+def _cidr(record: NetworkRecord) -> str | None:
     """The host's address on the bridge, with prefix."""
-    if not record["gateway"] or record["adopted"]:
+    if not record["gateway"] or not record["subnet"] or record["adopted"]:
         return None
     return f"{record['gateway']}/{record['subnet'].partition('/')[2]}"
 
 
-def missing(record: Record) -> list[str]:
+def missing(record: NetworkRecord) -> list[str]:
     """What the bridge lacks: some of ``bridge mtu address ipv6 up port vlans forwarding``.
 
     :raises ConflictError: something that is not ours has its name.
@@ -132,15 +135,16 @@ def missing(record: Record) -> list[str]:
     return found
 
 
-def _is_port(record: Record, bridge: int) -> bool:
+def _is_port(record: NetworkRecord, bridge: int) -> bool:
     """Whether the uplink is on the bridge, up, and in all VLANs if there are any."""
-    uplink = links.look(record["uplink"])
-    if uplink is None or not uplink.up or wires.master_of(record["uplink"]) != bridge:
+    name = record["uplink"] or ""
+    uplink = links.look(name)
+    if uplink is None or not uplink.up or wires.master_of(name) != bridge:
         return False
     return not record.get("vlan_filtering") or wires.has_all_vlans(uplink.index)
 
 
-def _lacks_ipv6(record: Record, link: links.Link) -> bool:
+def _lacks_ipv6(record: NetworkRecord, link: links.Link) -> bool:
     disabled = links.get_sysctl("ipv6", record["bridge"], "disable_ipv6")
     if not record.get("subnet6"):
         return disabled == "0"
@@ -195,7 +199,7 @@ def ways(name: str) -> list[dict[str, str]]:
     return found
 
 
-def create(record: Record) -> None:
+def create(record: NetworkRecord) -> None:
     """Make the bridge, down and without an address; one of ours that is there is fine.
 
     :raises ConflictError: something that is not ours has its name.
@@ -222,13 +226,13 @@ def create(record: Record) -> None:
             raise
 
 
-def activate(record: Record) -> None:
+def activate(record: NetworkRecord) -> None:
     """Bring the bridge's MTU, address, forwarding and state to what the record says."""
     lacking = missing(record)
     name = record["bridge"]
     if "mtu" in lacking:
         with links.Control() as control:
-            control.set_mtu(name, record["mtu"])
+            control.set_mtu(name, record["mtu"] or DEFAULT_MTU)
     # Guests have no business with the host over IPv6, unless their network speaks it.
     if record.get("subnet6"):
         for key, value in ROUTER6.items():
@@ -253,7 +257,7 @@ def activate(record: Record) -> None:
     links.set_sysctl("ipv4", name, "route_localnet", "1" if record["nat"] else "0")
 
 
-def _set_address(record: Record) -> None:
+def _set_address(record: NetworkRecord) -> None:
     """Exactly the record's address: the bridge is ours, and others are left from a subnet that it had."""
     index = links.index_of(record["bridge"])
     wanted = _cidr(record)
@@ -271,7 +275,7 @@ def _set_address(record: Record) -> None:
             ipr.addr("add", index=index, address=ip, prefixlen=int(prefix), broadcast=broadcast)
 
 
-def _set_address6(record: Record) -> None:
+def _set_address6(record: NetworkRecord) -> None:
     """Exactly the record's address beside the link's own."""
     index, wanted = links.index_of(record["bridge"]), subnets.gateway6(record)
     with route_socket() as ipr:
@@ -285,9 +289,9 @@ def _set_address6(record: Record) -> None:
             ipr.addr("add", index=index, address=wanted, prefixlen=64, family=AF_INET6, flags=IFA_F_NODAD)
 
 
-def _set_uplink(record: Record) -> None:
+def _set_uplink(record: NetworkRecord) -> None:
     """Put the record's uplink on the bridge, with all VLANs if there are any."""
-    name = record["uplink"]
+    name = record["uplink"] or ""
     index = links.index_of(name)
     if index is None:
         raise NotFoundError(f"there is no interface {name}", "uplink", "Bring it back, it is the network's uplink.")
@@ -305,7 +309,7 @@ def master(name: str) -> str | None:
     return links.name_of(index) if index else None
 
 
-def foreign_ports(record: Record) -> list[str]:
+def foreign_ports(record: NetworkRecord) -> list[str]:
     """Interfaces on our bridge beside its uplink; with no VM on the network they are not ours."""
     index = links.index_of(record["bridge"])
     if record["adopted"] or index is None:
@@ -315,7 +319,7 @@ def foreign_ports(record: Record) -> list[str]:
         return sorted(name for name in found if name != record.get("uplink"))
 
 
-def delete(record: Record) -> None:
+def delete(record: NetworkRecord) -> None:
     """Remove the bridge if it is there and ours; an adopted one is left alone. An uplink is let go of."""
     link = links.look(record["bridge"])
     if record["adopted"] or link is None or link.mac != bridge_mac(record["id"]):

@@ -30,6 +30,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_record as load_record
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, check_ip
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 REMOVING = "removing"
 # The note of a network's dnsmasq, and what of the network stands there, too.
 NOTE = "dnsmasq.json"
@@ -69,7 +72,7 @@ def names(store: Store, network_id: str, kind: str) -> list[str]:
     return sorted(name for name in found if not name.endswith(".tmp"))
 
 
-def read_record(store: Store, network_id: str) -> Record | None:
+def read_record(store: Store, network_id: str) -> NetworkRecord | None:
     """:raises StateError: it is damaged, or is missing although VMs use the network."""
     path = os.path.join(directory(store, network_id), "network.json")
     try:
@@ -82,7 +85,7 @@ def read_record(store: Store, network_id: str) -> Record | None:
     return record
 
 
-def seen(store: Store, network_id: str, name: str) -> Record | None:
+def seen(store: Store, network_id: str, name: str) -> NetworkRecord | None:
     """The record of a network, or ``None`` if there is none; if it is damaged, what stands for it."""
     try:
         return read_record(store, network_id)
@@ -105,7 +108,7 @@ def _served(store: Store, network_id: str) -> Record:
 # -- their dnsmasqs: no more than whether there are any, of which :mod:`serving` does the rest -----------------------
 
 
-def is_served(network: Record) -> bool:
+def is_served(network: NetworkRecord) -> bool:
     """Whether a network is to have a dnsmasq of its own."""
     return bool(network.get("names") or network.get("dhcp") or subnets.is_advertised(network))
 
@@ -191,9 +194,9 @@ def vm_name(store: Store, vm_id: str) -> str:
 # -- addresses ------------------------------------------------------------------------------------------------------
 
 
-def _reserved(network: Record) -> set[str]:
+def _reserved(network: NetworkRecord) -> set[str]:
     """Addresses of the host and the gateway."""
-    found = {network["gateway"]} if network.get("gateway") else set()
+    found = set(filter(None, [network.get("gateway")]))
     if network.get("adopted"):
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import links
 
@@ -203,7 +206,7 @@ def _reserved(network: Record) -> set[str]:
     return found
 
 
-def check_wanted(network: Record, wanted: str) -> str:
+def check_wanted(network: NetworkRecord, wanted: str) -> str:
     """*wanted* if a guest may have it on this network.
 
     :raises InputError: not an address of the subnet, or the gateway's, or that of the subnet itself.
@@ -233,7 +236,7 @@ def check_wanted(network: Record, wanted: str) -> str:
 
 def choose_ip(
     store: Store,
-    network: Record,
+    network: NetworkRecord,
     seed: str,
     wanted: str | None = None,
     taken: t.Container[str] = (),
@@ -283,13 +286,13 @@ def _lease(store: Store, network_id: str, ip: str) -> str:
     return os.path.join(directory(store, network_id, CHOSEN6 if ":" in ip else "leases"), ip)
 
 
-def _leased(store: Store, network: Record, ip: str, vm_id: str) -> ConflictError:
+def _leased(store: Store, network: NetworkRecord, ip: str, vm_id: str) -> ConflictError:
     whose = f"belongs to VM '{vm_name(store, vm_id)}'" if vm_id else "is taken; the file that says by whom is damaged"
     option = "ip6" if ":" in ip else "ip"
     return ConflictError(f"{ip} on network '{network['name']}' {whose}", option, "Use another address.")
 
 
-def lease(store: Store, network: Record, ip: str, vm_id: str) -> None:
+def lease(store: Store, network: NetworkRecord, ip: str, vm_id: str) -> None:
     """Take *ip*, or an IPv6 address that was chosen, for the VM; again for the same VM is fine.
 
     :raises ConflictError: another VM has it, or the network's subnet has changed meanwhile.
@@ -315,7 +318,7 @@ def lease(store: Store, network: Record, ip: str, vm_id: str) -> None:
         raise _leased(store, network, ip, there or "")
 
 
-def allocate(store: Store, network: Record, vm_id: str, seed: str, wanted: str | None = None) -> str:
+def allocate(store: Store, network: NetworkRecord, vm_id: str, seed: str, wanted: str | None = None) -> str:
     """Choose and lease in one go, for any number of processes at once."""
     while True:
         ip = choose_ip(store, network, seed, wanted, vm_id=vm_id)

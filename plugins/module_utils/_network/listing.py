@@ -24,6 +24,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._records import is_
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import ERROR, Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 # What is said of a network that cannot be read.
 _NOTHING: Record = {"state": ERROR, "owner": None, "missing": [], "faults": []}
 _NOBODY: Record = {key: [] for key in ("users", "leases", "other_leases", "ports", "nics")}
@@ -58,7 +61,7 @@ def _described(store: Store, name: str) -> Record | None:
     }
 
 
-def _held(store: Store, record: Record) -> Record:
+def _held(store: Store, record: NetworkRecord) -> Record:
     """Who uses a network, and what they have of it."""
     known: dict[str, str] = {}
 
@@ -79,7 +82,7 @@ def _held(store: Store, record: Record) -> Record:
     }
 
 
-def _leases(store: Store, record: Record, vm_name: t.Callable[[str], str]) -> list[Record]:
+def _leases(store: Store, record: NetworkRecord, vm_name: t.Callable[[str], str]) -> list[Record]:
     addresses = sorted(leases.names(store, record["id"], "leases"), key=lambda ip: tuple(map(int, ip.split("."))))
     found = []
     for ip in addresses:
@@ -98,7 +101,7 @@ def _leases(store: Store, record: Record, vm_name: t.Callable[[str], str]) -> li
     return found
 
 
-def _nics(store: Store, record: Record) -> t.Iterator[Record]:
+def _nics(store: Store, record: NetworkRecord) -> t.Iterator[Record]:
     """The NICs of running VMs, with what has gone through them. What a TAP has sent, its guest has received."""
     links: wires.Wires | None = None
     for vm, index, nic in guests.running(store, record):
@@ -116,7 +119,7 @@ def _nics(store: Store, record: Record) -> t.Iterator[Record]:
         }
 
 
-def _missing(store: Store, record: Record) -> list[str]:
+def _missing(store: Store, record: NetworkRecord) -> list[str]:
     try:
         return attachments.missing(store, record)
     except (ConflictError, NotFoundError):

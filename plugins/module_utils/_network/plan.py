@@ -29,6 +29,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._types import (
     is_domain,
 )
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 # What a user can set, in the order of the documentation; names as in the record.
 FIELDS = (
     "backend",
@@ -101,7 +104,7 @@ class Facts:
     :param bare: the name is reserved, or left-overs are there, without a record.
     """
 
-    record: Record | None = None
+    record: NetworkRecord | None = None
     users: tuple[str, ...] = ()
     leases: int = 0
     chosen6: int = 0
@@ -117,7 +120,7 @@ class Plan:
     """``action`` is ``create``, ``update``, ``repair``, ``remove`` or ``none``."""
 
     action: str
-    target: Record | None
+    target: NetworkRecord | None
     before: Record
     after: Record
 
@@ -280,7 +283,7 @@ def default_bridge(name: str, network_id: str | None, taken: bool) -> str | None
 # -- target ---------------------------------------------------------------------------------------------------------
 
 
-def target(definition: Definition, record: Record | None, store_id: str | None) -> Record:
+def target(definition: Definition, record: NetworkRecord | None, store_id: str | None) -> NetworkRecord:
     """The record as it should be, but for id, bridge of a new network, phase and times.
 
     :raises InputError: the options do not fit each other or the record.
@@ -290,20 +293,21 @@ def target(definition: Definition, record: Record | None, store_id: str | None) 
     if record is None:
         made = _defaults(wanted, store_id)
     else:
-        made = {key: record.get(key) for key in FIELDS}
+        made = {key: t.cast(Record, record).get(key) for key in FIELDS}
         if "subnet" in wanted and wanted["subnet"] != record["subnet"]:
             made.update(gateway=None, range_start=None, range_end=None, reserved=[], dhcp_range=None)
         made.update(wanted)
         if made["subnet"] and not made["gateway"] and not made["adopted"]:
             made["gateway"] = _first(made["subnet"])
     made["name"] = definition["name"]
-    if made["backend"] == CNI:
-        return made
-    _check_target(made)
-    return made
+    if made["backend"] != CNI:
+        _check_target(made)
+        if made["subnet"]:
+            check_room(t.cast("NetworkRecord", made))
+    return t.cast("NetworkRecord", made)
 
 
-def _check_kind(wanted: Definition, record: Record | None) -> None:
+def _check_kind(wanted: Definition, record: NetworkRecord | None) -> None:
     """That options of one kind of network do not stand beside the other's."""
     kind = wanted.get("backend") or (record["backend"] if record else BRIDGE)
     if record is not None and kind != record["backend"]:
@@ -359,7 +363,7 @@ def _defaults(wanted: Definition, store_id: str | None) -> Record:
     return {**made, **wanted}
 
 
-def _check_target(made: Record) -> None:
+def _check_target(made: Definition) -> None:
     if made["adopted"]:
         if not made["bridge"]:
             raise InputError("is needed with adopt: true", "bridge", "Name the bridge that is to be used.")
@@ -389,10 +393,9 @@ def _check_target(made: Record) -> None:
         for first, last in subnets.ranges(*filter(None, texts)):
             if first not in subnet or last not in subnet:
                 raise InputError(f"{first}-{last} is not in {subnet}", key, "Use addresses of the subnet.")
-    check_room(made)
 
 
-def _check_layer2(made: Record) -> None:
+def _check_layer2(made: Definition) -> None:
     """Whom a bridge of ours leads to without routing."""
     for key in ("uplink", "vlan_filtering"):
         if made[key] and made["adopted"]:
@@ -414,7 +417,9 @@ def _check_layer2(made: Record) -> None:
         raise InputError("is the bridge itself", "uplink", "Name the interface that leads out.")
 
 
-def check_uplink(made: Record, link: t.Any, kind: str | None, master: str | None, address6: str | None = None) -> None:
+def check_uplink(
+    made: NetworkRecord, link: t.Any, kind: str | None, master: str | None, address6: str | None = None
+) -> None:
     """That an interface can be a port of the network's bridge.
 
     :param link: what it is like, ``None`` if it is not there. :param master: the bridge or bond that it is part of.
@@ -444,7 +449,7 @@ def check_uplink(made: Record, link: t.Any, kind: str | None, master: str | None
         )
 
 
-def _check_served(made: Record) -> None:
+def _check_served(made: Definition) -> None:
     """What dnsmasq is to do on the network."""
     for key in ("names", "dhcp"):
         if made[key] and made["adopted"]:
@@ -475,7 +480,7 @@ def _check_served(made: Record) -> None:
             raise InputError(f"the gateway {made['gateway']} is in it", "dhcp_range", "Leave it out.")
 
 
-def check_room(made: Record, host: str | None = None) -> None:
+def check_room(made: NetworkRecord, host: str | None = None) -> None:
     """That there is an address for at least one guest.
 
     :param host: the host's own address on an adopted bridge.
@@ -500,7 +505,7 @@ def check_room(made: Record, host: str | None = None) -> None:
 # -- decisions ------------------------------------------------------------------------------------------------------
 
 
-def public(record: Record | None) -> Record:
+def public(record: NetworkRecord | None) -> Record:
     """What a diff shows of a network."""
     if record is None:
         return {}
@@ -509,7 +514,7 @@ def public(record: Record | None) -> Record:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def shown(record: Record | None) -> Record | None:
+def shown(record: NetworkRecord | None) -> Record | None:
     """The record without what is only bookkeeping."""
     if record is None:
         return None
@@ -531,8 +536,10 @@ def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> 
         made = target(definition, None, store_id)
         return Plan("create", made, {}, public(made))
     made = target(definition, record, store_id)
-    changes = [key for key in FIELDS if made[key] != record.get(key)]
-    _check_changes(definition, made, facts, changes)
+    old, new = t.cast(Record, record), t.cast(Record, made)
+    changes = [key for key in FIELDS if new[key] != old.get(key)]
+    check_owner(definition, record)
+    _check_changes(new, old, facts, changes)
     before, after = public(record), public({**record, **made})
     if facts.missing or facts.nics or record.get("phase"):
         before["host"] = {**dict.fromkeys(facts.missing, "missing"), **facts.nics} or "unfinished"
@@ -542,9 +549,8 @@ def plan_present(definition: Definition, facts: Facts, store_id: str | None) -> 
     return Plan("repair" if "host" in before else "none", made, before, after)
 
 
-def _check_changes(definition: Definition, made: Record, facts: Facts, changes: list[str]) -> None:
-    record = t.cast(Record, facts.record)
-    check_owner(definition, record)
+def _check_changes(made: Record, record: Record, facts: Facts, changes: list[str]) -> None:
+    """:raises ChangeRefusedError: a change that is never made, or not while there are users."""
     kind = "an adopted bridge" if record["adopted"] else "a bridge of its own"
     for key, option, has in (
         ("adopted", "adopt", kind),
@@ -593,7 +599,7 @@ def _users(facts: Facts) -> str:
     return f"VMs: {shown}{more}"
 
 
-def check_owner(definition: Definition, record: Record) -> None:
+def check_owner(definition: Definition, record: NetworkRecord) -> None:
     """:raises ConflictError: the task names an owner, and the network belongs to another."""
     owner = definition.get("owner")
     if owner is not None and owner != record["owner"] and not definition.get("force"):

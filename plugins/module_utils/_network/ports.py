@@ -30,6 +30,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 PORT_RE = re.compile(
     r"^(?:(?P<ip>[0-9]+(?:\.[0-9]+){3}):)?(?P<host>[0-9]{1,5}):(?P<guest>[0-9]{1,5})(?:/(?P<protocol>tcp|udp))?\Z"
 )
@@ -130,7 +133,9 @@ def read_port(document: Record) -> Record:
     return document
 
 
-def check_free(store: Store, network: Record, vm_id: str | None, ports: t.Iterable[Port], moving: bool = False) -> None:
+def check_free(
+    store: Store, network: NetworkRecord, vm_id: str | None, ports: t.Iterable[Port], moving: bool = False
+) -> None:
     """That the VM (``None``: one to be made) may publish these ports on this network.
 
     :param moving: those that it has on another network are given back first.
@@ -183,7 +188,7 @@ def _check_host(port: Port) -> None:
             raise
 
 
-def publish(store: Store, network: Record, vm_id: str, ip: str, ports: t.Iterable[str]) -> None:
+def publish(store: Store, network: NetworkRecord, vm_id: str, ip: str, ports: t.Iterable[str]) -> None:
     """Write the files of the VM's ports; they work after the next ``sync``. Again for the same VM is fine.
 
     :param ip: the guest's address.
@@ -205,7 +210,7 @@ def publish(store: Store, network: Record, vm_id: str, ip: str, ports: t.Iterabl
         raise
 
 
-def _publish(store: Store, network: Record, vm_id: str, ip: str, port: Port) -> bool:
+def _publish(store: Store, network: NetworkRecord, vm_id: str, ip: str, port: Port) -> bool:
     path = os.path.join(leases.directory(store, network["id"], "ports"), port.key)
     document = {**dataclasses.asdict(port), "ip": ip, "vm_id": vm_id}
     try:

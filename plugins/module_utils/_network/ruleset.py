@@ -17,6 +17,9 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning import subnets
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 # Chains in the order in which the kernel is to get them: what is jumped to comes first.
 Chains = dict[str, list[str]]
 
@@ -42,7 +45,7 @@ class Inputs:
     :param guarded: uplinks whose forwarding was off before us, on a host that does not forward otherwise.
     """
 
-    networks: tuple[Record, ...]
+    networks: tuple[NetworkRecord, ...]
     ports: tuple[Record, ...]
     uplinks: tuple[str, ...]
     guarded: tuple[str, ...]
@@ -88,7 +91,7 @@ def _from_guest6(inputs: Inputs) -> list[str]:
     return rules
 
 
-def _leading6(inputs: Inputs) -> list[Record]:
+def _leading6(inputs: Inputs) -> list[NetworkRecord]:
     return [net for net in inputs.networks if net.get("subnet6") and net["routing6"] != "none"]
 
 
@@ -123,7 +126,7 @@ def _guest_to_host(inputs: Inputs) -> list[str]:
     return [*rules, "drop"]
 
 
-def _guest_to_router(net: Record) -> list[str]:
+def _guest_to_router(net: NetworkRecord) -> list[str]:
     """What a guest needs of the host to use IPv6, and ping and names as with IPv4."""
     mine, gateway = f'iifname "{net["bridge"]}"', subnets.gateway6(net)
     rules = [

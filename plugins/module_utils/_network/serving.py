@@ -41,6 +41,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 # What it drops to: its package's user, else the one that every distribution has.
 USERS = ("dnsmasq", "nobody")
 LOCK_TIMEOUT = 60.0
@@ -48,7 +51,7 @@ FOLDERS = (dnsmasq.HOSTS, dnsmasq.RESERVED)
 FORMER = "former"  # reservations that are no more
 
 
-def check_installed(network: Record) -> None:
+def check_installed(network: NetworkRecord) -> None:
     """:raises ToolError: the network needs dnsmasq, and it is not there."""
     if leases.is_served(network) and shutil.which(dnsmasq.PROGRAM, path=SEARCH_PATH) is None:
         option = next(key for key in ("names", "dhcp", "subnet6") if network.get(key))
@@ -57,7 +60,7 @@ def check_installed(network: Record) -> None:
         )
 
 
-def missing(store: Store, network: Record) -> list[str]:
+def missing(store: Store, network: NetworkRecord) -> list[str]:
     """What is not as it should be: ``dnsmasq``, ``names``. Files and a pidfd are looked at, after a crash processes."""
     if not leases.is_served(network):
         return ["dnsmasq"] if leases.was_served(store, network["id"]) else []
@@ -72,7 +75,7 @@ def missing(store: Store, network: Record) -> list[str]:
     return ["names"] if lacking or surplus else []
 
 
-def ensure(store: Store, network: Record) -> None:
+def ensure(store: Store, network: NetworkRecord) -> None:
     """Have it run with what the network says now, and know the guests that there are.
 
     :raises ToolError: it is missing, or does not start. :raises BusyError: others kept its lock.
@@ -109,7 +112,7 @@ def stop(store: Store, network_id: str) -> None:
 # -- guests ---------------------------------------------------------------------------------------------------------
 
 
-def publish(store: Store, network: Record, ip: str) -> None:
+def publish(store: Store, network: NetworkRecord, ip: str) -> None:
     """Have a guest be found by name, and given its address when it asks, as the record of its VM says by now.
 
     Its lease is taken already. Where nothing runs yet, what starts it will see the lease.
@@ -152,7 +155,7 @@ def withdraw_all(store: Store, vm_id: str) -> None:
                     withdraw(store, network_id, ip)
 
 
-def entry_of(store: Store, network: Record, ip: str) -> dnsmasq.Entry | None:
+def entry_of(store: Store, network: NetworkRecord, ip: str) -> dnsmasq.Entry | None:
     """The NIC that an address is leased for; ``None`` if its VM's record says nothing of it (yet)."""
     with contextlib.suppress(StateError):
         vm = store.load_vm(leases.lease_holder(store, network["id"], ip) or "") or {}
@@ -163,7 +166,7 @@ def entry_of(store: Store, network: Record, ip: str) -> dnsmasq.Entry | None:
     return None
 
 
-def _differences(store: Store, network: Record) -> tuple[list[dnsmasq.Entry], list[str]]:
+def _differences(store: Store, network: NetworkRecord) -> tuple[list[dnsmasq.Entry], list[str]]:
     """Guests whose files are not there, and addresses of files whose guests are not."""
     folder = leases.runtime(store.paths, network["id"])
     # A lease is there before its file, and gone after it.
@@ -177,7 +180,7 @@ def _listed(folder: str) -> set[str]:
     return {name for name in os.listdir(folder) if not name.startswith(".")} if os.path.isdir(folder) else set()
 
 
-def _write_entry(paths: Paths, network: Record, entry: dnsmasq.Entry) -> bool:
+def _write_entry(paths: Paths, network: NetworkRecord, entry: dnsmasq.Entry) -> bool:
     """Write what it reads of a guest; whether there was nothing before, which it notices by itself."""
     folder, fresh = leases.runtime(paths, network["id"]), True
     for kind, text in (
@@ -261,13 +264,13 @@ def _find(store: Store, network_id: str, note: Record | None) -> Process | None:
     return next(iter(_scan(_config_path(store, network_id))), None) if scope.present() else None
 
 
-def _is_current(store: Store, network: Record, note: Record) -> bool:
+def _is_current(store: Store, network: NetworkRecord, note: Record) -> bool:
     """Whether what runs was started for the network as it is, and for the bridge that is there."""
     text = dnsmasq.config(network, _place(store, network["id"]))
     return {key: note.get(key) for key in ("config", "bridge", "served")} == _started_for(network, text)
 
 
-def _started_for(network: Record, text: str) -> Record:
+def _started_for(network: NetworkRecord, text: str) -> Record:
     """What is noted of an instance beside its process; of that the rules are made should the record be damaged."""
     served = {key: network.get(key) for key in leases.SERVED}
     return {"config": _digest(text), "bridge": links.index_of(network["bridge"]), "served": served}
@@ -288,7 +291,7 @@ def _make_folders(paths: Paths, network_id: str) -> None:
         os.chmod(path, 0o750)
 
 
-def _restart(store: Store, network: Record) -> None:
+def _restart(store: Store, network: NetworkRecord) -> None:
     """End what runs, and start it anew with the leases that still hold."""
     _end_processes(store, network["id"])
     place = _place(store, network["id"])
@@ -312,7 +315,7 @@ def _restart(store: Store, network: Record) -> None:
         write_json(_note_path(store, network["id"]), note)
 
 
-def _start(network: Record, config: str) -> None:
+def _start(network: NetworkRecord, config: str) -> None:
     """It goes to the background by itself once it listens, and says on its standard error why it cannot.
 
     Where systemd runs, it is a service, which is started again when it crashes. One that does not start there does not
@@ -334,7 +337,7 @@ def _start(network: Record, config: str) -> None:
         raise
 
 
-def _adopt(network: Record, pid: int) -> None:
+def _adopt(network: NetworkRecord, pid: int) -> None:
     """Where systemd runs, it is not part of the login, or of the service, that this run belongs to."""
     from ansible_collections.cocoon.microvm.plugins.module_utils import _scope as scope
 
@@ -343,7 +346,7 @@ def _adopt(network: Record, pid: int) -> None:
         scope.wait_adopted(pid, unit)
 
 
-def other_leases(store: Store, network: Record) -> list[Record]:
+def other_leases(store: Store, network: NetworkRecord) -> list[Record]:
     """Who has got an address of ``dhcp_range``, as dnsmasq notes it; what VMs had that are gone is there for hours."""
     text = _text(leases.directory(store, network["id"], "dnsmasq.leases")) if network.get("dhcp") else None
     leased = set(leases.names(store, network["id"], "leases"))

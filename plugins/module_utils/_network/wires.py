@@ -14,7 +14,10 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import CocoonError, NotFoundError
 from ansible_collections.cocoon.microvm.plugins.module_utils._network import links, netlink, shaping
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import PAUSED, RUNNING, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import PAUSED, RUNNING
+
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
 
 RTM_NEWLINK = 16
 RTM_GETLINK = 18
@@ -117,7 +120,7 @@ def is_settled(record: t.Mapping[str, t.Any]) -> bool:
     )
 
 
-def faults(config: t.Mapping[str, t.Any], network: Record, links: Wires) -> list[str]:
+def faults(config: t.Mapping[str, t.Any], network: NetworkRecord, links: Wires) -> list[str]:
     """What is wrong with one NIC of a running VM, in words; usually nothing.
 
     :param network: its network's record. :param links: from :func:`look`.
@@ -150,17 +153,17 @@ def faults(config: t.Mapping[str, t.Any], network: Record, links: Wires) -> list
     return found
 
 
-def is_ours(network: Record) -> bool:
+def is_ours(network: NetworkRecord) -> bool:
     """Whether we say how the bridge treats the port; on an adopted one others may, unless they asked us to."""
     return not network.get("adopted") or network.get("isolated") is not None
 
 
-def wanted_mtu(config: t.Mapping[str, t.Any], network: Record) -> int:
+def wanted_mtu(config: t.Mapping[str, t.Any], network: NetworkRecord) -> int:
     """The MTU that the guest was started with; 0 for that of a bridge which is not ours."""
     return int(config.get("mtu") or (0 if network.get("adopted") else DEFAULT_MTU))
 
 
-def mend(config: t.Mapping[str, t.Any], network: Record) -> None:
+def mend(config: t.Mapping[str, t.Any], network: NetworkRecord) -> None:
     """Put a TAP that is there back on its bridge and bring it up, as at the start of its VM.
 
     :raises NotFoundError: the bridge is not there. :raises CocoonError: the kernel refuses it.

@@ -46,10 +46,14 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._planning.options i
     NONE,
     OPTIONS,
 )
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record, format_size
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import format_size
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import ImageRecord, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        ImageRecord,
+        NetworkRecord,
+        VmRecord,
+    )
 
 # What a VM that keeps its system disk can come to need of its driver.
 CHANGEABLE = tuple(row.name for row in NEEDY if row.name != "image" and row.how != REBUILD)
@@ -398,7 +402,7 @@ def check_nics(nics: t.Sequence[Definition], context: Context, given: bool) -> N
     settings.check(nics, [context.networks[nic["network"]] for nic in nics])
 
 
-def _check_address(address: str, network: Record, option: str) -> None:
+def _check_address(address: str, network: NetworkRecord, option: str) -> None:
     if not network.get("subnet") and settings.gives_addresses(network):
         return  # whether it can be had, its plugins know
     if not network.get("subnet"):

@@ -10,13 +10,14 @@ import hashlib
 import json
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREATING, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import CREATING
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._planning.steps import Step
     from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
         DataDisk,
         ImageRecord,
+        NetworkRecord,
         SnapshotRecord,
         VmRecord,
     )
@@ -172,7 +173,7 @@ class Context:
     """
 
     images: t.Mapping[str, ImageRecord | None] = dataclasses.field(default_factory=dict)
-    networks: t.Mapping[str, Record | None] = dataclasses.field(default_factory=dict)
+    networks: t.Mapping[str, NetworkRecord | None] = dataclasses.field(default_factory=dict)
     snapshots: t.Mapping[str, SnapshotRecord | None] = dataclasses.field(default_factory=dict)
     probes: t.Mapping[str, ProbeLike] = dataclasses.field(default_factory=dict)
     capabilities: t.Mapping[str, object] = dataclasses.field(default_factory=dict)

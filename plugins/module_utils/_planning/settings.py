@@ -17,7 +17,12 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._errors import Inpu
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import Network, NetworkConfig, VmRecord
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
+        Network,
+        NetworkConfig,
+        NetworkRecord,
+        VmRecord,
+    )
 
 DEFAULT_DNS = ("8.8.8.8", "1.1.1.1")
 # For guests without IPv4.
@@ -155,7 +160,7 @@ def is_6(text: str) -> bool:
     return ":" in text
 
 
-def as_seen(network: Record, config: t.Mapping[str, t.Any]) -> Record:
+def as_seen(network: NetworkRecord, config: t.Mapping[str, t.Any]) -> NetworkRecord:
     """A network as one NIC has it: what is known only of that NIC, as plugins gave it, stands in for what it lacks."""
     offered = config.get("offered")
     if not offered:
@@ -164,7 +169,7 @@ def as_seen(network: Record, config: t.Mapping[str, t.Any]) -> Record:
     usual = DEFAULT_DNS if seen.get("gateway") else DEFAULT_DNS6 if seen.get("gateway6") else ()
     seen["dns"] = network.get("dns") or offered.get("dns") or list(usual)
     seen["dns_search"] = network.get("dns_search") or offered.get("dns_search") or []
-    return seen
+    return t.cast("NetworkRecord", seen)
 
 
 def gives_addresses(network: t.Mapping[str, t.Any]) -> bool:
@@ -172,17 +177,17 @@ def gives_addresses(network: t.Mapping[str, t.Any]) -> bool:
     return bool(network.get("subnet") or network.get("conflist"))
 
 
-def domain(network: Record) -> str:
+def domain(network: t.Mapping[str, t.Any]) -> str:
     """The domain that guests of a network with names are in."""
     return str(network["name"]).lower()
 
 
-def servers(network: Record) -> list[str]:
+def servers(network: NetworkRecord) -> list[str]:
     """The name servers that guests of a network are told."""
-    return [network["gateway"]] if network.get("names") else list(network.get("dns") or ())
+    return [network["gateway"] or ""] if network.get("names") else list(network.get("dns") or ())
 
 
-def domains(network: Record) -> list[str]:
+def domains(network: NetworkRecord) -> list[str]:
     """The domains that guests of a network look names up in."""
     own = [domain(network)] if network.get("names") else []
     return list(dict.fromkeys([*own, *(network.get("dns_search") or ())]))
@@ -197,7 +202,7 @@ def asked(nic: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 # -- which NIC is the way out ---------------------------------------------------------------------------------------
 
 
-def ways_out(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record | None]) -> list[int]:
+def ways_out(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[NetworkRecord | None]) -> list[int]:
     """The NICs that have a default route, by place, the one that counts first; usually one, or none.
 
     :param nics: definitions or records of NICs. :param networks: the network of each.
@@ -218,14 +223,14 @@ def _told_ways(nics: t.Sequence[t.Mapping[str, t.Any]]) -> list[int]:
     return sorted(told, key=lambda index: nics[index].get("metric") or 0)
 
 
-def ways_out6(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record]) -> list[int]:
+def ways_out6(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[NetworkRecord]) -> list[int]:
     """As :func:`ways_out`, of those that are told a static IPv6 address."""
     leading = [index for index, network in enumerate(networks) if nics[index].get("gateway6") or _next_hop6(network)]
     told = [index for index in _told_ways(nics) if index in leading]
     return told or [index for index in leading if nics[index].get("default_route") is not False][:1]
 
 
-def _next_hop6(network: Record) -> str:
+def _next_hop6(network: NetworkRecord) -> str:
     """The gateway by which IPv6 leads out of a network: ours, or what its plugins named."""
     if network.get("conflist"):
         return network.get("gateway6") or ""
@@ -236,7 +241,7 @@ def _next_hop6(network: Record) -> str:
     return subnets.gateway6(network)
 
 
-def _own_hop6(network: Record) -> str:
+def _own_hop6(network: NetworkRecord) -> str:
     """The gateway for ways that a NIC is told by hand, which need not lead out."""
     if network.get("conflist") or not network.get("subnet6"):
         return network.get("gateway6") or ""
@@ -245,7 +250,7 @@ def _own_hop6(network: Record) -> str:
     return "" if network.get("adopted") else subnets.gateway6(network)
 
 
-def _static6(config: NetworkConfig, network: Record) -> Network | None:
+def _static6(config: NetworkConfig, network: NetworkRecord) -> Network | None:
     """The IPv6 address that a NIC is told; ``None`` where it makes one from what routers say."""
     if network.get("conflist"):
         return config.get("network6")
@@ -258,14 +263,14 @@ def _static6(config: NetworkConfig, network: Record) -> Network | None:
     return {"ip": subnets.address6(network, config) or "", "prefix": subnets.PREFIX6, "gateway": ""}
 
 
-def _leads_out(network: Record) -> bool:
+def _leads_out(network: NetworkRecord) -> bool:
     """Whether there is more behind a network than its guests and the host."""
     if network.get("adopted"):
         return bool(network.get("gateway") or not network.get("subnet"))
     return bool(network.get("nat"))
 
 
-def route(configs: t.Sequence[NetworkConfig], networks: t.Sequence[Record]) -> None:
+def route(configs: t.Sequence[NetworkConfig], networks: t.Sequence[NetworkRecord]) -> None:
     """Write into the NICs of a record which of them is the way out, and over which gateway."""
     ways, ways6 = ways_out(configs, networks), ways_out6(configs, networks)
     for index, (config, network) in enumerate(zip(configs, networks)):
@@ -286,7 +291,7 @@ def route(configs: t.Sequence[NetworkConfig], networks: t.Sequence[Record]) -> N
 # -- checks ---------------------------------------------------------------------------------------------------------
 
 
-def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record | None]) -> None:
+def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[NetworkRecord | None]) -> None:
     """That the routes of a VM's NICs can work on their networks.
 
     :raises InputError: names the NIC's option.
@@ -313,7 +318,7 @@ def check(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record |
                 )
 
 
-def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+def _check_hops(nic: t.Mapping[str, t.Any], network: NetworkRecord, where: str) -> None:
     if nic.get("dhcp"):
         _check_asking(nic, network, where)
     hops = [(f"{where}.gateway", nic.get("gateway"))] if nic.get("gateway") else []
@@ -348,7 +353,7 @@ def _check_hops(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None
         )
 
 
-def _check_hops6(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+def _check_hops6(nic: t.Mapping[str, t.Any], network: NetworkRecord, where: str) -> None:
     """:raises InputError: a way of IPv6 that a guest cannot go."""
     hops = [(f"{where}.gateway6", nic.get("gateway6"))] if nic.get("gateway6") else []
     for number, item in enumerate(nic.get("routes") or ()):
@@ -376,7 +381,7 @@ def _check_hops6(nic: t.Mapping[str, t.Any], network: Record, where: str) -> Non
             raise InputError(f"network '{network['name']}' {trouble}", option, "Name a neighbour.")
 
 
-def _check_plugins(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+def _check_plugins(nic: t.Mapping[str, t.Any], network: NetworkRecord, where: str) -> None:
     """:raises InputError: what a conflist says, and nobody else, of the interfaces that its plugins make."""
     for option, plugin in (
         *(("vlan", "bridge or vlan"), ("limits", "bandwidth")),
@@ -390,7 +395,7 @@ def _check_plugins(nic: t.Mapping[str, t.Any], network: Record, where: str) -> N
             )
 
 
-def _check_ip6(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+def _check_ip6(nic: t.Mapping[str, t.Any], network: NetworkRecord, where: str) -> None:
     """:raises InputError: an address that no guest of the network, or not this one, can have."""
     if not network.get("subnet6"):
         raise InputError(
@@ -403,7 +408,7 @@ def _check_ip6(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
         raise InputError(f"{nic['ip6']} {trouble}", f"{where}.ip6", f"Choose another one of {network['subnet6']}.")
 
 
-def _check_vlan(network: Record, where: str) -> None:
+def _check_vlan(network: NetworkRecord, where: str) -> None:
     """That the network has VLANs. Those of an adopted bridge are its owner's to know, and looked at by the start."""
     if network.get("adopted"):
         return
@@ -421,7 +426,7 @@ def _check_vlan(network: Record, where: str) -> None:
         )
 
 
-def _check_asking(nic: t.Mapping[str, t.Any], network: Record, where: str) -> None:
+def _check_asking(nic: t.Mapping[str, t.Any], network: NetworkRecord, where: str) -> None:
     """That somebody answers a guest that asks by DHCP for the address that it has."""
     if network.get("subnet") and not network.get("dhcp"):
         raise InputError(

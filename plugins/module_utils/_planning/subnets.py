@@ -8,14 +8,15 @@ from __future__ import annotations
 import ipaddress
 import typing as t
 
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
 
 PREFIX6 = 64  # what addresses that follow from MACs need
 # How guests come to their IPv6 addresses.
 ADVERTISED, STATIC = "advertised", "static"
 
 
-def bounds(network: Record) -> tuple[int, int]:
+def bounds(network: NetworkRecord) -> tuple[int, int]:
     """First and last address that may be given out without being asked for, as numbers."""
     subnet = ipaddress.IPv4Network(network["subnet"])
     first, last = int(subnet.network_address) + 1, int(subnet.broadcast_address) - 1
@@ -92,7 +93,7 @@ def ranges(*texts: str | None) -> list[tuple[ipaddress.IPv4Address, ipaddress.IP
 class Free:
     """The addresses that may be given out without being asked for, numbered from 0. Its cost is that of the ranges."""
 
-    def __init__(self, network: Record) -> None:
+    def __init__(self, network: NetworkRecord) -> None:
         first, last = bounds(network)
         kept = ranges(*(network.get("reserved") or ()), network.get("dhcp_range"))
         self._parts: list[tuple[int, int]] = []

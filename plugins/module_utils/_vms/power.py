@@ -41,6 +41,7 @@ if t.TYPE_CHECKING:
         BootConfig,
         ImageRecord,
         NetworkConfig,
+        NetworkRecord,
         StorageConfig,
         VmRecord,
     )
@@ -266,7 +267,7 @@ def _check_ip6(config: NetworkConfig, index: int, before: str | None) -> None:
         )
 
 
-def _ported(vm: Vm) -> list[tuple[NetworkConfig, Record, list[str]]]:
+def _ported(vm: Vm) -> list[tuple[NetworkConfig, NetworkRecord, list[str]]]:
     """Each NIC with its network, and the published ports that lead to it."""
     configs = vm.record["network_configs"]
     target = reserve.port_target(configs, [reserve.network_of(vm.run, config) for config in configs])
@@ -300,7 +301,7 @@ def guard_nics(run: Run, records: t.Iterable[VmRecord]) -> None:
     """
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import guard
 
-    def network_of(config: guard.Config) -> Record:
+    def network_of(config: guard.Config) -> NetworkRecord:
         return run.known_network(config["network_name"])
 
     guard.ensure(run.store, [nic for record in records for nic in guard.nics(record["network_configs"], network_of)])

@@ -30,6 +30,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
         ImageRecord,
         NetworkConfig,
+        NetworkRecord,
         VmRecord,
     )
 
@@ -121,7 +122,7 @@ def route_nics(run: Run, configs: t.Sequence[NetworkConfig]) -> None:
     settings.route(configs, [network_of(run, config) for config in configs])
 
 
-def network_of(run: Run, config: NetworkConfig) -> Record:
+def network_of(run: Run, config: NetworkConfig) -> NetworkRecord:
     """The network of a NIC, as that NIC has it."""
     return settings.as_seen(run.known_network(config["network_name"]), config)
 
@@ -152,11 +153,12 @@ def _plan_nic(run: Run, record: VmRecord, index: int, nic: Record, others: t.Seq
         **t.cast("NetworkConfig", settings.asked(nic)),
     }
     backends.of(network).place(config, record["id"])
-    if network.get("subnet"):
+    subnet = network.get("subnet")
+    if subnet:
         wanted, seed = nic.get("ip"), address_seed(record["config"]["name"], index)
         taken = [config["network"]["ip"] for config in others if config.get("network")]
         address = attachments.choose_ip(run.store, network, seed, wanted, taken, record["id"] if wanted else None)
-        prefix = int(network["subnet"].rpartition("/")[2])
+        prefix = int(subnet.rpartition("/")[2])
         config["network"] = {"ip": address, "gateway": "", "prefix": prefix}
     elif nic.get("ip") and settings.gives_addresses(network):  # the start asks for it
         config["network"] = {"ip": nic["ip"], "gateway": "", "prefix": 0}
@@ -248,7 +250,7 @@ def drop_guards(run: Run, configs: t.Iterable[NetworkConfig]) -> None:
         guard.remove(run.store, sorted(taps))
 
 
-def port_target(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[Record | None]) -> int | None:
+def port_target(nics: t.Sequence[t.Mapping[str, t.Any]], networks: t.Sequence[NetworkRecord | None]) -> int | None:
     """Which NIC published ports lead to: the way out, as answers go there, else the first that has an address.
 
     :param nics: definitions or records of NICs. :param networks: the network of each.

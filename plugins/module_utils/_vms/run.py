@@ -16,7 +16,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import pro
 from ansible_collections.cocoon.microvm.plugins.module_utils._progress import Progress
 from ansible_collections.cocoon.microvm.plugins.module_utils._records import read_network
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store, read_record
-from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB, Record
+from ansible_collections.cocoon.microvm.plugins.module_utils._types import GIB
 
 if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors.base import Driver
@@ -24,6 +24,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import (
         ImageRecord,
         NetworkConfig,
+        NetworkRecord,
         SnapshotRecord,
         VmRecord,
     )
@@ -74,11 +75,11 @@ class Run:
         self.leaving: set[str] = set()
         # What passes from one VM to another, and who has it until then; see _planning.exchange.
         self.passing: dict[tuple[str, ...], str] = {}
-        self._networks: dict[str, Record | None] = {}
+        self._networks: dict[str, NetworkRecord | None] = {}
         self._images: dict[str, ImageRecord | None] = {}
         # In check mode: what a run would have made, and what it would have removed, by then.
         self.expected_images: dict[str, ImageRecord | None] = {}
-        self._expected_networks: dict[str, Record | None] = {}
+        self._expected_networks: dict[str, NetworkRecord | None] = {}
         # Why an image could not be pulled, by its name and when that was to be done.
         self.unobtainable: dict[tuple[str, str], CocoonError] = {}
         self._snapshots: dict[str, SnapshotRecord | None] = {}
@@ -92,7 +93,7 @@ class Run:
         self._blob_digests: dict[str, dict[str, str]] = {}
         self._processes: dict[int, list[int]] | None = None
         self._links: Wires | None = None
-        self._network_documents: dict[str, Record | None] = {}
+        self._network_documents: dict[str, NetworkRecord | None] = {}
 
     def forget(self) -> None:
         """Look networks and images up again, and count anew what plans would take: another pass begins."""
@@ -135,7 +136,7 @@ class Run:
                 found[f"nics[{place}]"] = wrong
         return found
 
-    def _network_document(self, network_id: str) -> Record | None:
+    def _network_document(self, network_id: str) -> NetworkRecord | None:
         """A network's record by its id, without all that goes with networks; ``None`` if it is damaged."""
         if network_id not in self._network_documents:
             path = os.path.join(self.store.paths.object_dir("network", network_id), "network.json")
@@ -144,7 +145,7 @@ class Run:
                 self._network_documents[network_id] = read_record(path, read_network, network_id)
         return self._network_documents[network_id]
 
-    def network(self, name: str) -> Record | None:
+    def network(self, name: str) -> NetworkRecord | None:
         from ansible_collections.cocoon.microvm.plugins.module_utils._network import attachments
 
         if name not in self._networks:
@@ -152,7 +153,7 @@ class Run:
             self._networks[name] = self._expected_networks[name] if known else attachments.load(self.store, name)
         return self._networks[name]
 
-    def known_network(self, name: str) -> Record:
+    def known_network(self, name: str) -> NetworkRecord:
         record = self.network(name)
         if record is None:
             raise NotFoundError(f"there is no network '{name}'", "network", "Create it with cocoon_network first.")
@@ -170,7 +171,7 @@ class Run:
         """In check mode: plan with an image that a real run would have, or would have removed."""
         self.expected_images[name] = record
 
-    def expect_network(self, name: str, record: Record | None) -> None:
+    def expect_network(self, name: str, record: NetworkRecord | None) -> None:
         """In check mode: plan with a network that a real run would have, or would have removed."""
         self._expected_networks[name] = record
 

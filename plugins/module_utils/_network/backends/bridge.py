@@ -14,16 +14,16 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, NetworkRecord
 
 
-def check_host(network: Record) -> None:
+def check_host(network: NetworkRecord) -> None:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import serving
 
     serving.check_installed(network)
 
 
-def check_ports(network: Record) -> None:
+def check_ports(network: NetworkRecord) -> None:
     if not network.get("nat"):
         raise ChangeRefusedError(
             f"network '{network['name']}' has no NAT, so ports cannot be published on it",
@@ -32,7 +32,7 @@ def check_ports(network: Record) -> None:
         )
 
 
-def missing(store: Store, network: Record) -> list[str]:
+def missing(store: Store, network: NetworkRecord) -> list[str]:
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel
 
     found = kernel.missing(network)
@@ -46,7 +46,7 @@ def missing(store: Store, network: Record) -> list[str]:
     return found
 
 
-def ensure(store: Store, network: Record, timeout: float) -> bool:
+def ensure(store: Store, network: NetworkRecord, timeout: float) -> bool:
     if not missing(store, network):
         return False
     from ansible_collections.cocoon.microvm.plugins.module_utils._network import firewall, kernel, serving
@@ -60,11 +60,11 @@ def ensure(store: Store, network: Record, timeout: float) -> bool:
     return True
 
 
-def clear(_store: Store, _network: Record, _force: bool) -> None:
+def clear(_store: Store, _network: NetworkRecord, _force: bool) -> None:
     """TAPs vanish with their VMs."""
 
 
-def given(_store: Store, _network: Record) -> list[Record]:
+def given(_store: Store, _network: NetworkRecord) -> list[Record]:
     return []
 
 
@@ -72,7 +72,7 @@ def place(_config: NetworkConfig, _vm_id: str) -> None:
     """Its bridge is its network's."""
 
 
-def plug(_store: Store, _network: Record, _config: NetworkConfig, _ports: t.Sequence[str], _stays: bool) -> bool:
+def plug(_store: Store, _network: NetworkRecord, _config: NetworkConfig, _ports: t.Sequence[str], _stays: bool) -> bool:
     """Bridges are the network's, and TAPs are made by the start."""
     return False
 
@@ -103,13 +103,13 @@ def look(config: t.Mapping[str, t.Any], links: wires.Wires) -> wires.Wire | None
     return links.get(config["tap"])
 
 
-def faults(config: t.Mapping[str, t.Any], network: Record, links: wires.Wires) -> list[str]:
+def faults(config: t.Mapping[str, t.Any], network: NetworkRecord, links: wires.Wires) -> list[str]:
     return wires.faults(config, network, links)
 
 
-def tell_ports(_store: Store, _network: Record, _config: NetworkConfig, _ports: t.Sequence[str]) -> None:
+def tell_ports(_store: Store, _network: NetworkRecord, _config: NetworkConfig, _ports: t.Sequence[str]) -> None:
     """They are the firewall's."""
 
 
-def mend(_store: Store, config: NetworkConfig, network: Record) -> None:
+def mend(_store: Store, config: NetworkConfig, network: NetworkRecord) -> None:
     wires.mend(config, network)

@@ -29,7 +29,7 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import Store
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
 if t.TYPE_CHECKING:
-    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkConfig, NetworkRecord
 
 PLACE_RE = re.compile(r"-([0-9]+)\Z")
 LEFT_OVER = "attachments"
@@ -40,15 +40,15 @@ T = t.TypeVar("T")
 # -- networks -------------------------------------------------------------------------------------------------------
 
 
-def check_host(network: Record) -> None:
+def check_host(network: NetworkRecord) -> None:
     """:raises CocoonError: the conflist is not there, cannot be meant, or a plugin of it is not installed."""
-    conflist = conflists.load(network["cni_conf_dir"], network["conflist"])
+    conflist = conflists.of_network(network)
     for kind in conflists.plugins_of(conflist):
-        conflists.plugin_path(kind, network["cni_bin_dir"])
+        conflists.plugin_path(kind, network["cni_bin_dir"] or ())
 
 
-def check_ports(network: Record) -> None:
-    if not conflists.load(network["cni_conf_dir"], network["conflist"]).takes("portMappings"):
+def check_ports(network: NetworkRecord) -> None:
+    if not conflists.of_network(network).takes("portMappings"):
         raise ChangeRefusedError(
             f"no plugin of conflist '{network['conflist']}' of network '{network['name']}' takes ports",
             "ports",
@@ -56,7 +56,7 @@ def check_ports(network: Record) -> None:
         )
 
 
-def missing(store: Store, network: Record) -> list[str]:
+def missing(store: Store, network: NetworkRecord) -> list[str]:
     found = [LEFT_OVER] if attachments.leftovers(store, network["id"]) else []
     try:
         check_host(network)
@@ -67,7 +67,7 @@ def missing(store: Store, network: Record) -> list[str]:
     return found
 
 
-def ensure(store: Store, network: Record, timeout: float) -> bool:
+def ensure(store: Store, network: NetworkRecord, timeout: float) -> bool:
     """Try once more to take down what nobody has any more; that it fails again keeps no VM from starting."""
     check_host(network)
     left = attachments.leftovers(store, network["id"])
@@ -85,7 +85,7 @@ def _clear(store: Store, path: str) -> None:
         _remove_if_empty(store, vm_id)
 
 
-def clear(store: Store, network: Record, force: bool) -> None:
+def clear(store: Store, network: NetworkRecord, force: bool) -> None:
     for path in attachments.leftovers(store, network["id"]):
         try:
             _clear(store, path)
@@ -102,7 +102,7 @@ def clear(store: Store, network: Record, force: bool) -> None:
 # -- NICs -----------------------------------------------------------------------------------------------------------
 
 
-def given(store: Store, network: Record) -> list[Record]:
+def given(store: Store, network: NetworkRecord) -> list[Record]:
     found = []
     for note in attachments.every(store, network["id"]):
         ip6 = (note.get("cidr6") or "").partition("/")[0] or None
@@ -115,7 +115,7 @@ def place(config: NetworkConfig, vm_id: str) -> None:
     config["netns_path"] = namespaces.path_of(vm_id)
 
 
-def plug(store: Store, network: Record, config: NetworkConfig, ports: t.Sequence[str], stays: bool) -> bool:
+def plug(store: Store, network: NetworkRecord, config: NetworkConfig, ports: t.Sequence[str], stays: bool) -> bool:
     """Have the interface there, by DEL and ADD if it is not (any more) as it is to be.
 
     After a reboot the namespace is gone, and the address and the MAC of before are asked for.
@@ -135,7 +135,7 @@ def plug(store: Store, network: Record, config: NetworkConfig, ports: t.Sequence
     return _seen(config) != before
 
 
-def _add(store: Store, network: Record, config: NetworkConfig, wish: Wish, stays: bool) -> Record:
+def _add(store: Store, network: NetworkRecord, config: NetworkConfig, wish: Wish, stays: bool) -> Record:
     """ADD, the interface as it is to be, and the note of it; or nothing of it all."""
     vm_id, ifname = _vm_id(config), _ifname(config)
     path = attachments.path_of(store, network["id"], vm_id, ifname)
@@ -323,7 +323,7 @@ def look(config: t.Mapping[str, t.Any], _links: wires.Wires) -> wires.Wire | Non
     return _look(config).get(config["tap"])
 
 
-def faults(config: t.Mapping[str, t.Any], _network: Record, _links: wires.Wires) -> list[str]:
+def faults(config: t.Mapping[str, t.Any], _network: NetworkRecord, _links: wires.Wires) -> list[str]:
     there = _look(config)
     interface, wire = there.get(_ifname(config)), there.get(config["tap"])
     if wire is None:
@@ -339,13 +339,13 @@ def faults(config: t.Mapping[str, t.Any], _network: Record, _links: wires.Wires)
     return found
 
 
-def tell_ports(store: Store, network: Record, config: NetworkConfig, ports: t.Sequence[str]) -> None:
+def tell_ports(store: Store, network: NetworkRecord, config: NetworkConfig, ports: t.Sequence[str]) -> None:
     """By DEL and ADD, so the guest is off that network meanwhile."""
     plug(store, network, config, ports, stays=True)
     join(config)
 
 
-def mend(store: Store, config: NetworkConfig, network: Record) -> None:
+def mend(store: Store, config: NetworkConfig, network: NetworkRecord) -> None:
     """Put the wire together again, and have its interface made anew if that is gone, with the address that it had."""
     tell_ports(store, network, config, _noted_ports(store, network, config))
     with contextlib.suppress(OSError):
@@ -357,7 +357,7 @@ def _up(name: str) -> None:
         control.set_up(name)
 
 
-def _noted_ports(store: Store, network: Record, config: NetworkConfig) -> list[str]:
+def _noted_ports(store: Store, network: NetworkRecord, config: NetworkConfig) -> list[str]:
     path = attachments.path_of(store, network["id"], _vm_id(config), _ifname(config))
     return list((attachments.read(path) or {}).get("ports") or ())
 

@@ -27,6 +27,9 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._state import (
 )
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 FOLDER = leases.ATTACHMENTS
 ADDING, ADDED = "adding", "added"
 LOCK_TIMEOUT = 120.0
@@ -123,17 +126,17 @@ def matches(note: Record, wish: Wish) -> bool:
     )
 
 
-def add(store: Store, network: Record, vm_id: str, ifname: str, wish: Wish) -> Record:
+def add(store: Store, network: NetworkRecord, vm_id: str, ifname: str, wish: Wish) -> Record:
     """Have the plugins make an interface in the VM's namespace; what is noted of it, with ``result``.
 
     :raises CocoonError: a plugin failed, or the conflist is not there; what had been done is taken back.
     """
-    conflist = conflists.load(network["cni_conf_dir"], network["conflist"])
+    conflist = conflists.of_network(network)
     path = path_of(store, network["id"], vm_id, ifname)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     note: Record = {
         **{"vm_id": vm_id, "ifname": ifname, "netns": namespaces.path_of(vm_id), "state": ADDING},
-        **{"conflist": conflist.record(), "folders": list(network["cni_bin_dir"])},
+        **{"conflist": conflist.record(), "folders": list(network["cni_bin_dir"] or ())},
         **{"args": arguments(conflist, wish), "capabilities": capabilities(wish), "result": None},
         **{"mac": wish.mac, "ip": None, "ports": list(wish.ports)},
     }

@@ -15,6 +15,9 @@ import typing as t
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import InputError, NotFoundError, StateError
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
+if t.TYPE_CHECKING:
+    from ansible_collections.cocoon.microvm.plugins.module_utils._record_types import NetworkRecord
+
 # Whose results are lists of interfaces and addresses; older ones have another form.
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SUFFIXES = (".conflist", ".conf", ".json")
@@ -42,6 +45,11 @@ class Conflist:
 
 def of_record(item: t.Mapping[str, t.Any]) -> Conflist:
     return Conflist(item["name"], item["version"], tuple(item["plugins"]))
+
+
+def of_network(network: NetworkRecord) -> Conflist:
+    """That of a network of type ``cni``; as :func:`load`."""
+    return load(network["cni_conf_dir"] or "", network["conflist"] or "")
 
 
 def load(folder: str, name: str) -> Conflist:

@@ -11,7 +11,6 @@ nothing: a process can rewrite its own.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import select
@@ -142,6 +141,8 @@ class Process:
 
         :raises OSError: it has none of that number, or the kernel does not give it.
         """
+        import ctypes
+
         fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, self.pidfd, number, 0)
         if fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

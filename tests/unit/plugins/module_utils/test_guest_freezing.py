@@ -175,7 +175,7 @@ def test_whoever_froze_them_is_killed(tmp_path: Path, vsock: bool) -> None:
             child = os.fork()
         if child == 0:
             try:
-                Standstill(guest.access()).begin()
+                Standstill(guest.access()).begin(20)
                 os.kill(os.getpid(), signal.SIGKILL)
             finally:
                 os._exit(1)

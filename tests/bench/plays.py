@@ -19,7 +19,7 @@ from ansible_collections.cocoon.microvm.tests.integration.support import images
 from ansible_collections.cocoon.microvm.tests.integration.support.lab import Key, address
 from ansible_collections.cocoon.microvm.tests.integration.support.running import Playbooks, Run
 
-# What of `setup` over ssh the same by the agent may take, as processors are never quite free.
+# How long `setup` by the agent may take by that over ssh, as processors are never quite free.
 AIM = 1.1
 WAYS = ("agent", "ssh")
 

@@ -135,6 +135,8 @@ def _disks(engine: Engine) -> Iterator[str]:
             if path.name == "resume":
                 yield f"saved {folder.name}"
                 yield from (f"saved {folder.name}/{entry.name}" for entry in path.iterdir())
+            elif path.name == "inbox":  # of what hypervisors write; the folder may stay
+                yield from (f"inbox {folder.name}/{entry.name}" for entry in path.iterdir())
             elif path.name not in ("vm.json", "vm.json.tmp", "login.json"):
                 yield f"file {folder.name}/{path.name} {path.stat().st_size}"
 

@@ -82,13 +82,11 @@ def writing(lab: Lab) -> float:
 
 
 def test_a_disk_is_as_fast_as_its_limits(lab: Lab, vm: dict[str, Any]) -> None:
-    """Of what comes a second's worth is at once; reads have no part in it."""
-    slow = lab.vm("web1", limits={"read": {"iops": 1}, "write": {"rate": "1M"}})
-    lab.vm("web1", limits={"write": {"rate": "1M"}})
+    """Of what comes a second's worth is at once."""
+    slow = lab.vm("web1", limits={"write": {"rate": "1M"}})
     assert slow.changed and slow["vm"]["pid"] == vm["pid"] and slow["diff"]["after"]["how"]["vm"] == "live"
     assert 2.5 < writing(lab) < 10
-    assert not lab.vm("web1", limits={"write": {"rate": "1M"}}).changed
-    assert lab.vm("web1", limits={}).changed and not lab.vm("web1", limits={}).changed
+    assert lab.vm("web1", limits={}).changed
     assert writing(lab) < 2.5
 
 

@@ -124,7 +124,11 @@ CASES = (
     case("rebuild-stopped", DOWN, {**MADE, "image": "other", **ANEW}, places="rebuild.record rebuild.removed"),
     case("restart", UP, {**MADE, "memory": "72M", **RESTART}),
     case("configure", UP, {**MADE, "labels": {"tier": "web"}}),
-    case("balloon-and-vcpus", {**ROOM, "balloon": "8M"}, {**ROOM, "balloon": "16M", "cpu": 2}),
+    case(
+        "balloon-vcpus-and-limits",
+        {**ROOM, "balloon": "8M"},
+        {**ROOM, "balloon": "16M", "cpu": 2, "limits": {"total": {"iops": 90000}}},
+    ),
 )
 
 
@@ -186,7 +190,7 @@ class Subject:
         record = self.record
         if not record:
             return {}
-        keys = ("state", "labels", "data_disks", "detached_disks", "image_id", "balloon", "first_booted")
+        keys = ("state", "labels", "data_disks", "detached_disks", "image_id", "balloon", "limits", "first_booted")
         return {
             **{key: record.get(key) for key in keys},
             "config": {key: value for key, value in record["config"].items() if key != "name"},

@@ -42,6 +42,8 @@ for word; do
 done
 exec /usr/bin/mkfs.erofs "$@"
 """
+# Seconds for one call of Ansible: an emulated machine with two processors takes minutes to import a whole Debian.
+PATIENCE = 1500
 PROGRAMS = ("cloud-hypervisor", "ch-remote", "firecracker", "jailer")
 
 
@@ -158,7 +160,7 @@ class Site:
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=PATIENCE,
         )
 
 

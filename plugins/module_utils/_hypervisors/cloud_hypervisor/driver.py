@@ -387,12 +387,12 @@ def _slot(kind: str, option: str) -> t.Iterator[None]:
 
 
 def _unplug(rest: Rest, device: str, timeout: float) -> bool:
-    """Have the guest let go of a device; whether it has in *timeout* seconds."""
+    """Have the guest let go of a device, which it is asked for once at least; whether it has in *timeout* seconds."""
     deadline = time.monotonic() + timeout
     ask_again = 0.0
     while device in _devices(rest):
         now = time.monotonic()
-        if now >= deadline:
+        if ask_again and now >= deadline:
             return False
         if now >= ask_again:
             _let_go(rest, device)

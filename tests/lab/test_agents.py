@@ -198,7 +198,7 @@ def cocoon_agent(site: Site, name: str) -> None:
     assert code == 0, said
     refused = site.module("cocoon_snapshot", name=name, vm=name, disks_only=True, freeze="required")
     assert refused["failed"] and "Cocoon agent freezes no file systems" in refused["msg"], refused
-    become(site, name, "pkill -f /root/double; systemctl start cocoon-vsock", "qemu-guest-agent")
+    become(site, name, "pkill -f [/]root/double; systemctl start cocoon-vsock", "qemu-guest-agent")
 
 
 def become(site: Site, name: str, line: str, agent: str) -> None:

@@ -77,18 +77,19 @@ class Talk:
         self.begun = 0.0
 
     def greet(self, deadline: float) -> None:
-        """Know that what it says from here on is said to us."""
-        numbers = []
+        """Know that what it says from here on is said to us.
+
+        Of a slow one that was asked more than once only the last answer tells that: what it says to other questions,
+        and to the marks between them, comes before that.
+        """
+        numbers: list[int] = []
         while True:
             numbers.append(new_number())
             self.line.send(b"\xff" + question(numbers[-1]))
-            patience = min(deadline, time.monotonic() + ASK_AGAIN)
             try:
-                while True:
-                    self.line.skip_past(b"\xff", patience)
-                    if who_says(self.line.read_line(patience, GREETING_LIMIT), numbers) == STANDARD:
-                        self.begun = time.monotonic()
-                        return
+                self._hear(numbers, min(deadline, time.monotonic() + ASK_AGAIN), deadline)
+                self.begun = time.monotonic()
+                return
             except GuestTimeoutError:
                 if time.monotonic() >= deadline:
                     raise NoAgentError("no agent answers in the guest", remedy=REMEDY) from None
@@ -96,6 +97,16 @@ class Talk:
                 raise
             except AgentError:
                 continue
+
+    def _hear(self, numbers: t.Sequence[int], patience: float, deadline: float) -> None:
+        """Return with the answer to the last question; one to another means that it is on its way."""
+        while True:
+            self.line.skip_past(b"\xff", patience)
+            said = self.line.read_line(patience, GREETING_LIMIT)
+            if who_says(said, numbers[-1:]) == STANDARD:
+                return
+            if who_says(said, numbers) == STANDARD:
+                patience = min(deadline, time.monotonic() + ANSWER)
 
     def ask(self, command: str, deadline: float, **arguments: t.Any) -> t.Any:
         """:raises RefusedError: the agent will not do it."""

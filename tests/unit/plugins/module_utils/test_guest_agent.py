@@ -384,6 +384,30 @@ def test_nobody_answers(
     assert "no agent answers in the guest" in str(caught.value) and caught.value.remedy
 
 
+def test_one_that_is_slow_is_asked_again_and_not_misunderstood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It objects to each mark between the questions, and answers all of them at last, and what is asked then."""
+    monkeypatch.setattr(standard_agent, "ASK_AGAIN", 0.1)
+
+    def serve(client: socket.socket) -> None:
+        held, questions = b"", 0
+        while data := client.recv(1 << 16):
+            held += data
+            questions += data.count(b"guest-sync-delimited")
+            if questions < 3:
+                continue
+            *lines, held = held.split(b"\n")
+            for line in lines:
+                client.sendall(b'{"error": {"class": "GenericError", "desc": "stray"}}\n' * line.count(b"\xff"))
+                asked = json.loads(line.rpartition(b"\xff")[2])
+                number = asked.get("arguments", {}).get("id")
+                client.sendall(b'{"return": "pong"}\n' if number is None else b'\xff{"return": %d}\n' % number)
+                time.sleep(0.2)  # longer than it has until it is asked again
+
+    with Server(tmp_path / "agent.sock", serve):
+        agent = t.cast(standard_agent.StandardAgent, agents.find(access(tmp_path), soon()))
+        assert [agent.ask("guest-ping", soon()) for _turn in range(3)] == ["pong"] * 3
+
+
 @pytest.mark.parametrize("hangs_up", [False, True])
 def test_nobody_listens_in_the_guest(tmp_path: Path, hangs_up: bool) -> None:
     """The hypervisor says nothing, or hangs up."""

@@ -220,10 +220,11 @@ def test_a_memory_that_is_never_copied_says_so(site: Site, vm: dict[str, Any], d
 
 
 def test_what_it_cannot_do_is_refused_by_name(site: Site, vm: dict[str, Any], driver: str) -> None:
-    refused = site.module("cocoon_vm", check=True, name=f"no-{driver}", hypervisor=driver, state="started",
-                          **{**VM, "ssh_keys": [site.lab.key.with_suffix(".pub").read_text()]})  # fmt: skip
-    if not has(site, driver, "guest_data"):
-        assert refused["failed"] and driver in refused["msg"] and "ssh_keys" in refused["msg"]
+    asked = {"limits": {"read": {"rate": "1M"}}}
+    refused = site.module(
+        "cocoon_vm", check=True, name=f"no-{driver}", hypervisor=driver, state="started", **VM, **asked
+    )
+    assert refused["failed"] and driver in refused["msg"] and refused["msg"].startswith("limits: "), refused
 
 
 def cloned(site: Site, driver: str, name: str, snapshot: str, **more: Any) -> dict[str, Any]:

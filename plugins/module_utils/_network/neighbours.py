@@ -16,7 +16,7 @@ NDA_DST = 1
 
 
 def forget(link: str, address: str) -> None:
-    """Forget where an address is that nobody has any more.
+    """Forget where an address is that nobody has any more, or not there.
 
     Else who has it next is not reached from here until the kernel gives the old MAC up, which takes half a minute.
     """

@@ -21,6 +21,7 @@ import typing as t
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import secret_digests
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import Process
 from ansible_collections.cocoon.microvm.plugins.module_utils._state import read_json, remove_file, write_json
 from ansible_collections.cocoon.microvm.plugins.module_utils._types import Record
 
@@ -118,7 +119,7 @@ def exit_code(paths: Paths, record: VmRecord) -> int | None:
     try:
         fd = os.open(status_path(paths, record), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        return _said(paths.console_log(record["id"]))
+        return _said(paths.console_log(record["id"]), record)
     except OSError:
         return None
     try:
@@ -128,12 +129,16 @@ def exit_code(paths: Paths, record: VmRecord) -> int | None:
     return int(found.group(1)) if found and int(found.group(1)) < 256 else None
 
 
-def _said(console_log: str) -> int | None:
+def _said(console_log: str, record: VmRecord) -> int | None:
     """What a guest without a channel for it said on its console, of which the newest is kept."""
     from ansible_collections.cocoon.microvm.plugins.module_utils._guest import console
     from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeping
 
-    keeping.await_end(console_log, None, LAST_WORD)
+    process = Process.find(record.get("process"))
+    if process is None:  # else there is no end to wait for
+        keeping.await_end(console_log, None, LAST_WORD)
+    else:
+        process.close()
     return console.exit_code(console_log)
 
 

@@ -224,11 +224,13 @@ def give_back_nics(
 
     kept_macs = {config["mac"] for config in keep}
     kept_ips = {(config["network_id"], ip) for config in keep for ip in _addresses(config)}
+    kept_places = {(config["network_id"], ip, config["mac"]) for config in keep for ip in _addresses(config)}
     kept_networks = {config["network_id"] for config in keep}
     for config in configs:
         for address in _addresses(config):
             if (config["network_id"], address) not in kept_ips:
                 attachments.release(run.store, config["network_id"], address, record["id"])
+            if (config["network_id"], address, config["mac"]) not in kept_places:
                 neighbours.forget(config.get("bridge_dev") or "", address)
         if config["mac"] not in kept_macs:
             run.store.index("mac").release(config["mac"], record["id"])

@@ -231,12 +231,13 @@ def disk_device(disk: Disk, place: Options, queues: int) -> Options:
     }
 
 
+THROTTLE = "block_set_io_throttle"
 # What QEMU calls them.
 THROTTLED = {"total": "", "read": "_rd", "write": "_wr"}
 
 
 def throttle(serial: str, limits: DiskLimits) -> Options:
-    """``block_set_io_throttle`` of a disk: what is 0 has no limit. What comes at once is a second's worth of *max*."""
+    """Arguments of :data:`THROTTLE`: what is 0 has no limit. What comes at once is a second's worth of *max*."""
     # The device has it behind its PCI part.
     found: Options = {"id": f"/machine/peripheral/{device_id(serial)}/virtio-backend"}
     for kind, suffix in THROTTLED.items():

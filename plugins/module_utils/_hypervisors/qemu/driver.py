@@ -71,7 +71,6 @@ from ansible_collections.cocoon.microvm.plugins.module_utils._process import Pro
 
 REMEDY = "Install qemu-system-x86 (Debian, Ubuntu) or qemu-kvm (RHEL), or run the role cocoon.microvm.host."
 TURN = 10.0
-THROTTLE = "block_set_io_throttle"
 # Where QEMU keeps what was added by an id.
 DEVICES = "/machine/peripheral"
 # A guest that is still booting overlooks a request to let go of a device.
@@ -294,7 +293,7 @@ class QemuDriver(Driver):
                 qmp.execute("balloon", {"value": launch.memory - launch.balloon}, deadline - time.monotonic())
             for disk in launch.disks:
                 if disk.limits:
-                    qmp.execute(THROTTLE, commandline.throttle(disk.serial, disk.limits))
+                    qmp.execute(commandline.THROTTLE, commandline.throttle(disk.serial, disk.limits))
             qmp.execute("cont", timeout=max(1.0, deadline - time.monotonic()))
             status = qmp.execute("query-status", timeout=max(1.0, deadline - time.monotonic()))
             if not isinstance(status, dict) or status.get("status") != "running":
@@ -432,7 +431,7 @@ class QemuDriver(Driver):
                     _remove_node(qmp, disk.serial)
                 raise
             if disk.limits:
-                qmp.execute(THROTTLE, commandline.throttle(disk.serial, disk.limits))
+                qmp.execute(commandline.THROTTLE, commandline.throttle(disk.serial, disk.limits))
 
     def detach_disk(self, run_dir: str, serial: str, timeout: float) -> None:
         with self.connect(run_dir) as qmp:
@@ -495,7 +494,7 @@ class QemuDriver(Driver):
 
     def limit_disk(self, run_dir: str, serial: str, limits: DiskLimits) -> None:
         with self.connect(run_dir) as qmp:
-            qmp.execute(THROTTLE, commandline.throttle(serial, limits))
+            qmp.execute(commandline.THROTTLE, commandline.throttle(serial, limits))
 
     def set_balloon(self, run_dir: str, taken: int) -> None:
         with self.connect(run_dir) as qmp:

@@ -27,7 +27,7 @@ def lines(launch: Launch, jail: Jail, argv: t.Sequence[str]) -> list[str]:
         shell.await_socket(sockets.qmp_path(launch.run_dir)),
         *([_load(launch.resume)] if launch.resume else []),
         *(
-            _say(launch, "block_set_io_throttle", commandline.throttle(disk.serial, disk.limits))
+            _say(launch, commandline.THROTTLE, commandline.throttle(disk.serial, disk.limits))
             for disk in launch.disks
             if disk.limits
         ),

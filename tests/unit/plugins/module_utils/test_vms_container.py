@@ -13,9 +13,11 @@ import pytest
 
 from ansible_collections.cocoon.microvm.plugins.module_utils._config import Paths
 from ansible_collections.cocoon.microvm.plugins.module_utils._errors import UnsupportedError
+from ansible_collections.cocoon.microvm.plugins.module_utils._hypervisors import keeping
 from ansible_collections.cocoon.microvm.plugins.module_utils._images import kernel
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.fit import check_image
 from ansible_collections.cocoon.microvm.plugins.module_utils._planning.model import Context
+from ansible_collections.cocoon.microvm.plugins.module_utils._process import identify
 from ansible_collections.cocoon.microvm.plugins.module_utils._vms import container
 
 BARE = {"type": "oci", "boot": None, "disk": None, "layers": ["l0"]}
@@ -103,6 +105,18 @@ def test_the_last_word_on_the_console(tmp_path: Path, said: str, code: int | Non
     (tmp_path / "abc").mkdir()
     (tmp_path / "abc" / "console.log").write_bytes(b"x" * 300_000 + b"\r\n" + said.encode())
     assert container.exit_code(Paths(log=str(tmp_path)), {"id": "abc", "exit_code": None}) == code
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_only_of_a_guest_that_is_gone_the_last_word_is_waited_for(
+    tmp_path: Path, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many that run may be asked about, one after the other."""
+    waited: list[str] = []
+    monkeypatch.setattr(keeping, "await_end", lambda log, _uid, _timeout: waited.append(log))
+    process = identify(os.getpid()) if runs else None
+    assert container.exit_code(Paths(log=str(tmp_path)), {"id": "abc", "exit_code": None, "process": process}) is None
+    assert len(waited) == (not runs)
 
 
 def test_the_last_word_of_an_escaped_guest(tmp_path: Path) -> None:
